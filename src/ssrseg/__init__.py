@@ -1,0 +1,57 @@
+"""ssrseg: a labelled domain in, a segmentation model for an unlabelled one out.
+
+Every word of the command line is a function here, with the same names. Nothing heavy is imported until it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssrseg.config import Settings, resolve
+    from ssrseg.errors import UserError
+    from ssrseg.evaluate import evaluate
+    from ssrseg.export import export
+    from ssrseg.models import load_segmenter as load
+    from ssrseg.models.weights import convert
+    from ssrseg.predict import predict
+    from ssrseg.report import report
+    from ssrseg.train import train
+
+__version__ = metadata.version("ssrseg")
+
+_WHERE = {
+    "Settings": "ssrseg.config:Settings",
+    "UserError": "ssrseg.errors:UserError",
+    "convert": "ssrseg.models.weights:convert",
+    "evaluate": "ssrseg.evaluate:evaluate",
+    "export": "ssrseg.export:export",
+    "load": "ssrseg.models:load_segmenter",
+    "predict": "ssrseg.predict:predict",
+    "report": "ssrseg.report:report",
+    "resolve": "ssrseg.config:resolve",
+    "train": "ssrseg.train:train",
+}
+
+__all__ = [
+    "Settings",
+    "UserError",
+    "convert",
+    "evaluate",
+    "export",
+    "load",
+    "predict",
+    "report",
+    "resolve",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'ssrseg' has no attribute {name!r}")
+    module, _, attribute = _WHERE[name].partition(":")
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value  # a submodule of the same name must not stand in the way
+    return value

@@ -1,0 +1,72 @@
+"""The learner and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, cast
+
+from torch import Tensor, nn
+
+from ssrseg.adapt.batch import Batch, Pseudo, View
+from ssrseg.adapt.terms import Term
+from ssrseg.models.segmenter import Segmenter
+
+
+class ViewMaker(Protocol):
+    """Makes what the student looks at from the batch and the teacher's labels."""
+
+    def __call__(self, batch: Batch, pseudo: Pseudo, /) -> View:
+        """The view."""
+        ...
+
+
+class Learner(nn.Module):
+    """The student and its terms: everything that is trained.
+
+    Data parallelism wraps this and nothing else: an encoder or head called outside the wrapped `forward` gives
+    every process other gradients, without any error.
+    """
+
+    def __init__(self, student: Segmenter, terms: Mapping[str, Term]) -> None:
+        super().__init__()
+        self.student = student
+        self.terms = nn.ModuleDict(dict(terms))
+
+    def forward(self, view: View) -> dict[str, Tensor]:
+        """Encode the view once; its terms share the features. Losses are named `view/term`."""
+        features = self.student.encode(view.images)
+        return {
+            f"{view.name}/{name}": term.weight * term(view, features, self.student)
+            for name, term in cast(Mapping[str, Term], self.terms).items()
+            if view.name in term.views
+        }
+
+
+def adapt(
+    learner: Callable[[View], dict[str, Tensor]],
+    teacher: Callable[[Tensor, Tensor], Pseudo],
+    makers: Iterable[ViewMaker],
+    batch: Batch,
+    backward: Callable[[Tensor], None],
+) -> dict[str, Tensor]:
+    """One step's gradients: the teacher labels the target; each view has its own backward, which frees its graph.
+
+    The gradients are those of the sum of all losses, at a fraction of the saved activations. The optimiser and
+    the teacher's average are the caller's: `teacher.update` comes before, `optimizer.step` after.
+
+    Returns:
+        Detached losses, named `view/term`.
+    """
+    pseudo = teacher(batch.target, batch.valid)
+    values: dict[str, Tensor] = {}
+    for make in makers:
+        losses = learner(make(batch, pseudo))
+        backward(sum_of(losses))
+        values |= {name: loss.detach() for name, loss in losses.items()}
+    return values
+
+
+def sum_of(losses: Mapping[str, Tensor]) -> Tensor:
+    """The sum of a view's losses; a view without a term is a mistake in the method."""
+    first, *others = losses.values()
+    return sum(others, first)

@@ -1,0 +1,156 @@
+"""`build_method` composes views and terms: the only place that does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from ssrseg.adapt import views
+from ssrseg.adapt.augment import PhotometricDistortion, StrongAugment
+from ssrseg.adapt.learner import Learner, ViewMaker
+from ssrseg.adapt.regularizer import Regularizer
+from ssrseg.adapt.teacher import NoTeacher, Teacher
+from ssrseg.adapt.terms import FeatureDistance, Segmentation, Term
+from ssrseg.config import (
+    AugmentConfig,
+    FeatureDistanceConfig,
+    MaskedConfig,
+    MethodConfig,
+    MixedConfig,
+    RegularizerConfig,
+)
+from ssrseg.foundation import Frozen, build_encoder, frozen_backbone
+from ssrseg.models.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method, composed: what is trained, who labels, what the student looks at."""
+
+    learner: Learner
+    teacher: Teacher | NoTeacher
+    makers: tuple[ViewMaker, ...]
+    generator: Generator
+    """Every draw of the view makers comes from here; its state belongs into a checkpoint."""
+    frozen: tuple[Frozen, ...]
+    """Used in training, registered nowhere."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about this composition."""
+
+    def to(self, device: torch.device | str) -> Method:
+        """All parts moved in place; the generator stays on the CPU."""
+        self.learner.to(device)
+        self.teacher.to(device)
+        for encoder in self.frozen:
+            encoder.to(device)
+        return self
+
+
+def build_method(
+    config: MethodConfig,
+    student: Segmenter,
+    *,
+    classes: Sequence[str],
+    crop: tuple[int, int] = (512, 512),
+    seed: int = 0,
+    foundation: Frozen | None = None,
+    imagenet: Callable[[Tensor], Tensor] | None = None,
+    extra_terms: Mapping[str, Term] | None = None,
+    extra_makers: Sequence[ViewMaker] = (),
+) -> Method:
+    """The method that `config` describes, around `student`.
+
+    Args:
+        config: which views and terms.
+        student: with its ImageNet weights already loaded: the feature distance copies its backbone as it is now.
+        classes: names in the order of their ids.
+        crop: (height, width) of the training crops.
+        seed: of the view makers' draws.
+        foundation: the frozen encoder itself, instead of the one that the config names.
+        imagenet: images in [0, 1] -> frozen ImageNet features, instead of the copied backbone.
+        extra_terms: terms of your own, by name.
+        extra_makers: view makers of your own, after the method's.
+
+    Raises:
+        UserError: the foundation encoder is unknown or its weights cannot be loaded.
+    """
+    generator = Generator().manual_seed(seed)
+    terms: dict[str, Term] = {"segmentation": Segmentation(("source", "mixed", "masked"))}
+    frozen: list[Frozen] = []
+    notes: list[str] = []
+    if config.regularizer is not None:
+        foundation = foundation or build_encoder(config.regularizer.foundation, crop)
+        frozen.append(foundation)
+        terms["regularizer"] = _regularizer(config.regularizer, student, foundation)
+    if config.feature_distance is not None:
+        things = _things(config.feature_distance, classes, notes)
+        if imagenet is None:
+            imagenet = frozen_backbone(student.backbone)
+            frozen.append(imagenet)
+        terms["feature_distance"] = FeatureDistance(
+            imagenet,
+            len(classes),
+            classes=things,
+            min_share=config.feature_distance.min_share,
+            weight=config.feature_distance.weight,
+        )
+    makers: list[ViewMaker] = [views.Source(PhotometricDistortion(generator)) if config.distort else views.Source()]
+    if config.mixed is not None:
+        makers.append(_mixed(config.mixed, generator))
+    if config.masked is not None:
+        makers.append(_masked(config.masked, generator, student.mean))
+    teacher = config.teacher and Teacher(student, decay=config.teacher.decay, threshold=config.teacher.threshold)
+    return Method(
+        learner=Learner(student, {**terms, **(extra_terms or {})}),
+        teacher=teacher or NoTeacher(),
+        makers=(*makers, *extra_makers),
+        generator=generator,
+        frozen=tuple(frozen),
+        notes=tuple(notes),
+    )
+
+
+def _regularizer(config: RegularizerConfig, student: Segmenter, foundation: Frozen) -> Regularizer:
+    return Regularizer(
+        foundation,
+        foundation.channels,
+        student.backbone.channels,
+        stages=config.stages,
+        heads=config.heads,
+        own_statistics=config.bn_stats == "shared",
+        views=config.views,
+        weight=config.weight,
+    )
+
+
+def _things(config: FeatureDistanceConfig, classes: Sequence[str], notes: list[str]) -> list[int] | None:
+    if config.classes is None:
+        return None
+    found = [classes.index(name) for name in config.classes if name in classes]
+    absent = [name for name in config.classes if name not in classes]
+    if absent:
+        where = "it applies to all locations" if not found else "it leaves them out"
+        notes.append(f"feature distance: no class is called {', '.join(absent)}; {where}")
+    return found or None
+
+
+def _mixed(config: MixedConfig, generator: Generator) -> views.Mixed:
+    draw = views.ClassMix(generator, of_batch=config.classes_of == "batch")
+    return views.Mixed(draw, _augment(config.augment, generator, per_image=True))
+
+
+def _masked(config: MaskedConfig, generator: Generator, mean: Tensor) -> views.Masked:
+    select = {"target": views.of_target, "source": views.of_source, "both": views.of_both}[config.images_of]
+    augment = _augment(config.augment, generator, per_image=False)
+    return views.Masked(
+        views.BlockMask(generator, config.ratio, config.block), mean.cpu(), select, config.weight, augment
+    )
+
+
+def _augment(config: AugmentConfig | None, generator: Generator, *, per_image: bool) -> views.Images:
+    if config is None:
+        return views.unchanged
+    return StrongAugment(generator, config.strength, config.jitter_skipped, config.blur_skipped, per_image)

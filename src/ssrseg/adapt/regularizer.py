@@ -1,0 +1,117 @@
+"""SSR: the backbone's features attend to a frozen foundation encoder's, in a second decoding (arXiv 2401.14686, II-A).
+
+Training only. The regularised branch shares backbone and head with the shadow branch; nothing here is deployed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssrseg.adapt.batch import View
+from ssrseg.adapt.terms import Term, segmentation_loss
+from ssrseg.models.segmenter import Segmenter
+
+
+class CrossAttention(nn.Module):
+    """Backbone tokens ask, foundation tokens answer: no norm, no dropout, no spatial reduction."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(channels, channels, bias=False)
+        self.kv = nn.Linear(channels, 2 * channels, bias=False)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, queries: Tensor, context: Tensor) -> Tensor:
+        """Queries (B, N, C) and context (B, M, C) -> (B, N, C)."""
+        keys, values = self.kv(context).chunk(2, dim=-1)
+        q, k, v = (self._split(tokens) for tokens in (self.q(queries), keys, values))
+        attended = F.scaled_dot_product_attention(q, k, v)  # scale 1 / sqrt(C / heads)
+        mixed: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        return mixed
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        batch, count, channels = tokens.shape
+        return tokens.view(batch, count, self.heads, channels // self.heads).transpose(1, 2)
+
+
+class Stage(nn.Module):
+    """One regularised stage: F + CrossAttention(F, Embed(S))."""
+
+    def __init__(self, foundation_channels: int, channels: int, heads: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(foundation_channels, channels)
+        self.attend = CrossAttention(channels, heads)
+
+    def forward(self, level: Tensor, foundation: Tensor) -> Tensor:
+        """A feature map (B, C, h, w) and foundation tokens (B, M, D) -> (B, C, h, w)."""
+        queries = level.flatten(2).transpose(1, 2)
+        attended: Tensor = self.attend(queries, self.embed(foundation))
+        return level + attended.transpose(1, 2).reshape(level.shape)
+
+
+class Regularizer(Term):
+    """The regularisation branch: the segmentation loss of features that have attended to the foundation encoder's.
+
+    Args:
+        encoder: images in [0, 1] -> foundation features (B, D, h, w), frozen.
+        encoder_channels: D.
+        channels: C_i of the backbone's stages.
+        stages: indices of the regularised stages; the others pass unchanged.
+        heads: attention heads per stage; C_i / 64 rounded down, at least 1, when absent (1, 2, 5, 8 for MiT).
+        own_statistics: let the regularised pass move the head's BatchNorm statistics, as the authors do.
+        views: views it applies to.
+        weight: factor of the loss.
+    """
+
+    def __init__(
+        self,
+        encoder: Callable[[Tensor], Tensor],
+        encoder_channels: int,
+        channels: Sequence[int],
+        *,
+        stages: Sequence[int] = (0, 1, 2, 3),
+        heads: Sequence[int] | None = None,
+        own_statistics: bool = True,
+        views: Iterable[str] = ("source", "mixed"),
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__(views, weight)
+        self.encoder = encoder
+        heads = heads or [max(1, width // 64) for width in channels]
+        self.stages = nn.ModuleDict({str(i): Stage(encoder_channels, channels[i], heads[i]) for i in sorted(stages)})
+        self._statistics = nullcontext if own_statistics else still_statistics
+
+    def enhance(self, features: Sequence[Tensor], foundation: Tensor) -> list[Tensor]:
+        """Features F_i and the foundation map (B, D, h, w) -> the regularised features R_i."""
+        tokens = foundation.flatten(2).transpose(1, 2)
+        enhanced = list(features)
+        for i, stage in self.stages.items():
+            enhanced[int(i)] = stage(features[int(i)], tokens)
+        return enhanced
+
+    def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
+        """Segmentation loss of the regularised features."""
+        enhanced = self.enhance(features, self.encoder(view.images))
+        with self._statistics(student.head):
+            logits = student.decode(enhanced, view.labels.shape[-2:])
+        return segmentation_loss(logits, view.labels, view.weights)
+
+
+@contextmanager
+def still_statistics(module: nn.Module) -> Iterator[None]:
+    """BatchNorm inside normalises by batch statistics as ever but leaves its running statistics alone."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -1,0 +1,117 @@
+"""Terms: what the student is asked of a view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssrseg.adapt.batch import IGNORE, View
+from ssrseg.models.segmenter import Segmenter
+
+
+class Term(nn.Module):
+    """A loss on the views it names. A subclass writes `forward` and returns a scalar."""
+
+    def __init__(self, views: Iterable[str], weight: float = 1.0) -> None:
+        super().__init__()
+        self.views, self.weight = frozenset(views), weight
+
+    def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
+        """The loss of `view`, whose images the student has encoded to `features`."""
+        raise NotImplementedError
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross entropy, averaged over *all* pixels: ignored and untrusted ones count in the divisor, as in the references.
+
+    Args:
+        logits: (B, K, H, W).
+        labels: (B, H, W) int64, `IGNORE` where unlabelled.
+        weights: (B, H, W) trust per pixel.
+    """
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    return (losses if weights is None else losses * weights).mean()
+
+
+class Segmentation(Term):
+    """The shadow branch: decode the features as they are. It is the whole of inference."""
+
+    def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
+        """Segmentation loss of the decoded features."""
+        logits = student.decode(features, view.labels.shape[-2:])
+        return segmentation_loss(logits, view.labels, view.weights)
+
+
+class FeatureDistance(Term):
+    """Distance of the deepest features to the frozen ImageNet model's on thing classes (DAFormer, section 3.3).
+
+    Args:
+        frozen: images in [0, 1] -> the ImageNet model's deepest features (B, C, h, w).
+        num_classes: K.
+        classes: ids of the thing classes; all locations count when absent.
+        min_share: a location belongs to a class that covers at least this share of its pixels.
+        weight: lambda of the paper.
+        views: views it applies to.
+    """
+
+    def __init__(
+        self,
+        frozen: Callable[[Tensor], Tensor],
+        num_classes: int,
+        *,
+        classes: Sequence[int] | None = None,
+        min_share: float = 0.75,
+        weight: float = 0.005,
+        views: Iterable[str] = ("source",),
+    ) -> None:
+        super().__init__(views, weight)
+        self.frozen, self.num_classes, self.min_share = frozen, num_classes, min_share
+        self.things: Tensor | None
+        things = (
+            None if classes is None else torch.zeros(256, dtype=torch.bool).index_fill(0, torch.tensor(classes), True)
+        )
+        self.register_buffer("things", things, persistent=False)
+
+    def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
+        """Mean distance where a thing class dominates."""
+        deepest = features[-1]
+        mask = None
+        if self.things is not None:
+            factor = view.labels.shape[-1] // deepest.shape[-1]
+            mask = self.things[downscale_labels(view.labels, factor, self.num_classes, self.min_share)]
+        return feature_distance(deepest, self.frozen(view.images), mask)
+
+
+def feature_distance(features: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over the masked locations of the L2 distance over channels; 0, with zero gradient, where the mask is empty.
+
+    Args:
+        features: (B, C, h, w).
+        reference: (B, C, h, w).
+        mask: (B, h, w) bool.
+    """
+    distance: Tensor = torch.linalg.vector_norm(features - reference, dim=1)
+    if mask is None:
+        return distance.mean()
+    return torch.where(mask, distance, 0).sum() / mask.sum().clamp(min=1)
+
+
+def downscale_labels(labels: Tensor, factor: int, num_classes: int, min_share: float) -> Tensor:
+    """The label that covers at least `min_share` of each `factor` x `factor` cell, else `IGNORE`; remainders are cut.
+
+    Args:
+        labels: (B, H, W) int64.
+        factor: side of a cell.
+        num_classes: K.
+        min_share: exactly this share is enough.
+
+    Returns:
+        (B, H // factor, W // factor) int64.
+    """
+    classes = torch.where(labels == IGNORE, num_classes, labels)
+    shares = F.avg_pool2d(F.one_hot(classes, num_classes + 1).permute(0, 3, 1, 2).float(), factor)
+    share, winner = shares.max(dim=1)
+    return torch.where((share < min_share) | (winner == num_classes), IGNORE, winner)

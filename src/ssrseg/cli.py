@@ -1,0 +1,153 @@
+"""The command line: every word is the Python function of the same name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ssrseg import config as settings_of
+from ssrseg.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train a segmentation model on one labelled domain for another, unlabelled one.",
+)
+
+Words = Annotated[list[str] | None, typer.Argument(help="settings as key.path=value", metavar="[KEY.PATH=VALUE]...")]
+Mode = Annotated[str, typer.Option(help="whole image, or slide a window")]
+
+
+@app.command()
+def train(
+    words: Words = None,
+    preset: Annotated[str | None, typer.Option(help="a published recipe; `ssrseg presets` lists them")] = None,
+    config: Annotated[Path | None, typer.Option(help="settings in a YAML file, laid over the preset")] = None,
+    source: Annotated[Path | None, typer.Option(help="your labelled data; replaces the preset's data")] = None,
+    target: Annotated[Path | None, typer.Option(help="your unlabelled images")] = None,
+    val: Annotated[Path | None, typer.Option(help="labelled target images, only to score with")] = None,
+    out: Annotated[Path, typer.Option(help="the run folder")] = Path("runs/run"),
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
+) -> None:
+    """Train, and leave a run folder with the model, its scores, curves and pictures."""
+    from ssrseg.train import train as run
+
+    if resume and (words or preset or config or source or target or val):
+        raise UserError("--resume reads the settings of the run in --out: give no others.")
+    roots = {"source": source, "target": target, "val": val}
+    own = {name: {"root": str(root)} for name, root in roots.items() if root is not None}
+    settings = None if resume else settings_of.resolve(settings_of.compose(preset, config, own, words or []))
+    finished = run(settings, out, resume=resume, console=_screen())
+    typer.echo(f"{finished.folder}")
+
+
+@app.command()
+def presets() -> None:
+    """List the published recipes."""
+    table = Table("preset", "what it is", box=None)
+    for name, summary in settings_of.preset_summaries().items():
+        table.add_row(name, summary)
+    _screen().print(table)
+
+
+@app.command()
+def evaluate(
+    model: Path,
+    data: Annotated[Path, typer.Argument(help="folder with images and labels")],
+    words: Annotated[
+        list[str] | None, typer.Argument(help="settings of the data as key=value, e.g. spec=camvid")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="scores as JSON")] = None,
+    mode: Mode = "whole",
+) -> None:
+    """Score a model on labelled images: per-class IoU, mIoU, pixel accuracy."""
+    from ssrseg.evaluate import evaluate as score
+    from ssrseg.evaluate import scores_table
+
+    tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
+    scores = score(
+        model,
+        settings_of.resolve_group(settings_of.DataConfig, tree, "data settings"),
+        inference=_inference(mode),
+        out=out,
+    )
+    _screen().print(scores_table(scores))
+
+
+@app.command()
+def predict(
+    model: Path,
+    images: Annotated[str, typer.Argument(help="a file, a folder, or a quoted glob")],
+    out: Annotated[Path, typer.Option(help="where the label maps and overlays go")],
+    mode: Mode = "whole",
+) -> None:
+    """Label your own pictures: id map, colour map and overlay of each."""
+    from ssrseg.predict import predict as label
+
+    written = label(model, images, out, inference=_inference(mode))
+    typer.echo(f"{len(written)} images labelled: {out}")
+
+
+@app.command()
+def export(
+    model: Path,
+    out: Annotated[Path, typer.Argument(help="the .onnx file")],
+) -> None:
+    """Write a model as ONNX with dynamic size, checked against torch."""
+    from ssrseg.export import export as write
+
+    typer.echo(str(write(model, out)))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders")],
+    out: Annotated[Path | None, typer.Option(help="the HTML page")] = None,
+) -> None:
+    """Make one HTML page of one run or several."""
+    from ssrseg.report import report as write
+
+    typer.echo(str(write(runs, out)))
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="a published checkpoint: DAFormer, MIC, SSR, SegFormer ...")],
+    out: Annotated[Path, typer.Argument(help="the .safetensors file")],
+    part: Annotated[str, typer.Option(help="`model` (the student) or `ema_model` (the teacher)")] = "model",
+) -> None:
+    """Turn a published checkpoint into a model file; pickle is never executed."""
+    from ssrseg.models.weights import convert as write
+
+    typer.echo(str(write(checkpoint, out, part=part)))
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="where data, runs and report go")] = Path("runs/demo")) -> None:
+    """Train on an embedded two-domain set of drawn streets: source-only, DAFormer, DAFormer + SSR."""
+    from ssrseg.demo.show import demo as show
+
+    show(out, console=_screen())
+
+
+def _inference(mode: str) -> Any:
+    return settings_of.resolve_group(settings_of.InferenceConfig, {"mode": mode}, "inference settings")
+
+
+def _screen() -> Console:
+    return Console()
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message and exit code 2, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,193 @@
+"""Two streams, source and target, into one batch: every sample a function of seed and draw number alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ssrseg.config import DataConfig, Settings
+from ssrseg.data import sampling
+from ssrseg.data.datasets import LabelledImages, SourceImages, TargetImages
+from ssrseg.data.labels import FOLDS, SPACES, LabelSpace, lookup_table, map_ids, space_of
+from ssrseg.data.sampling import SOURCE, TARGET, RareClassSampler, Shuffled, class_statistics, generator_of
+from ssrseg.data.specs import find_images, find_pairs, spec_of
+from ssrseg.errors import UserError
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A batch as the loader gives it: bytes."""
+
+    source: Tensor  # (B, 3, H, W) uint8
+    labels: Tensor  # (B, H, W) uint8
+    target: Tensor  # (B', 3, H, W) uint8; B' is 0 without a target
+    valid: Tensor  # (B', H, W) bool
+    names: tuple[str, ...]
+    """Image files, source then target, for messages."""
+
+    def pin_memory(self) -> Raw:
+        """The same batch in page-locked memory."""
+        return Raw(
+            self.source.pin_memory(),
+            self.labels.pin_memory(),
+            self.target.pin_memory(),
+            self.valid.pin_memory(),
+            self.names,
+        )
+
+
+def resolve_space(settings: Settings) -> LabelSpace:
+    """The label space of a run: the one that the settings name, else the source's.
+
+    Raises:
+        UserError: unknown, or neither says.
+    """
+    if settings.classes is not None:
+        return space_of(settings.classes)[0]
+    name = spec_of(settings.source).space
+    if name is None:
+        raise UserError(
+            "Which classes are there? Set `classes`: a label space "
+            f"({', '.join(SPACES)}) or your own names in the order of their ids, e.g. 'classes=[road, car, other]'."
+        )
+    return SPACES[name]
+
+
+def table_for(data: DataConfig, settings: Settings) -> Tensor:
+    """Raw label value -> class id of the run, (256,) uint8.
+
+    The data set's own `id_map` comes first, then the raw values that the classes name, then the layout's.
+
+    Raises:
+        UserError: the layout has another label space than the run, and no mapping between them is known.
+    """
+    spec, space = spec_of(data), resolve_space(settings)
+    if data.id_map is not None:
+        return lookup_table(data.id_map, space.num_classes)
+    own = None if settings.classes is None else space_of(settings.classes)[1]
+    if own is not None:
+        return lookup_table(own)
+    if spec.space is None:
+        return lookup_table({i: i for i in range(space.num_classes)})
+    table = lookup_table(spec.ids or {i: i for i in range(SPACES[spec.space].num_classes)})
+    if SPACES[spec.space] == space:
+        return table
+    wanted = next((name for name, known in SPACES.items() if known == space), None)
+    fold = FOLDS.get((spec.space, wanted or ""))
+    if fold is None:
+        raise UserError(
+            f"{data.root} has the classes of {spec.space}, the run has {', '.join(space.names)}. "
+            "Give an `id_map` (raw value: class id) for this data set."
+        )
+    return map_ids(table, lookup_table(fold))
+
+
+def eval_samples(data: DataConfig, settings: Settings) -> LabelledImages:
+    """A labelled data set for evaluation."""
+    return LabelledImages(find_pairs(data), table_for(data, settings), data.resize)
+
+
+def train_batches(
+    settings: Settings, *, start: int = 0, rank: int = 0, world: int = 1, cache: Path | None = None
+) -> Iterator[Raw]:
+    """Batches from step `start` to the last one.
+
+    Args:
+        settings: of the run.
+        start: completed steps. A resumed run draws exactly what the uninterrupted one would have.
+        rank: of this process; every process draws other samples.
+        world: number of processes.
+        cache: where the class statistics are kept.
+    """
+    seed, config = settings.train.seed, settings.loader
+    draws = Draws(source_images(settings, cache), target_images(settings), seed)
+    numbers = DrawNumbers(range(start, settings.train.steps), config.batch, rank, world)
+    loader: DataLoader[Any] = DataLoader(
+        draws,
+        batch_sampler=numbers,
+        num_workers=config.workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        generator=Generator().manual_seed(seed),  # else it would take its seed from the global generator
+    )
+    return iter(loader)
+
+
+def source_images(settings: Settings, cache: Path | None = None) -> SourceImages:
+    """The labelled stream."""
+    data, config = settings.source, settings.loader
+    pairs, table = find_pairs(data), table_for(data, settings)
+    sampler: sampling.Sampler = Shuffled(len(pairs), settings.train.seed, SOURCE)
+    if config.rare_class is not None:
+        classes = resolve_space(settings).num_classes
+        statistics = class_statistics(pairs, table, classes, cache=cache)
+        sampler = RareClassSampler(statistics, config.rare_class, config.crop)
+    return SourceImages(pairs, table, data.resize, config, sampler)
+
+
+def target_images(settings: Settings) -> TargetImages | None:
+    """The unlabelled stream; absent for a method that only looks at the source."""
+    data = settings.target
+    if data is None or settings.method.teacher is None:
+        return None
+    images = find_images(data)
+    order = Shuffled(len(images), settings.train.seed, TARGET)
+    return TargetImages(images, data.resize, data.margins, settings.loader, order)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One draw of both streams."""
+
+    source: tuple[Tensor, Tensor, str]
+    target: tuple[Tensor, Tensor, str] | None
+
+
+@dataclass(frozen=True)
+class Draws(Dataset[Sample]):
+    """Draw number -> sample: each stream has a generator of its own, seeded by seed, stream and number."""
+
+    source: SourceImages
+    target: TargetImages | None
+    seed: int
+
+    def __getitem__(self, number: int) -> Sample:
+        return Sample(
+            self.source.draw(number, generator_of(self.seed, SOURCE, number)),
+            None if self.target is None else self.target.draw(number, generator_of(self.seed, TARGET, number)),
+        )
+
+
+@dataclass(frozen=True)
+class DrawNumbers(Sampler[list[int]]):
+    """The draw numbers of each step's batch: no two steps or processes share one."""
+
+    steps: range
+    batch: int
+    rank: int
+    world: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            first = (step * self.world + self.rank) * self.batch
+            yield list(range(first, first + self.batch))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def collate(samples: list[Sample]) -> Raw:
+    """Samples to a batch."""
+    images, labels, names = zip(*(sample.source for sample in samples), strict=True)
+    source = torch.stack(images)
+    targets = [sample.target for sample in samples if sample.target is not None]
+    if not targets:
+        return Raw(source, torch.stack(labels), source[:0], source[:0, 0].bool(), names)
+    target, valid, target_names = zip(*targets, strict=True)
+    return Raw(source, torch.stack(labels), torch.stack(target), torch.stack(valid), (*names, *target_names))

@@ -1,0 +1,98 @@
+"""Resize, crop, flip: an image and its label together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from ssrseg.data.labels import IGNORE
+
+CHECKS = 10
+"""Crops that are looked at before one is taken unseen (DAFormer code)."""
+
+
+def rescale_size(width: int, height: int, bound: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) that fits into `bound`, aspect ratio kept: GTA5's 1914x1052 in 1280x720 is 1280x704.
+
+    The long side is bounded by the long side of `bound`, the short by the short.
+    """
+    factor = min(max(bound) / max(width, height), min(bound) / min(width, height))
+    return int(width * factor + 0.5), int(height * factor + 0.5)
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """RGB bytes (3, H, W) -> (3, height, width), bilinear without antialiasing, as the references' OpenCV.
+
+    Args:
+        image: uint8.
+        size: (width, height).
+    """
+    width, height = size
+    if image.shape[-2:] == (height, width):
+        return image
+    return F.interpolate(image[None], (height, width), mode="bilinear", align_corners=False)[0]
+
+
+def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Class ids (H, W) -> (height, width), nearest: source index is floor(target index x scale), as OpenCV."""
+    width, height = size
+    if labels.shape == (height, width):
+        return labels
+    return labels[_nearest(labels.shape[0], height)][:, _nearest(labels.shape[1], width)]
+
+
+def _nearest(old: int, new: int) -> Tensor:
+    """Source index of every target index, rounded as OpenCV rounds: float32 lands on the neighbour now and then."""
+    return (torch.arange(new, dtype=torch.float64) * (1 / (new / old))).long().clamp_(max=old - 1)
+
+
+def pad(image: Tensor, size: tuple[int, int], value: int) -> Tensor:
+    """Pad the last two dimensions to at least (height, width), right and below."""
+    height, width = image.shape[-2:]
+    below, right = max(0, size[0] - height), max(0, size[1] - width)
+    return F.pad(image, (0, right, 0, below), value=value) if below or right else image
+
+
+Box = tuple[slice, slice]
+
+
+def random_box(height: int, width: int, crop: tuple[int, int], generator: Generator) -> Box:
+    """A crop's rows and columns, uniform over all places."""
+    top = _integer(max(0, height - crop[0]) + 1, generator)
+    left = _integer(max(0, width - crop[1]) + 1, generator)
+    return slice(top, top + crop[0]), slice(left, left + crop[1])
+
+
+def retry(draw: Callable[[], Box], accept: Callable[[Box], bool]) -> Box:
+    """A draw that `accept` likes; after ten that it does not, the next one unseen (DAFormer code)."""
+    for _ in range(CHECKS):
+        box = draw()
+        if accept(box):
+            return box
+    return draw()
+
+
+def is_varied(labels: Tensor, max_share: float) -> bool:
+    """Whether the labelled pixels show two classes at least, and none of them covers `max_share` or more.
+
+    Args:
+        labels: class ids, uint8, any shape.
+        max_share: 1 accepts everything.
+    """
+    if max_share >= 1:
+        return True
+    counts = torch.bincount(labels.flatten(), minlength=256)
+    counts[IGNORE] = 0
+    return int((counts > 0).sum()) > 1 and float(counts.max() / counts.sum()) < max_share
+
+
+def mirrored(generator: Generator, probability: float) -> bool:
+    """Whether to mirror, drawn."""
+    return float(torch.rand((), generator=generator)) < probability
+
+
+def _integer(high: int, generator: Generator) -> int:
+    return int(torch.randint(high, (), generator=generator))

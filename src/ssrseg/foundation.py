@@ -1,0 +1,159 @@
+"""Train-only: frozen encoders used as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssrseg.config import FoundationConfig
+from ssrseg.errors import UserError
+from ssrseg.models.backbones import Backbone
+
+
+class Frozen:
+    """A frozen encoder: images in [0, 1] (B, 3, H, W) -> features (B, D, h, w), without gradient.
+
+    Deliberately not an `nn.Module`: no module registers it, so it is in no `parameters()`, no `state_dict()`
+    and no checkpoint. It normalises and resizes by itself.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        features: Callable[[Tensor], Tensor],
+        *,
+        channels: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        input_size: tuple[int, int] | None = None,
+        divisor: int = 1,
+    ) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.features = features
+        self.channels = channels
+        self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
+        self.input_size, self.divisor = input_size, divisor
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Frozen:
+        """Moved in place."""
+        self.module.to(device, dtype)
+        self.mean, self.std = self.mean.to(device, dtype), self.std.to(device, dtype)
+        return self
+
+    # Not inference_mode: its tensors may not enter the student's graph.
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features of images in [0, 1]."""
+        height, width = self.input_size or _padded(images.shape[-2:], self.divisor)
+        if images.shape[-2:] != (height, width):
+            images = F.interpolate(images, (height, width), mode="bilinear", align_corners=False)
+        return self.features((images - self.mean) / self.std)
+
+
+def _padded(size: torch.Size, divisor: int) -> tuple[int, int]:
+    height, width = (-(-side // divisor) * divisor for side in size)
+    return height, width
+
+
+def frozen_backbone(backbone: Backbone) -> Frozen:
+    """The deepest level of a copy of `backbone` as it is now: DAFormer's ImageNet features."""
+    copy = deepcopy(backbone)
+    return Frozen(copy, lambda images: copy(images)[-1], channels=copy.channels[-1], mean=copy.mean, std=copy.std)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How timm builds a foundation encoder."""
+
+    timm_name: str
+    divisor: int
+    """Sides of its input must be multiples of this."""
+
+
+ENCODERS: dict[str, Encoder] = {
+    "sam-vit-b": Encoder("samvit_base_patch16.sa1b", 16),
+    "sam-vit-l": Encoder("samvit_large_patch16.sa1b", 16),
+    "sam-vit-h": Encoder("samvit_huge_patch16.sa1b", 16),
+}
+"""Short names; `timm:<name>` reaches every other encoder of timm."""
+
+
+def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
+    """The frozen encoder of a run.
+
+    Args:
+        config: which encoder, which weights, at which input size.
+        crop: (height, width) of the training crops: the input size when it is `native`.
+
+    Raises:
+        UserError: unknown encoder, or its weights cannot be had.
+    """
+    if config.encoder == "demo":
+        from ssrseg.demo import encoder as demo  # only for those who ask for it
+
+        module = demo.demo_encoder()
+        return Frozen(
+            module, feature_map(module), channels=demo.CHANNELS, mean=demo.MEAN, std=demo.STD, divisor=demo.PATCH
+        )
+    record = ENCODERS.get(config.encoder)
+    if record is None:
+        prefix, _, name = config.encoder.partition(":")
+        if prefix != "timm" or not timm.is_model(name.partition(".")[0]):
+            known = ", ".join(ENCODERS)
+            raise UserError(f"There is no foundation encoder {config.encoder!r}: choose {known} or timm:<name>.")
+        record = Encoder(name, 32)
+    size = crop if config.input_size == "native" else (config.input_size, config.input_size)
+    module = _create(record, config.weights, _padded(torch.Size(size), record.divisor))
+    settings: Any = module.pretrained_cfg
+    return Frozen(
+        module,
+        feature_map(module),
+        channels=module.num_features,
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        input_size=None if config.input_size == "native" else size,
+        divisor=record.divisor,
+    )
+
+
+def _create(record: Encoder, weights: str, size: tuple[int, int]) -> Any:
+    options: dict[str, Any] = {"pretrained": weights != "none"}
+    if weights not in ("hub", "none"):
+        options["pretrained_cfg_overlay"] = {"file": weights}
+    for sized in ({**options, "img_size": size}, options):  # convolutional encoders have no image size
+        try:
+            return timm.create_model(record.timm_name, **sized)
+        except TypeError:
+            continue
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"The weights of {record.timm_name} cannot be loaded from {weights!r}: {error}\n"
+                "Set method.regularizer.foundation.weights to a local file (for SAM: sam_vit_b_01ec64.pth or its like)."
+            ) from error
+    raise UserError(f"timm cannot build {record.timm_name!r}.")
+
+
+def feature_map(module: Any) -> Callable[[Tensor], Tensor]:
+    """A timm model's last features as a map (B, D, h, w), whatever its layout."""
+    channels: int = module.num_features
+
+    def features(images: Tensor) -> Tensor:
+        output: Tensor = module.forward_features(images)
+        if output.ndim == 3:  # tokens
+            if not hasattr(module.patch_embed, "dynamic_feat_size"):
+                raise UserError(f"{type(module).__name__} gives tokens whose grid is unknown: choose another encoder.")
+            height, width = module.patch_embed.dynamic_feat_size(images.shape[-2:])
+            tokens = output[:, module.num_prefix_tokens :]
+            output = tokens.transpose(1, 2).reshape(len(tokens), channels, height, width)
+        elif output.shape[1] != channels:
+            output = output.permute(0, 3, 1, 2)
+        return output
+
+    return features

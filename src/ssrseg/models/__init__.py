@@ -1,0 +1,23 @@
+"""All that is deployed: backbones, heads, the segmenter, and published weights."""
+
+from ssrseg.models.backbones import BACKBONES, Backbone, build_backbone
+from ssrseg.models.heads import HEADS, build_head
+from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, load_segmenter, save_segmenter
+from ssrseg.models.weights import LoadReport, convert, load_pretrained, load_published
+
+__all__ = [
+    "BACKBONES",
+    "HEADS",
+    "Backbone",
+    "Description",
+    "LoadReport",
+    "Segmenter",
+    "build_backbone",
+    "build_head",
+    "build_segmenter",
+    "convert",
+    "load_pretrained",
+    "load_published",
+    "load_segmenter",
+    "save_segmenter",
+]

@@ -1,0 +1,155 @@
+"""Decoder heads: four feature maps in, logits at the finest map's resolution out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssrseg.errors import UserError
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution without bias, BatchNorm, ReLU; Kaiming initialisation over `fan_out`.
+
+    For a depthwise convolution the fan is not divided by the groups, as in the references.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, dilation: int = 1, groups: int = 1) -> None:
+        padding = dilation * (kernel // 2)
+        conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
+        nn.init.normal_(conv.weight, std=math.sqrt(2 / (outputs * kernel**2)))
+        super().__init__()
+        self.conv, self.bn, self.act = conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+
+
+class SeparableConv(nn.Sequential):
+    """Depthwise 3x3 and pointwise convolution, each with norm and activation."""
+
+    def __init__(self, inputs: int, outputs: int, *, dilation: int) -> None:
+        super().__init__()
+        self.depthwise = ConvNormAct(inputs, inputs, 3, dilation=dilation, groups=inputs)
+        self.pointwise = ConvNormAct(inputs, outputs, 1)
+
+
+class PixelLinear(nn.Linear):
+    """A linear layer on the channels of a map: (B, C, h, w) -> (B, D, h, w)."""
+
+    def forward(self, level: Tensor) -> Tensor:
+        """Project every pixel."""
+        return F.conv2d(level, self.weight[:, :, None, None], self.bias)
+
+
+class DAFormerHead(nn.Module):
+    """Context-aware fusion: per-level projection, then a depthwise-separable ASPP (DAFormer, section 3.1)."""
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        channels: int = 256,
+        dilations: Sequence[int] = (1, 6, 12, 18),
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.embed = nn.ModuleList(PixelLinear(inputs, channels) for inputs in in_channels)
+        fused = channels * len(in_channels)
+        self.branches = nn.ModuleList(
+            ConvNormAct(fused, channels, 1) if dilation == 1 else SeparableConv(fused, channels, dilation=dilation)
+            for dilation in dilations
+        )
+        self.bottleneck = ConvNormAct(channels * len(dilations), channels, 3)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classify = _classifier(channels, num_classes)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Features (B, C_i, h_i, w_i), finest first -> logits (B, K, h_0, w_0)."""
+        fused = _project_and_stack(features, self.embed)
+        context = torch.cat([branch(fused) for branch in self.branches], dim=1)
+        logits: Tensor = self.classify(self.dropout(self.bottleneck(context)))
+        return logits
+
+
+class SegFormerHead(nn.Module):
+    """All-MLP decoder: per-level projection, one 1x1 fusion (SegFormer, section 3.2)."""
+
+    def __init__(
+        self, in_channels: Sequence[int], num_classes: int, *, channels: int = 768, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.embed = nn.ModuleList(PixelLinear(inputs, channels) for inputs in in_channels)
+        self.fuse = ConvNormAct(channels * len(in_channels), channels, 1)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Features (B, C_i, h_i, w_i), finest first -> logits (B, K, h_0, w_0)."""
+        logits: Tensor = self.classify(self.dropout(self.fuse(_project_and_stack(features, self.embed))))
+        return logits
+
+
+class DeepLabV2Head(nn.Module):
+    """Parallel dilated convolutions of the last level, summed.
+
+    Two branches, as nearly all published "DeepLabV2" adaptation results really ran; four as in the paper.
+    """
+
+    def __init__(self, in_channels: Sequence[int], num_classes: int, *, dilations: Sequence[int] = (6, 12)) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            _classifier(in_channels[-1], num_classes, kernel=3, dilation=dilation) for dilation in dilations
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Features (B, C_i, h_i, w_i) -> logits (B, K, h_3, w_3)."""
+        return torch.stack([branch(features[-1]) for branch in self.branches]).sum(dim=0)
+
+
+def _project_and_stack(features: Sequence[Tensor], embed: nn.ModuleList) -> Tensor:
+    size = features[0].shape[-2:]
+    levels = [project(level) for project, level in zip(embed, features, strict=True)]
+    finest, *coarser = levels
+    resized = [F.interpolate(level, size, mode="bilinear", align_corners=False) for level in coarser]
+    return torch.cat([finest, *resized], dim=1)
+
+
+def _classifier(channels: int, num_classes: int, *, kernel: int = 1, dilation: int = 1) -> nn.Conv2d:
+    classify = nn.Conv2d(channels, num_classes, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+    nn.init.normal_(classify.weight, std=0.01)
+    nn.init.constant_(cast(Tensor, classify.bias), 0)
+    return classify
+
+
+def _daformer(in_channels: Sequence[int], num_classes: int, channels: int | None, dropout: float) -> nn.Module:
+    return DAFormerHead(in_channels, num_classes, channels=channels or 256, dropout=dropout)
+
+
+def _segformer(in_channels: Sequence[int], num_classes: int, channels: int | None, dropout: float) -> nn.Module:
+    return SegFormerHead(in_channels, num_classes, channels=channels or 768, dropout=dropout)
+
+
+def _deeplabv2(in_channels: Sequence[int], num_classes: int, channels: int | None, dropout: float) -> nn.Module:
+    del channels, dropout  # the published head has neither
+    return DeepLabV2Head(in_channels, num_classes)
+
+
+HEADS: dict[str, Callable[[Sequence[int], int, int | None, float], nn.Module]] = {
+    "daformer": _daformer,
+    "segformer": _segformer,
+    "deeplabv2": _deeplabv2,
+}
+"""Name -> (channels per level, classes, width or the published one, dropout) -> head."""
+
+
+def build_head(
+    name: str, in_channels: Sequence[int], num_classes: int, *, channels: int | None = None, dropout: float = 0.1
+) -> nn.Module:
+    """A head of `HEADS`; raises `UserError` for an unknown name."""
+    if name not in HEADS:
+        raise UserError(f"There is no head {name!r}: choose one of {', '.join(HEADS)}.")
+    return HEADS[name](in_channels, num_classes, channels, dropout)

@@ -1,0 +1,171 @@
+"""The names under which weights are published, translated.
+
+The middle ground is the *official* spelling, that of the DAFormer and MIC checkpoints (`backbone.block1.0.norm1.bias`,
+`decode_head.conv_seg.bias`): every dialect is translated to it, and so are our own names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssrseg.models.heads import DAFormerHead, DeepLabV2Head, SegFormerHead
+from ssrseg.models.segmenter import Segmenter
+
+Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+"""Regular expressions and replacements, applied in order."""
+
+
+def _numbered(template: str) -> Callable[[re.Match[str]], str]:
+    """A replacement that counts the stage, the first group, from 1."""
+    return lambda match: template.format(int(match[1]) + 1, *match.groups()[1:])
+
+
+TIMM_MIT: Rules = (
+    (r"^patch_embed\.", "patch_embed1."),
+    (r"^stages\.(\d)\.downsample\.", _numbered("patch_embed{}.")),
+    (r"^stages\.(\d)\.blocks\.", _numbered("block{}.")),
+    (r"^stages\.(\d)\.norm\.", _numbered("norm{}.")),
+    (r"\.mlp\.dwconv\.", ".mlp.dwconv.dwconv."),
+)
+TIMM_RESNET: Rules = ((r"^conv1\.(\d)\.", r"stem.\1."), (r"^bn1\.", "stem.7."))
+TIMM_RULES: dict[str, Rules] = {"pvt": TIMM_MIT, "resnet": TIMM_RESNET}
+"""First letters of a timm architecture -> its names' official spelling; others keep timm's."""
+
+HEAD_RULES: dict[type[nn.Module], Rules] = {
+    DAFormerHead: (
+        (r"^embed\.(\d)\.", r"embed_layers.\1.proj."),
+        (r"^branches\.(\d)\.depthwise\.", r"fuse_layer.aspp_modules.\1.depthwise_conv."),
+        (r"^branches\.(\d)\.pointwise\.", r"fuse_layer.aspp_modules.\1.pointwise_conv."),
+        (r"^branches\.(\d)\.", r"fuse_layer.aspp_modules.\1."),
+        (r"^bottleneck\.", "fuse_layer.bottleneck."),
+        (r"^classify\.", "conv_seg."),
+    ),
+    SegFormerHead: (
+        (r"^embed\.(\d)\.", r"linear_c.\1.proj."),
+        (r"^fuse\.", "linear_fuse."),
+        (r"^classify\.", "linear_pred."),
+    ),
+    DeepLabV2Head: ((r"^branches\.(\d)\.", r"aspp_modules.\1.conv."),),
+}
+
+
+def official_name(key: str, segmenter: Segmenter) -> str:
+    """The official spelling of one of our names."""
+    if key.startswith("head."):
+        return "decode_head." + _rename(key.removeprefix("head."), HEAD_RULES.get(type(segmenter.head), ()))
+    architecture = timm_architecture(segmenter)
+    rules = next((rules for start, rules in TIMM_RULES.items() if architecture.startswith(start)), ())
+    return "backbone." + _rename(timm_name(key), rules)
+
+
+def timm_name(key: str) -> str:
+    """What timm's classification model calls a weight of our backbone."""
+    key = key.removeprefix("backbone.pyramid.").removeprefix("model.")
+    return re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", key)  # timm's pyramids flatten their outer sequence
+
+
+def timm_architecture(segmenter: Segmenter) -> str:
+    """The timm name of the backbone, without its weights' tag."""
+    config: Any = getattr(segmenter.backbone.pyramid, "default_cfg", None) or {}
+    return str(config.get("architecture", ""))
+
+
+def _rename(key: str, rules: Rules) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way to spell a segmentor or a backbone."""
+
+    marker: str
+    """A checkpoint speaks this dialect if one of its names matches."""
+    rules: Rules = ()
+    deepest_first: bool = False
+    """Its SegFormer head fuses the levels deepest first; the official one, finest first."""
+
+
+HUGGING_FACE: Rules = (
+    (r"^segformer\.", ""),
+    (r"^encoder\.patch_embeddings\.(\d)\.layer_norm\.", _numbered("backbone.patch_embed{}.norm.")),
+    (r"^encoder\.patch_embeddings\.(\d)\.", _numbered("backbone.patch_embed{}.")),
+    (r"^encoder\.block\.(\d)\.", _numbered("backbone.block{}.")),
+    (r"^encoder\.layer_norm\.(\d)\.", _numbered("backbone.norm{}.")),
+    (r"\.layer_norm_([12])\.", r".norm\1."),
+    (r"\.attention\.self\.layer_norm\.", ".attn.norm."),
+    (r"\.attention\.self\.query\.", ".attn.q."),
+    (r"\.attention\.self\.", ".attn."),  # key, value, sr
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.mlp\.dense([12])\.", r".mlp.fc\1."),
+    (r"^decode_head\.linear_fuse\.weight$", "decode_head.linear_fuse.conv.weight"),
+    (r"^decode_head\.batch_norm\.", "decode_head.linear_fuse.bn."),
+    (r"^decode_head\.classifier\.", "decode_head.linear_pred."),
+    (r"^classifier\.", "backbone.head."),
+)
+SMP: Rules = (
+    (r"^encoder\.", "backbone."),
+    (r"^decoder\.mlp_stage\.(\d)\.linear\.", lambda match: f"decode_head.linear_c.{3 - int(match[1])}.proj."),
+    (r"^decoder\.fuse_stage\.0\.", "decode_head.linear_fuse.conv."),
+    (r"^decoder\.fuse_stage\.1\.", "decode_head.linear_fuse.bn."),
+    (r"^segmentation_head\.0\.", "decode_head.linear_pred."),
+)
+NVLABS: Rules = ((r"^decode_head\.linear_c(\d)\.", lambda match: f"decode_head.linear_c.{int(match[1]) - 1}."),)
+
+DIALECTS: dict[str, Dialect] = {
+    "ssrseg": Dialect(r"^backbone\.pyramid\."),
+    "huggingface": Dialect(r"^(segformer\.)?encoder\.patch_embeddings\.", HUGGING_FACE, deepest_first=True),
+    "smp": Dialect(r"^encoder\.(patch_embed1|stem|layer1)\.", SMP, deepest_first=True),
+    "segformer": Dialect(r"^decode_head\.linear_c1\.", NVLABS, deepest_first=True),
+    "official": Dialect(r"^(backbone|decode_head)\."),
+    "bare": Dialect(r"^(patch_embed1|stem\.0)\.", ((r"^", "backbone."),)),
+    "timm": Dialect(r"^"),
+}
+"""In the order in which they are tried. `bare`: `mit_b*.pth` or mmcv's ResNet v1c; `timm`: a classification model."""
+
+
+def recognise(keys: Iterable[str]) -> str:
+    """The dialect of a checkpoint's names."""
+    names = list(keys)
+    return next(name for name, dialect in DIALECTS.items() if any(re.search(dialect.marker, key) for key in names))
+
+
+def to_official(state: Mapping[str, Tensor], dialect: str, segmenter: Segmenter | None) -> dict[str, Tensor]:
+    """A network's weights under their official names.
+
+    Args:
+        state: names and weights in one dialect, without prefixes.
+        dialect: a key of `DIALECTS`.
+        segmenter: whose names `ssrseg` and `timm` are; the others do not need it.
+    """
+    own = {} if segmenter is None else {key: official_name(key, segmenter) for key in segmenter.state_dict()}
+    if dialect == "ssrseg":
+        return {own.get(key, key): value for key, value in state.items()}
+    if dialect == "timm":
+        names = {timm_name(key): official for key, official in own.items() if key.startswith("backbone.")}
+        return {names.get(key, f"backbone.{key}"): value for key, value in state.items()}
+    record = DIALECTS[dialect]
+    renamed = _joined({_rename(key, record.rules): value for key, value in state.items()})
+    fusion = "decode_head.linear_fuse.conv.weight"
+    if record.deepest_first and fusion in renamed:
+        renamed[fusion] = torch.cat(renamed[fusion].chunk(4, dim=1)[::-1], dim=1)
+    return renamed
+
+
+def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Separate keys and values as the one projection that we have."""
+    joined: dict[str, Tensor] = {}
+    for key, value in state.items():
+        partner = key.replace(".attn.key.", ".attn.value.")
+        if partner != key and partner in state:
+            joined[key.replace(".attn.key.", ".attn.kv.")] = torch.cat([value, state[partner]])
+        elif ".attn.value." not in key or key.replace(".attn.value.", ".attn.key.") not in state:
+            joined[key] = value
+    return joined

@@ -1,0 +1,141 @@
+"""The deployed model: normalise, encode, decode."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn, tensor
+
+from ssrseg.errors import UserError
+from ssrseg.models.backbones import Backbone, build_backbone
+from ssrseg.models.heads import build_head
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a weights file needs to be a model again; it lies in the file's metadata."""
+
+    backbone: str
+    head: str
+    classes: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...] = ()
+    resize: tuple[int, int] | None = None
+    """(width, height) that bounded the images of the domain the model was made for."""
+    head_channels: int | None = None
+    """Width of the head; the published one when absent."""
+
+
+class Segmenter(nn.Module):
+    """RGB in [0, 1] (B, 3, H, W) -> logits (B, K, H, W). Knows nothing of how it was trained."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.backbone, self.head, self.num_classes = backbone, head, num_classes
+        self.description: Description | None = None
+        self.register_buffer("mean", tensor(backbone.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", tensor(backbone.std).view(1, -1, 1, 1), persistent=False)
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Images in [0, 1] -> four feature maps (B, C_i, h_i, w_i), finest first."""
+        features: list[Tensor] = self.backbone((images - self.mean) / self.std)
+        return features
+
+    def decode(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """Features -> logits (B, K, *size)."""
+        return F.interpolate(self.head(features), tuple(size), mode="bilinear", align_corners=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] -> logits at image size."""
+        return self.decode(self.encode(images), images.shape[-2:])
+
+
+def build_segmenter(
+    backbone: str | Backbone,
+    head: str,
+    num_classes: int,
+    *,
+    head_channels: int | None = None,
+    drop_path: float = 0.1,
+    dropout: float = 0.1,
+    timm_weights: bool = False,
+) -> Segmenter:
+    """A segmenter with random weights (or timm's for the backbone).
+
+    Args:
+        backbone: a name (`ssrseg.models.BACKBONES`, `timm:<name>`) or a `Backbone`.
+        head: a name of `ssrseg.models.HEADS`.
+        num_classes: K.
+        head_channels: width of the head; the published one when absent.
+        drop_path: stochastic depth of the backbone's deepest block.
+        dropout: channel dropout before the classifier.
+        timm_weights: download timm's ImageNet weights for the backbone.
+
+    Raises:
+        UserError: unknown names.
+    """
+    if isinstance(backbone, str):
+        backbone = build_backbone(backbone, drop_path=drop_path, timm_weights=timm_weights)
+    decoder = build_head(head, backbone.channels, num_classes, channels=head_channels, dropout=dropout)
+    return Segmenter(backbone, decoder, num_classes)
+
+
+def save_segmenter(segmenter: Segmenter, path: Path) -> None:
+    """Weights and description as one safetensors file, written atomically.
+
+    Raises:
+        ValueError: the segmenter has no description.
+    """
+    if segmenter.description is None:
+        raise ValueError("set segmenter.description before saving: without it the file cannot become a model again")
+    metadata = {"ssrseg": json.dumps(dataclasses.asdict(segmenter.description))}
+    state = {name: value.contiguous() for name, value in segmenter.state_dict().items()}
+    partial = path.with_name(path.name + ".partial")
+    save_file(state, partial, metadata=metadata)
+    partial.replace(path)
+
+
+def load_segmenter(path: Path) -> Segmenter:
+    """A segmenter from a file of `save_segmenter`, in eval mode.
+
+    Raises:
+        UserError: no such file, or not one of ours.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        description = _read_description(metadata["ssrseg"])
+    except FileNotFoundError as error:
+        raise UserError(f"There is no model file {path}.") from error
+    except (SafetensorError, KeyError, OSError) as error:
+        raise UserError(
+            f"{path} is not a model of ssrseg (a safetensors file with its description). "
+            "`ssrseg convert IN OUT` makes one from a published checkpoint."
+        ) from error
+    segmenter = build_segmenter(
+        description.backbone, description.head, len(description.classes), head_channels=description.head_channels
+    )
+    segmenter.load_state_dict(load_file(path))
+    segmenter.description = description
+    return segmenter.eval()
+
+
+def _read_description(text: str) -> Description:
+    fields = json.loads(text)
+    return Description(
+        backbone=fields["backbone"],
+        head=fields["head"],
+        classes=tuple(fields["classes"]),
+        colors=tuple((r, g, b) for r, g, b in fields["colors"]),
+        resize=tuple(fields["resize"]) if fields["resize"] else None,
+        head_channels=fields.get("head_channels"),
+    )

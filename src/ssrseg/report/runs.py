@@ -1,0 +1,247 @@
+"""A run folder as data: settings, curves, scores and where the pictures lie."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssrseg.config import read_yaml
+from ssrseg.errors import UserError
+
+VIEWS = ("source", "mixed", "masked", "target")
+PICTURE = re.compile(r"step-(?P<step>\d+)-(?P<view>.+)\.(png|jpe?g)")
+PREDICTION = re.compile(r"val-(?P<index>\d+)\.(png|jpe?g)")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy of one network; fractions in 0..1, `None` where nothing was measured."""
+
+    miou: float | None
+    pixel_accuracy: float | None
+    iou: tuple[float | None, ...] = ()
+    """One value per class; `None` for a class that neither prediction nor truth contains."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores at one step."""
+
+    step: int
+    student: Score
+    teacher: Score | None = None
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """One logged training step; losses are named `view/term`."""
+
+    step: int
+    losses: dict[str, float]
+    images_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line that the trainer, or the reader of its files, wants seen."""
+
+    text: str
+    step: int | None = None
+    warning: bool = True
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A picture in the run folder and what it shows: a view at a step, or the prediction for an image by number."""
+
+    path: Path
+    number: int
+    view: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that a report needs of one run."""
+
+    folder: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    train: tuple[TrainStep, ...]
+    evaluations: tuple[Evaluation, ...]
+    notes: tuple[Note, ...]
+    classes: tuple[str, ...]
+    last: Evaluation | None
+    best: Evaluation | None
+    """The best evaluation: chosen with the target's labels, so an oracle choice."""
+    views: tuple[Sheet, ...]
+    predictions: tuple[Sheet, ...]
+
+    @property
+    def seed(self) -> int | None:
+        """The run's seed."""
+        seed: int | None = setting(self.config, "train.seed")
+        return seed
+
+    @property
+    def steps(self) -> tuple[int, int | None]:
+        """Steps seen in the metrics, steps asked for."""
+        logged = [entry.step for entry in self.train] + [entry.step for entry in self.evaluations]
+        return max(logged, default=0), setting(self.config, "train.steps")
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run folder; an unfinished run, a half-written line and missing scores are fine.
+
+    Raises:
+        UserError: the folder is no run folder, or one of its files is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        found = "no such folder" if not folder.is_dir() else "it has no config.yaml"
+        raise UserError(f"{folder} is not a run folder: {found}. Give the folder that `ssrseg train` wrote.")
+    entries, notes = _read_metrics(folder / "metrics.jsonl")
+    train = {entry["step"]: _train_step(entry) for entry in entries if entry.get("kind") == "train"}
+    evaluations = {entry["step"]: _evaluation(entry) for entry in entries if entry.get("kind") == "eval"}
+    said = [entry for entry in entries if entry.get("kind") in ("note", "warning")]
+    notes += [Note(str(entry.get("text", "")), entry["step"], entry["kind"] == "warning") for entry in said]
+    scores = _read_json(folder / "scores.json")
+    return RunRecord(
+        folder=folder,
+        config=read_yaml(folder / "config.yaml"),
+        environment=flatten(_read_json(folder / "environment.json")),
+        train=tuple(train[step] for step in sorted(train)),
+        evaluations=tuple(evaluations[step] for step in sorted(evaluations)),
+        notes=(*notes, *_never_finite(train)),
+        classes=tuple(str(name) for name in scores.get("classes", ())),
+        last=_scored(scores, "last", folder),
+        best=_scored(scores, "best", folder),
+        views=_sheets(folder, PICTURE),
+        predictions=_sheets(folder, PREDICTION),
+    )
+
+
+def setting(config: dict[str, Any], path: str) -> Any:
+    """The value at a dotted path of the settings; `None` when a group on the way is absent."""
+    value: Any = config
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree as dotted path -> leaf."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def method_name(config: dict[str, Any]) -> str:
+    """The published name of the method that the settings compose, or `custom`."""
+    names = {  # (mixed, masked, feature distance)
+        (False, False, False): "source-only",
+        (True, False, False): "DACS",
+        (True, False, True): "DAFormer",
+        (True, True, False): "MIC",
+        (True, True, True): "MIC",
+    }
+    mixed, masked, distance, regularizer = (
+        setting(config, f"method.{part}") is not None for part in ("mixed", "masked", "feature_distance", "regularizer")
+    )
+    return names.get((mixed, masked, distance), "custom") + (" + SSR" if regularizer else "")
+
+
+def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[Note]]:
+    """The entries in file order, so that what a resumed run logged again comes later and wins."""
+    entries: list[dict[str, Any]] = []
+    notes: list[Note] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError:
+            if number < len(lines):  # the last line of a running or killed run is often half-written
+                notes.append(Note(f"{path.name}, line {number} is not valid JSON and was left out."))
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
+    return entries, notes
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not valid JSON ({error}). Write it again, or delete it to report without."
+        ) from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} should hold a JSON object, found {type(tree).__name__}.")
+    return tree
+
+
+def _scored(scores: dict[str, Any], key: str, folder: Path) -> Evaluation | None:
+    if not scores.get(key):
+        return None
+    evaluation, count = _evaluation(scores[key]), len(scores.get("classes", ()))
+    for score in (evaluation.student, evaluation.teacher):
+        if score and len(score.iou) not in (0, count):
+            raise UserError(f"{folder / 'scores.json'}: `{key}` has {len(score.iou)} IoU values for {count} classes.")
+    return evaluation
+
+
+def _evaluation(entry: dict[str, Any]) -> Evaluation:
+    teacher = entry.get("teacher")
+    return Evaluation(entry.get("step", 0), _score(entry.get("student") or {}), _score(teacher) if teacher else None)
+
+
+def _score(entry: dict[str, Any]) -> Score:
+    iou = tuple(_finite(value) for value in entry.get("iou") or ())
+    return Score(_finite(entry.get("miou")), _finite(entry.get("pixel_accuracy")), iou)
+
+
+def _train_step(entry: dict[str, Any]) -> TrainStep:
+    losses = {str(name): math.nan if value is None else float(value) for name, value in entry.get("losses", {}).items()}
+    return TrainStep(entry["step"], losses, _finite(entry.get("images_per_second")))
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _never_finite(train: dict[int, TrainStep]) -> list[Note]:
+    """One warning per loss that was ever NaN or infinite, at its first such step."""
+    first: dict[str, int] = {}
+    for step in sorted(train):
+        for name, value in train[step].losses.items():
+            if not math.isfinite(value):
+                first.setdefault(name, step)
+    return [
+        Note(f"The loss {name} was not finite; the curve leaves such steps out.", step) for name, step in first.items()
+    ]
+
+
+def _sheets(folder: Path, pattern: re.Pattern[str]) -> tuple[Sheet, ...]:
+    """Pictures whose names match, by number, then in the order of the views."""
+    found = []
+    for path in (folder / "pictures").glob("*"):
+        if match := pattern.fullmatch(path.name):
+            parts = match.groupdict()
+            found.append(
+                Sheet(
+                    path,
+                    int(parts.get("step") or parts.get("index") or 0),
+                    parts.get("view") or f"image {match['index']}",
+                )
+            )
+    return tuple(sorted(found, key=lambda sheet: (sheet.number, *_place(sheet.view))))
+
+
+def _place(view: str) -> tuple[int, str]:
+    return (VIEWS.index(view) if view in VIEWS else len(VIEWS), view)

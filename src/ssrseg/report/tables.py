@@ -1,0 +1,195 @@
+"""Runs grouped by their settings, seeds apart: means, deviations, and what the seeds alone explain."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from ssrseg.report.noise import Difference, Spread, difference, spread
+from ssrseg.report.runs import RunRecord, Score, flatten, method_name, setting
+
+SEED = "train.seed"
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed; scores are the student's at the last step, fractions in 0..1."""
+
+    name: str
+    runs: tuple[RunRecord, ...]
+    miou: Spread | None
+    pixel_accuracy: Spread | None
+    iou: dict[str, Spread | None]
+    against_first: Difference | None
+    """Difference in mIoU to the first group; `None` for the first itself and where either has no score."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Groups in the order of their first run; the first is what the others are compared with."""
+
+    groups: tuple[Group, ...]
+    classes: tuple[str, ...]
+    caveats: tuple[str, ...]
+    """What makes the numbers less comparable than a table suggests."""
+
+
+def table(runs: Sequence[RunRecord]) -> Table:
+    """Group runs by settings minus seed and score the groups: n, mean and sample standard deviation."""
+    members: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        members.setdefault(_settings_but_seed(run), []).append(run)
+    parts = list(members.values())
+    classes = tuple(dict.fromkeys(name for run in runs for name in run.classes))
+    base = _seeded(parts[0]) if parts else []
+    groups: list[Group] = []
+    for name, part in zip(_names(parts), parts, strict=True):
+        compared = difference(base, _seeded(part)) if groups and base and _seeded(part) else None
+        miou, accuracy = _spread(part, lambda score: score.miou), _spread(part, lambda score: score.pixel_accuracy)
+        iou = {label: spread([*_class_iou(part, label)]) for label in classes}
+        groups.append(Group(name, tuple(part), miou, accuracy, iou, compared))
+    return Table(tuple(groups), classes, tuple(_caveats(groups)))
+
+
+def statements(scores: Table) -> list[str]:
+    """One sentence per group after the first: its difference to the first, and whether seeds alone explain it."""
+    return [_statement(group, scores.groups[0]) for group in scores.groups[1:]]
+
+
+def cells(scores: Table) -> list[list[str]]:
+    """The table as text in per cent, header row first: a column per group, a row per measure and class."""
+    rows = [["", *(group.name for group in scores.groups)]]
+    rows.append(["runs with scores", *(str(group.miou.n if group.miou else 0) for group in scores.groups)])
+    rows.append(["mIoU", *(_cell(group.miou, group.miou) for group in scores.groups)])
+    rows.append(["pixel accuracy", *(_cell(group.pixel_accuracy, group.miou) for group in scores.groups)])
+    rows += [[name, *(_cell(group.iou[name], group.miou) for group in scores.groups)] for name in scores.classes]
+    return rows
+
+
+def to_markdown(scores: Table) -> str:
+    """The table, the statements and the caveats as GitHub-flavoured Markdown."""
+    header, *body = [[cell.replace("|", "\\|") for cell in row] for row in cells(scores)]
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    lines = ["| " + " | ".join(row) + " |" for row in (header, rule, *body)]
+    return "\n".join(
+        [*lines, "", *(f"- {line}" for line in (legend(scores), *statements(scores), *scores.caveats)), ""]
+    )
+
+
+def to_console(scores: Table, console: Console | None = None) -> None:
+    """Print the table, the statements and the caveats; plain text when the output is no terminal."""
+    console = console or Console()
+    header, *body = cells(scores)
+    printed = RichTable(box=None, pad_edge=False)
+    for number, name in enumerate(header):
+        printed.add_column(escape(name), justify="right" if number else "left")
+    for row in body:
+        printed.add_row(*map(escape, row))
+    console.print(printed)
+    for line in (legend(scores), *statements(scores), *scores.caveats):
+        console.print(line, markup=False, highlight=False)
+
+
+def legend(scores: Table) -> str:
+    """What the numbers are."""
+    repeated = any(group.miou and group.miou.n > 1 for group in scores.groups)
+    spreads = "mean ± sample standard deviation over seeds" if repeated else "one seed each, so no deviation"
+    return f"The student at the last step, in per cent; {spreads}."
+
+
+def percent(value: float | None) -> str:
+    """A fraction in per cent with one decimal."""
+    return ABSENT if value is None else f"{100 * value:.1f}"
+
+
+def signed(value: float) -> str:
+    """A difference of fractions in percentage points, with its sign."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def _statement(group: Group, first: Group) -> str:
+    gap = group.against_first
+    if gap is None:
+        return f"{group.name}: no comparison with {first.name}, for want of scores."
+    text = f"{group.name}: {signed(gap.mean)} points of mIoU against {first.name}"
+    if gap.half_width is None:
+        return f"{text}. One seed: no statement about noise."
+    low, high = signed(gap.mean - gap.half_width), signed(gap.mean + gap.half_width)
+    verdict = "within the seed noise" if gap.within_noise else "more than the seed noise"
+    return f"{text}; 95% interval {low} to {high} ({gap.test}): {verdict}."
+
+
+def _cell(value: Spread | None, whole: Spread | None) -> str:
+    if value is None:
+        return ABSENT
+    text = percent(value.mean) if value.sd is None else f"{percent(value.mean)} ± {percent(value.sd)}"
+    return text if whole and value.n == whole.n else f"{text} (n = {value.n})"
+
+
+def _settings_but_seed(run: RunRecord) -> str:
+    settings = {key: value for key, value in flatten(run.config).items() if key != SEED}
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def _names(parts: Sequence[Sequence[RunRecord]]) -> list[str]:
+    """Method names; groups of one method add the settings in which they differ."""
+    methods = [method_name(part[0].config) for part in parts]
+    names = []
+    for method, part in zip(methods, parts, strict=True):
+        alike = [flatten(other[0].config) for name, other in zip(methods, parts, strict=True) if name == method]
+        own = flatten(part[0].config)
+        keys = [key for key in dict.fromkeys(key for config in alike for key in config) if key != SEED]
+        unlike = [f"{key}={own.get(key)}" for key in keys if any(key not in c or c[key] != own.get(key) for c in alike)]
+        shown = [*unlike[:3], "…"] if len(unlike) > 3 else unlike
+        names.append(f"{method} ({', '.join(shown)})" if shown else method)
+    return names
+
+
+def _seeded(runs: Sequence[RunRecord]) -> list[tuple[int | None, float]]:
+    return [(run.seed, run.last.student.miou) for run in runs if run.last and run.last.student.miou is not None]
+
+
+def _spread(runs: Sequence[RunRecord], of: Callable[[Score], float | None]) -> Spread | None:
+    values = [of(run.last.student) for run in runs if run.last]
+    return spread([value for value in values if value is not None])
+
+
+def _class_iou(runs: Sequence[RunRecord], name: str) -> Iterator[float]:
+    for run in runs:
+        if run.last and run.last.student.iou and name in run.classes:
+            value = run.last.student.iou[run.classes.index(name)]
+            if value is not None:
+                yield value
+
+
+def _caveats(groups: Sequence[Group]) -> Iterator[str]:
+    runs = [run for group in groups for run in group.runs]
+    scored = [run for run in runs if run.last]
+    if len(scored) < len(runs):
+        yield f"{len(runs) - len(scored)} of {len(runs)} runs have no scores and count in no mean."
+    steps = sorted({run.last.step for run in scored if run.last})
+    if len(steps) > 1:
+        yield f"The runs were scored at different steps: {', '.join(map(str, steps))}."
+    if _several(scored, "val") or len({run.classes for run in scored}) > 1:
+        yield "The runs were scored on different data or classes: their mIoU is not one measure."
+    if _several(scored, "inference"):
+        yield "The runs were scored with different inference settings."
+    for group in groups:
+        twice = [str(seed) for seed, count in Counter(run.seed for run in group.runs).items() if count > 1]
+        if twice:
+            yield f"{group.name}: seed {', '.join(twice)} ran more than once; such runs are hardly independent."
+    if len(groups) > 2:
+        yield "Each interval stands alone: with many comparisons, some exceed the noise by chance."
+
+
+def _several(runs: Sequence[RunRecord], path: str) -> bool:
+    values: list[Any] = [setting(run.config, path) for run in runs]
+    return any(value != values[0] for value in values)

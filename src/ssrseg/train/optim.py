@@ -1,0 +1,82 @@
+"""AdamW with the references' parameter groups, and their schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from ssrseg.adapt.learner import Learner
+from ssrseg.config import OptimConfig
+
+
+def multipliers(name: str, head_lr_factor: float) -> tuple[float, float]:
+    """Factors of learning rate and weight decay for a parameter of the learner.
+
+    The head learns ten times as fast; the backbone's norms do not decay; biases do, and so do the head's norms
+    (DAFormer's configuration).
+    """
+    if name.startswith("student.head."):
+        return head_lr_factor, 1.0
+    if name.startswith("student.backbone.") and "norm" in name:
+        return 1.0, 0.0
+    return 1.0, 1.0
+
+
+def parameter_groups(learner: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Trainable parameters of a learner, one group per pair of learning rate and weight decay.
+
+    Each group holds `params`, their `names`, `lr`, `base_lr` (what the schedule scales) and `weight_decay`.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in learner.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        lr_factor, decay_factor = multipliers(name, config.head_lr_factor)
+        lr, decay = config.lr * lr_factor, config.weight_decay * decay_factor
+        new = {"params": [], "names": [], "lr": lr, "base_lr": lr, "weight_decay": decay}
+        group = groups.setdefault((lr, decay), new)
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def build_optimizer(learner: Learner, config: OptimConfig) -> Optimizer:
+    """AdamW, betas 0.9 and 0.999, eps 1e-8."""
+    return AdamW(parameter_groups(learner, config), lr=config.lr)
+
+
+def learning_rate(
+    base: float,
+    step: int,
+    steps: int,
+    *,
+    warmup: int = 1500,
+    power: float = 1.0,
+    min_lr: float = 0.0,
+    warmup_ratio: float = 1e-6,
+) -> float:
+    """The rate of step 0..steps-1: polynomial decay, and a linear warm-up that multiplies the *decaying* rate.
+
+    Args:
+        base: rate without schedule.
+        step: index of the step that will use the rate.
+        steps: length of the training.
+        warmup: steps of warm-up.
+        power: of the polynomial; 1 is linear.
+        min_lr: where the decay ends.
+        warmup_ratio: share of the rate at step 0.
+    """
+    regular: float = (base - min_lr) * (1 - step / steps) ** power + min_lr
+    if step >= warmup:
+        return regular
+    return regular * (1 - (1 - step / warmup) * (1 - warmup_ratio))
+
+
+def set_learning_rates(optimizer: Optimizer, config: OptimConfig, step: int, steps: int) -> None:
+    """Give every group the rate of `step`."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(
+            group["base_lr"], step, steps, warmup=config.warmup, power=config.power, min_lr=config.min_lr
+        )

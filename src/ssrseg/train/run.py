@@ -1,0 +1,190 @@
+"""`train`: settings in, a run folder out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from rich.console import Console
+from torch.optim import Optimizer
+
+from ssrseg.adapt.learner import ViewMaker
+from ssrseg.adapt.methods import Method, build_method
+from ssrseg.adapt.terms import Term
+from ssrseg.config import Settings, TrainConfig
+from ssrseg.data import LabelSpace, check_data, eval_samples, resolve_space, train_batches
+from ssrseg.errors import UserError
+from ssrseg.foundation import Frozen
+from ssrseg.inference import build_inference
+from ssrseg.models.segmenter import Description, Segmenter, build_segmenter
+from ssrseg.models.weights import load_pretrained
+from ssrseg.train.checkpoints import load_checkpoint
+from ssrseg.train.console import Screen
+from ssrseg.train.folder import RunFolder
+from ssrseg.train.journal import Journal, Losses
+from ssrseg.train.loop import Observer, fit
+from ssrseg.train.optim import build_optimizer
+from ssrseg.train.scoring import Saving, Scoring
+from ssrseg.train.snapshots import Snapshots
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    student: Segmenter
+    """In eval mode."""
+
+
+def train(
+    settings: Settings | None,
+    out: Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    foundation: Frozen | None = None,
+    extra_terms: Mapping[str, Term] | None = None,
+    extra_makers: Sequence[ViewMaker] = (),
+    observers: Sequence[Observer] = (),
+) -> Run:
+    """Train a segmenter and leave a run folder.
+
+    Args:
+        settings: of the run; absent when resuming, which reads them from the run folder.
+        out: the run folder. It must not hold a run yet, unless resuming.
+        resume: continue the run in `out` from its last checkpoint.
+        console: shows progress; silent when absent.
+        foundation: SSR's frozen encoder itself, instead of the one that the settings name.
+        extra_terms: terms of your own, by name.
+        extra_makers: view makers of your own.
+        observers: watch the run beside the package's own.
+
+    Raises:
+        UserError: the settings, the data or the folder do not allow the run; nothing was trained or overwritten.
+    """
+    folder = RunFolder(Path(out))
+    if resume:
+        settings = folder.settings()
+    elif settings is None:
+        raise UserError("Training needs settings: a preset, a YAML file, or key.path=value words.")
+    else:
+        folder.refuse_overwriting()
+    space = resolve_space(settings)
+    notes = check_data(settings)
+    fabric = build_fabric(settings.train)
+    fabric.launch()
+    torch.manual_seed(settings.train.seed)
+    student, note = build_student(settings, space)
+    method = build_method(
+        settings.method,
+        student,
+        classes=space.names,
+        crop=settings.loader.crop,
+        seed=settings.train.seed + fabric.global_rank,
+        foundation=foundation,
+        extra_terms=extra_terms,
+        extra_makers=extra_makers,
+    )
+    torch.manual_seed(settings.train.seed + fabric.global_rank)  # same weights, other draws on every process
+    optimizer = build_optimizer(method.learner, settings.optim)
+    start, best = load_checkpoint(folder.checkpoint, method, optimizer) if resume else (0, None)
+    if fabric.is_global_zero and not resume:
+        folder.create(settings)
+    fabric.barrier()
+    batches = train_batches(
+        settings, start=start, rank=fabric.global_rank, world=fabric.world_size, cache=folder.class_statistics
+    )
+    if not fabric.is_global_zero:
+        fit(fabric, method, optimizer, batches, settings, start=start)
+        return Run(folder.path, student.eval())
+    journal = Journal(folder.metrics, resumed_at=start)
+    screen = Screen(console, settings.train.steps, start)
+    for text in (note, *method.notes, *notes):
+        screen.say(text)
+        journal.write("note", start, text=text)
+    watching = _observers(fabric, method, optimizer, settings, space, folder, journal, screen, best)
+    try:
+        fit(fabric, method, optimizer, batches, settings, start=start, observers=[*watching, *observers])
+    finally:
+        screen.close()
+        journal.close()
+    return Run(folder.path, student.eval())
+
+
+def build_fabric(config: TrainConfig) -> Fabric:
+    """One process or many, as the settings say."""
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if config.precision == "bf16" else "32-true"
+    # A view need not use every term, so a step may leave parameters without gradient.
+    strategy = DDPStrategy(find_unused_parameters=True) if config.devices > 1 else "auto"
+    return Fabric(accelerator=config.accelerator, devices=config.devices, precision=precision, strategy=strategy)
+
+
+def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str]:
+    """The student with its pretrained backbone, and what to say about the weights."""
+    config = settings.model
+    student = build_segmenter(
+        config.backbone,
+        config.head,
+        space.num_classes,
+        head_channels=config.head_channels,
+        drop_path=config.drop_path,
+        dropout=config.dropout,
+    )
+    note = load_pretrained(student, config.pretrained, config.backbone)
+    bound = (settings.target or settings.source).resize
+    student.description = Description(
+        config.backbone, config.head, space.names, space.colors, bound, config.head_channels
+    )
+    return student, note
+
+
+def _observers(
+    fabric: Fabric,
+    method: Method,
+    optimizer: Optimizer,
+    settings: Settings,
+    space: LabelSpace,
+    folder: RunFolder,
+    journal: Journal,
+    screen: Screen,
+    best: float | None,
+) -> list[Observer]:
+    config = settings.train
+    watching: list[Observer] = [
+        Losses(journal, screen, config.log_every),
+        Snapshots(folder.pictures, space.colors, config.pictures_every),
+    ]
+    scoring: Scoring | None = None
+    if settings.val is not None:
+        scoring = Scoring(
+            fabric.device,
+            method,
+            eval_samples(settings.val, settings),
+            build_inference(settings.inference),
+            folder,
+            journal,
+            screen,
+            space=space,
+            every=config.evaluate_every,
+            steps=config.steps,
+            best=best,
+        )
+        watching.append(scoring)
+    # Last: a checkpoint holds what the others did in its step.
+    watching.append(
+        Saving(
+            method,
+            optimizer,
+            folder,
+            every=config.checkpoint_every,
+            steps=config.steps,
+            best=lambda: None if scoring is None else scoring.best,
+        )
+    )
+    return watching

@@ -1,0 +1,70 @@
+"""Pictures of what the student sees and what it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+
+from ssrseg.adapt.batch import View
+from ssrseg.train.loop import Observer
+
+Pixels = npt.NDArray[np.uint8]
+GAP = 4
+
+
+class Snapshots(Observer):
+    """Every `every` steps one picture per view: a row per image, of image, labels and trust.
+
+    Args:
+        folder: where the pictures go.
+        colors: RGB of the classes, in the order of their ids.
+        every: steps between pictures; the first step is always shown.
+    """
+
+    def __init__(self, folder: Path, colors: Sequence[tuple[int, int, int]], every: int) -> None:
+        self._folder, self._palette, self._every = folder, palette(colors), every
+
+    def saw(self, step: int, view: View) -> None:
+        """Draw the view when it is time."""
+        if step % self._every == 0:
+            picture = draw_view(view, self._palette)
+            Image.fromarray(picture).save(self._folder / f"step-{step:06}-{view.name}.png", compress_level=3)
+
+
+def palette(colors: Sequence[tuple[int, int, int]]) -> Pixels:
+    """Colours of all 256 label values; those of no class are black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(colors)] = colors
+    return table
+
+
+def draw_view(view: View, colors: Pixels) -> Pixels:
+    """Rows of image | labels | trust."""
+    weights = view.weights if view.weights is not None else view.images.new_ones(view.labels.shape)
+    return grid(
+        [
+            [pixels_of(image), colors[labels.cpu().numpy()], pixels_of(trust.expand(3, -1, -1))]
+            for image, labels, trust in zip(view.images, view.labels, weights, strict=True)
+        ]
+    )
+
+
+def pixels_of(image: Tensor) -> Pixels:
+    """An image (3, H, W) in [0, 1] as bytes (H, W, 3)."""
+    pixels: Pixels = image.clamp(0, 1).mul(255).byte().permute(1, 2, 0).cpu().numpy()
+    return pixels
+
+
+def grid(rows: Sequence[Sequence[Pixels]]) -> Pixels:
+    """Pictures of one size as a sheet with white gaps."""
+    lines = [np.concatenate([_framed(cell) for cell in row], axis=1) for row in rows]
+    return np.concatenate(lines, axis=0)
+
+
+def _framed(cell: Pixels) -> Pixels:
+    return np.pad(cell, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)

@@ -1,0 +1,16 @@
+"""Options of the test suite."""
+
+from pathlib import Path
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+
+
+def pytest_addoption(parser):
+    """`pytest tests/test_parity.py --fixtures DIR`: the folder of parity fixtures, with its `manifest.json`.
+
+    pytest has an option of that name, which lists its own kind of fixtures and stays available as `--funcargs`.
+    It is parsed once before this file is read, so DIR follows after a space, and a test file must be named too.
+    """
+    listing = parser.optparser._option_string_actions.pop("--fixtures")
+    listing.option_strings.remove("--fixtures")
+    parser.addoption("--fixtures", type=Path, default=REFERENCE / "fixtures", help="folder of parity fixtures")

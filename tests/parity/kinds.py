@@ -1,0 +1,56 @@
+"""Which check a kind of case gets, and how close we must be beyond the case's own tolerance."""
+
+from dataclasses import dataclass
+
+from parity import models, pieces, runs, steps
+from parity.cases import Same
+
+FUNCTION, NETWORK, EXACT = 1e-5, 1e-4, 0.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A check, and the worst relative difference that it may have (none: the case's own tolerance is all)."""
+
+    check: object
+    aim: float | None
+
+
+KINDS = {
+    "backbone_features": Kind(models.backbone_features, NETWORK),
+    "backbone_checksums": Kind(models.backbone_checksums, NETWORK),
+    "head_logits": Kind(models.head_logits, NETWORK),
+    "segmentor_whole": Kind(models.segmentor, NETWORK),
+    "segmentor_slide": Kind(models.segmentor, NETWORK),
+    "segmentor_checksums": Kind(models.segmentor_checksums, NETWORK),
+    "parameter_counts": Kind(models.parameter_counts, EXACT),
+    "checkpoint_names": Kind(models.checkpoint_names, EXACT),
+    "drop_path_rates": Kind(models.drop_path_rates, FUNCTION),
+    "classmix": Kind(pieces.classmix, EXACT),
+    "strong_augmentation": Kind(pieces.strong_augmentation, FUNCTION),
+    "downscale_label_ratio": Kind(pieces.downscale_label_ratio, EXACT),
+    "masked_feature_distance": Kind(pieces.masked_feature_distance, FUNCTION),
+    "pseudo_label": Kind(pieces.pseudo_labels, FUNCTION),
+    "decode_loss": Kind(pieces.decode_loss, FUNCTION),
+    "block_mask": Kind(pieces.block_masks, EXACT),
+    "ema": Kind(pieces.ema, FUNCTION),
+    "rescale_size": Kind(runs.rescaled, EXACT),
+    "data_pipeline": Kind(runs.pipeline, None),  # bytes: two grey levels
+    "cat_max_ratio": Kind(runs.cat_max_ratio, EXACT),
+    "rare_class_sampling": Kind(runs.rare_classes, FUNCTION),
+    "label_map": Kind(runs.label_map, EXACT),
+    "lr_schedule": Kind(runs.lr_schedule, FUNCTION),
+    "param_groups": Kind(runs.param_groups, EXACT),
+    "metrics": Kind(runs.metrics, FUNCTION),
+    "train_step": Kind(steps.train_step, NETWORK),
+    "train_step_ssr": Kind(steps.train_step, NETWORK),
+}
+
+
+def measure(case):
+    """The worst relative difference of a case; `AssertionError` if it is outside the case's tolerance."""
+    tolerance = case.record["tolerance"]
+    same = Same(tolerance["rtol"], tolerance["atol"])
+    KINDS[case.kind].check(case, same)
+    assert same.compared, "nothing was compared"
+    return same.worst

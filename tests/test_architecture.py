@@ -1,0 +1,179 @@
+"""The import law, and the three facts by which inference provably has no foundation model."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ssrseg
+from factories import CLASSES, small_segmenter, tiny_segmenter, write_pairs
+from ssrseg.adapt import Batch, adapt, build_method
+from ssrseg.adapt.methods import Method
+from ssrseg.config import MethodConfig, MixedConfig, RegularizerConfig, TeacherConfig
+from ssrseg.export import graph_signature
+from ssrseg.foundation import Frozen
+from ssrseg.models import Segmenter, save_segmenter
+
+ROOT = Path(ssrseg.__file__).parent
+TRAINING = {"foundation", "adapt", "train"}
+DEPLOYED = ("models", "inference", "evaluate", "predict", "export")
+LAW: dict[str, set[str]] = {
+    "errors": set(),
+    "files": set(),
+    "config": {"errors"},
+    "models": {"errors"},
+    "inference": {"models", "config", "errors"},
+    "evaluate": {"inference", "models", "data", "config", "errors", "files"},
+    "predict": {"inference", "models", "data", "config", "errors", "files"},
+    "export": {"inference", "models", "config", "errors", "files"},
+    "data": {"config", "errors", "files", "demo"},
+    "foundation": {"models", "config", "errors", "demo"},
+    "adapt": {"foundation", "models", "config", "errors"},
+    "train": {"adapt", "foundation", "data", "evaluate", "inference", "models", "config", "errors", "files"},
+    "report": {"config", "errors", "files"},
+    "demo": {"models", "config", "errors", "files"},
+}
+"""A part and what it may import; `cli` and `demo.show`, the demonstration, may import all, and nobody imports them."""
+EVERYTHING = {"cli", "demo.show", "__init__"}
+
+
+def part_of(module: str) -> str:
+    """`ssrseg.adapt.terms` -> `adapt`."""
+    words = module.split(".")[1:]
+    return "demo.show" if words[:2] == ["demo", "show"] else words[0] if words else "__init__"
+
+
+def parts() -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in ROOT.rglob("*.py"):
+        words = path.relative_to(ROOT.parent).with_suffix("").parts
+        found.setdefault(part_of(".".join(words)), []).append(path)
+    return found
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            if node.module in ("ssrseg", "ssrseg.demo"):
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own(path: Path) -> set[str]:
+    return {part_of(name) for name in imports(path) if name.startswith("ssrseg.")}
+
+
+def reachable(part: str) -> set[str]:
+    found, waiting = set(), [part]
+    while waiting:
+        if (here := waiting.pop()) not in found:
+            found.add(here)
+            waiting += LAW[here]
+    return found
+
+
+@pytest.mark.parametrize("part", sorted(parts().keys() - EVERYTHING))
+def test_import_law(part: str) -> None:
+    for path in parts()[part]:
+        assert own(path) - {part} <= LAW[part], f"{path.relative_to(ROOT)} imports what {part} must not"
+
+
+def test_the_law_keeps_training_away_from_what_is_deployed() -> None:
+    for part in DEPLOYED:
+        assert not reachable(part) & TRAINING
+    assert not reachable("data") & TRAINING
+    assert all(part in reachable(part) and reachable(part) <= LAW.keys() for part in LAW)
+
+
+def test_reports_need_no_torch() -> None:
+    for part in reachable("report"):
+        for path in parts().get(part, []):
+            heavy = {name.partition(".")[0] for name in imports(path)} & {"torch", "torchvision", "timm"}
+            assert not heavy, f"{path.relative_to(ROOT)} imports {heavy}"
+    fresh("import sys, ssrseg.report; assert 'torch' not in sys.modules")
+
+
+def test_importing_the_package_is_light() -> None:
+    fresh("import sys, ssrseg; assert not {'torch', 'timm', 'rich', 'matplotlib'} & sys.modules.keys()")
+
+
+def fresh(program: str, *words: str) -> str:
+    """What a program prints in a process of its own."""
+    finished = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_a_process_that_deploys_has_loaded_no_training_code(tmp_path: Path) -> None:
+    save_segmenter(small_segmenter(), tmp_path / "model.safetensors")
+    write_pairs(tmp_path / "data", 1)
+    program = """
+import sys
+from pathlib import Path
+import ssrseg.evaluate, ssrseg.export, ssrseg.predict
+folder = Path(sys.argv[1])
+model = folder / "model.safetensors"
+assert len(ssrseg.predict.predict(model, folder / "data" / "images", folder / "out", device="cpu")) == 1
+assert ssrseg.export.graph_signature(ssrseg.inference.open_model(model)).flops > 0
+print(*(name for name in sys.modules if name.startswith("ssrseg.")))
+"""
+    loaded = fresh(program, str(tmp_path)).split()
+    assert {"ssrseg.predict", "ssrseg.export", "ssrseg.evaluate", "ssrseg.models"} <= set(loaded)
+    assert not {part_of(name) for name in loaded} & TRAINING
+    assert (tmp_path / "out" / "00_ids.png").exists()
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Segmenter, Method]:
+    """A student after one step of DACS + SSR."""
+    student = tiny_segmenter()
+    encoder = nn.Conv2d(3, 12, 16, 16)
+    config = MethodConfig(teacher=TeacherConfig(), mixed=MixedConfig(), regularizer=RegularizerConfig())
+    method = build_method(
+        config,
+        student,
+        classes=CLASSES,
+        foundation=Frozen(encoder, encoder, channels=12, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    )
+    images, labels = torch.rand(2, 3, 64, 64), torch.randint(0, len(CLASSES), (2, 64, 64))
+    optimizer = torch.optim.SGD(method.learner.parameters(), 0.1)
+    batch = Batch(images, labels, images.flip(0), torch.ones(2, 64, 64, dtype=torch.bool))
+    losses = adapt(method.learner, method.teacher, method.makers, batch, torch.Tensor.backward)
+    optimizer.step()
+    assert "mixed/regularizer" in losses
+    return student, method
+
+
+def test_no_module_owns_the_foundation_encoder(trained: tuple[Segmenter, Method]) -> None:
+    student, method = trained
+    encoder = {id(weight) for frozen in method.frozen for weight in frozen.module.parameters()}
+    assert encoder
+    for module in (student, method.learner, method.teacher):
+        assert not encoder & {id(weight) for weight in module.parameters()}
+        assert not any(part is frozen.module for part in module.modules() for frozen in method.frozen)
+    assert student.state_dict().keys() == tiny_segmenter().state_dict().keys()
+
+
+def test_a_regularised_model_has_the_graph_of_a_plain_one(trained: tuple[Segmenter, Method]) -> None:
+    student, _ = trained
+    plain = tiny_segmenter()
+    assert not torch.equal(student.head.classify.weight, plain.head.classify.weight)
+    assert graph_signature(student) == graph_signature(plain)
+
+
+def test_the_graph_test_would_see_a_leak(trained: tuple[Segmenter, Method]) -> None:
+    _, method = trained
+    leaky = tiny_segmenter()
+    leaky.regularizer = method.learner.terms["regularizer"]
+    assert graph_signature(leaky) != graph_signature(tiny_segmenter())

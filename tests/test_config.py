@@ -1,0 +1,104 @@
+"""Settings: what a user gets wrong is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ssrseg.config import assignments, compose, dump, merge, preset_names, read_preset, resolve
+from ssrseg.errors import UserError
+
+PUBLISHED = [
+    "dacs",
+    "daformer",
+    "daformer-ssr",
+    "mic",
+    "mic-ssr",
+    "source-only",
+]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_and_survives_yaml(name: str, tmp_path: Path) -> None:
+    settings = resolve(read_preset(name))
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(settings))
+    assert resolve(compose(None, path, {}, [])) == settings
+
+
+def test_the_papers_methods_have_presets_for_both_tasks() -> None:
+    names = preset_names()
+    for name in PUBLISHED:
+        assert name in names
+        assert f"{name}-synthia" in names
+
+
+def test_ssr_presets_differ_from_their_base_by_the_regularizer_alone() -> None:
+    for name in ("daformer", "mic"):
+        plain, ssr = read_preset(name), read_preset(f"{name}-ssr")
+        assert ssr["method"].pop("regularizer")["stages"] == [0, 1, 2, 3]
+        assert ssr == plain
+
+
+def test_a_misspelt_key_names_its_neighbour() -> None:
+    with pytest.raises(UserError, match=r"source\.splt: no such setting\. Did you mean 'split'\?"):
+        resolve({"source": {"root": "x", "splt": "train"}})
+
+
+def test_a_misspelt_key_deep_inside_names_its_neighbour() -> None:
+    tree = {"source": {"root": "x"}, "method": {"regularizer": {"foundation": {"encodr": "sam-vit-b"}}}}
+    with pytest.raises(UserError, match=r"method\.regularizer\.foundation\.encodr.*'encoder'"):
+        resolve(tree)
+
+
+def test_a_wrong_value_is_shown() -> None:
+    with pytest.raises(UserError, match=r"train\.steps: .*greater than 0 \(found -3\)"):
+        resolve({"source": {"root": "x"}, "train": {"steps": -3}})
+
+
+def test_adapting_needs_a_target() -> None:
+    with pytest.raises(UserError, match=r"target\.root"):
+        resolve({"source": {"root": "x"}, "method": {"teacher": {}, "mixed": {}}})
+
+
+def test_pseudo_labels_need_a_teacher() -> None:
+    with pytest.raises(UserError, match=r"mixed needs pseudo-labels: set method\.teacher"):
+        resolve({"source": {"root": "x"}, "target": {"root": "y"}, "method": {"mixed": {}}})
+
+
+def test_own_data_replace_the_presets_task() -> None:
+    tree = compose("daformer", None, {"source": {"root": "game"}, "target": {"root": "camera"}}, ["classes=[a, b]"])
+    settings = resolve(tree)
+    assert settings.source.spec == "folders"
+    assert settings.source.resize is None
+    assert settings.target is not None
+    assert settings.target.margins == (0, 0)
+    assert settings.val is None
+    assert settings.method.feature_distance is not None
+
+
+def test_words_change_only_what_they_name() -> None:
+    settings = resolve(compose("daformer", None, {}, ["source.root=/elsewhere", "train.steps=7"]))
+    assert settings.source.root == Path("/elsewhere")
+    assert settings.source.spec == "gta5"
+    assert settings.train.steps == 7
+
+
+def test_an_unknown_preset_names_its_neighbour() -> None:
+    with pytest.raises(UserError, match="Did you mean 'daformer'"):
+        read_preset("dafomer")
+
+
+def test_merge_changes_neither_side() -> None:
+    base, over = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
+    assert merge(base, over) == {"a": {"b": 3, "c": 2}}
+    assert base == {"a": {"b": 1, "c": 2}}
+    assert over == {"a": {"b": 3}}
+
+
+def test_assignments_are_yaml() -> None:
+    words = ["a.b=1", "a.c=[1, 2]", "d=null"]
+    assert assignments(words) == {"a": {"b": 1, "c": [1, 2]}, "d": None}
+    with pytest.raises(UserError, match=r"Expected `key\.path=value`, found 'a\.b'"):
+        assignments(["a.b"])

@@ -1,0 +1,123 @@
+"""Label spaces and the tables between them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ssrseg.config import resolve
+from ssrseg.data import SPACES, resolve_space, table_for
+from ssrseg.data.labels import FOLDS, lookup_table, map_ids, space_of
+from ssrseg.errors import UserError
+
+
+def settings(**tree):
+    return resolve({"source": {"root": "nowhere"}, **tree})
+
+
+def named(table, spec, wanted):
+    """What a table does, in names: raw value -> class of `wanted`."""
+    return {raw: SPACES[wanted].names[i] for raw, i in enumerate(table.tolist()) if i != 255}
+
+
+def test_spaces_are_complete_and_distinct():
+    assert {name: space.num_classes for name, space in SPACES.items()} == {
+        "cityscapes19": 19,
+        "synthia16": 16,
+        "synthia13": 13,
+        "camvid11": 11,
+    }
+    for space in SPACES.values():
+        assert len(set(space.names)) == len(set(space.colors)) == space.num_classes
+
+
+def test_an_unknown_class_names_the_nearest():
+    assert SPACES["cityscapes19"].index("car") == 13
+    with pytest.raises(UserError, match="'sidewalk'"):
+        SPACES["cityscapes19"].index("sidewalks")
+    with pytest.raises(UserError, match="road, sidewalk"):
+        SPACES["cityscapes19"].index("zzz")
+
+
+def test_values_that_are_not_listed_become_ignore():
+    table = lookup_table({7: 0, 33: 18, 4: 255})
+    labels = torch.tensor([[7, 33], [0, 255]], dtype=torch.uint8)
+    mapped = map_ids(labels, table)
+    assert mapped.tolist() == [[0, 18], [255, 255]]
+    assert mapped.dtype == torch.uint8
+    assert table[4] == 255
+
+
+@pytest.mark.parametrize("id_map", [{256: 0}, {-1: 0}, {0: 19}, {0: -1}])
+def test_an_id_map_outside_the_classes_is_refused(id_map):
+    with pytest.raises(UserError, match="id map"):
+        lookup_table(id_map, 19)
+
+
+def test_synthia_spaces_fold_by_name():
+    for name, absent in (("synthia16", 3), ("synthia13", 6)):
+        fold = FOLDS["cityscapes19", name]
+        assert len(fold) == 19 - absent
+        assert all(SPACES["cityscapes19"].names[old] == SPACES[name].names[new] for old, new in fold.items())
+
+
+def test_gta5_values_reach_camvids_classes():
+    run = settings(classes="camvid11", source={"root": "nowhere", "spec": "gta5"})
+    found = named(table_for(run.source, run), "gta5", "camvid11")
+    assert found[7] == "Road"
+    assert found[20] == found[19] == "SignSymbol"
+    assert found[27] == found[28] == found[31] == "Car"
+    assert 12 not in found  # walls are mostly Building in CamVid, some Fence
+
+
+def test_own_classes_take_their_position_or_their_raw_values():
+    space, ids = space_of(settings(classes=["road", "car"]).classes)
+    assert (space.names, ids) == (("road", "car"), None)
+    assert len(set(space.colors)) == 2
+    own = [{"name": "road", "ids": [7, 6], "color": [1, 2, 3]}, {"name": "car", "ids": [26]}]
+    space, ids = space_of(settings(classes=own).classes)
+    assert ids == {7: 0, 6: 0, 26: 1}
+    assert space.colors[0] == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("cityscape19", "no label space"),
+        (["a", "a"], "twice"),
+        ([], "empty"),
+        ([str(i) for i in range(256)], "at most 255"),
+        ([{"name": "a", "ids": [3]}, {"name": "b", "ids": [3]}], "claimed by 'a' and 'b'"),
+    ],
+)
+def test_classes_that_cannot_be_meant_are_refused(classes, message):
+    with pytest.raises(UserError, match=message):
+        space_of(settings(classes=classes).classes)
+
+
+def test_a_folder_needs_classes_and_a_known_layout_does_not():
+    with pytest.raises(UserError, match="Set `classes`"):
+        resolve_space(settings())
+    assert resolve_space(settings(source={"root": "nowhere", "spec": "gta5"})) == SPACES["cityscapes19"]
+
+
+def test_the_data_sets_own_id_map_wins():
+    run = settings(classes="cityscapes19", source={"root": "nowhere", "spec": "gta5", "id_map": {1: 13}})
+    assert named(table_for(run.source, run), "gta5", "cityscapes19") == {1: "car"}
+
+
+def test_a_folder_holds_class_ids():
+    run = settings(classes=["road", "car"])
+    assert table_for(run.source, run).tolist() == [0, 1] + [255] * 254
+
+
+def test_an_id_map_beyond_the_classes_is_refused_before_training():
+    run = settings(classes=["road", "car"], source={"root": "nowhere", "id_map": {0: 0, 1: 2}})
+    with pytest.raises(UserError, match="1 -> 2, but there are 2 classes"):
+        table_for(run.source, run)
+
+
+def test_spaces_without_a_known_fold_are_refused():
+    run = settings(classes=["road", "car"], source={"root": "nowhere", "spec": "camvid"})
+    with pytest.raises(UserError, match="id_map"):
+        table_for(run.source, run)

@@ -1,0 +1,181 @@
+"""The demo's two domains: deterministic, complete, and apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssrseg.demo.anything import draw_anything
+from ssrseg.demo.canvas import FAR
+from ssrseg.demo.dataset import CAMERA_DOMAIN, GAME_DOMAIN, MARKER, Domain, write_dataset
+from ssrseg.demo.scenes import CAMERA, CAR, CLASSES, GAME, PERSON, RIDER, ROAD, SKY, TRUCK, VEGETATION, draw_scene
+from ssrseg.errors import UserError
+
+SIZE = (64, 128)
+DOMAINS = {"game": GAME_DOMAIN, "camera": CAMERA_DOMAIN}
+
+
+def shares(domain: Domain, count: int = 60) -> np.ndarray:
+    counts = np.zeros(len(CLASSES))
+    for seed in range(count):
+        scene = draw_scene(domain.layout, SIZE, np.random.default_rng(seed))
+        counts += np.bincount(scene.classes.ravel(), minlength=len(CLASSES))
+    return counts / counts.sum()
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("domain", DOMAINS.values(), ids=DOMAINS)
+def test_a_seed_gives_one_picture(domain: Domain) -> None:
+    (image, classes), (again, same) = (domain.sample(SIZE, np.random.default_rng(3)) for _ in range(2))
+    other, _ = domain.sample(SIZE, np.random.default_rng(4))
+    assert image.shape == (*SIZE, 3)
+    assert classes.shape == SIZE
+    assert image.dtype == classes.dtype == np.uint8
+    np.testing.assert_array_equal(image, again)
+    np.testing.assert_array_equal(classes, same)
+    assert (image != other).any()
+
+
+@pytest.mark.parametrize("size", [(128, 256), (60, 100)])
+def test_any_size_can_be_drawn(size: tuple[int, int]) -> None:
+    for seed in range(4):
+        image, classes = CAMERA_DOMAIN.sample(size, np.random.default_rng(seed))
+        assert image.shape == (*size, 3)
+        assert classes.max() < len(CLASSES)
+
+
+@pytest.mark.parametrize("domain", DOMAINS.values(), ids=DOMAINS)
+def test_every_class_occurs(domain: Domain) -> None:
+    assert (shares(domain) > 0.001).all()
+
+
+def test_labels_are_shifted_between_the_domains() -> None:
+    game, camera = shares(GAME_DOMAIN), shares(CAMERA_DOMAIN)
+    for frequent in (PERSON, RIDER, VEGETATION):
+        assert camera[frequent] > 1.5 * game[frequent]
+    assert camera[TRUCK] < game[TRUCK] / 1.5
+
+
+def test_pictures_differ_between_the_domains_for_one_layout() -> None:
+    scene = [draw_scene(GAME, SIZE, np.random.default_rng(0)) for _ in DOMAINS]
+    np.testing.assert_array_equal(scene[0].codes, scene[1].codes)
+    restyled = Domain(GAME, CAMERA_DOMAIN.look)
+    image, classes = GAME_DOMAIN.sample(SIZE, np.random.default_rng(0))
+    other, same = restyled.sample(SIZE, np.random.default_rng(0))
+    np.testing.assert_array_equal(classes, same)
+    assert np.abs(image.astype(int) - other).mean() > 20
+
+
+def test_no_class_is_told_by_its_colour_alone() -> None:
+    images, labels = zip(*(CAMERA_DOMAIN.sample(SIZE, np.random.default_rng(seed)) for seed in range(40)), strict=True)
+    colours = np.stack(images).reshape(-1, 3) // 16 @ np.array([256, 16, 1])
+    classes = np.stack(labels).ravel()
+    table = np.zeros((4096, len(CLASSES)), np.int64)
+    np.add.at(table, (colours, classes), 1)
+    correct = table[np.arange(4096), table.argmax(1)].sum() / len(classes)
+    assert correct < 0.75, "a look-up of colours labels most pixels"
+
+
+def test_maps_agree_with_each_other() -> None:
+    for seed in range(5):
+        scene = draw_scene(CAMERA, SIZE, np.random.default_rng(seed))
+        np.testing.assert_array_equal(scene.depth == FAR, scene.classes == SKY)
+        for thing in np.unique(scene.objects):
+            assert len(np.unique(scene.classes[scene.objects == thing])) == 1
+
+
+def test_perspective_makes_far_cars_small() -> None:
+    near, far = [], []
+    for seed in range(30):
+        scene = draw_scene(GAME, SIZE, np.random.default_rng(seed))
+        for thing in np.unique(scene.objects[scene.classes == CAR]):
+            seen = scene.objects == thing
+            (near if scene.depth[seen].min() < 10 else far).append(seen.sum())
+    assert np.median(near) > 3 * np.median(far)
+
+
+def test_the_ground_is_nearer_further_down() -> None:
+    scene = draw_scene(GAME, SIZE, np.random.default_rng(1))
+    for column in range(0, SIZE[1], 8):
+        depths = scene.depth[scene.classes[:, column] == ROAD, column]
+        assert (np.diff(depths) < 0).all()
+
+
+def test_dataset_has_the_promised_folders_and_no_target_labels(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    write_dataset(
+        tmp_path / "d", source=3, target=2, val=1, size=SIZE, progress=lambda done, total: seen.append((done, total))
+    )
+    folders = {folder: len(list((tmp_path / "d" / folder).glob("*.png"))) for folder in (
+        "game/images", "game/labels", "camera/train/images", "camera/train/labels", "camera/val/images",
+        "camera/val/labels",
+    )}  # fmt: skip
+    assert list(folders.values()) == [3, 3, 2, 0, 1, 1]
+    assert seen == [(done, 6) for done in range(1, 7)]
+    for kind, mode in (("images", "RGB"), ("labels", "L")):
+        with Image.open(tmp_path / "d/game" / kind / "00000.png") as picture:
+            assert (picture.mode, picture.size) == (mode, SIZE[::-1])
+            assert kind == "images" or np.asarray(picture).max() < len(CLASSES)
+
+
+def test_dataset_is_written_once_and_the_same_everywhere(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "deep" / "b"
+    for root in (first, second):
+        write_dataset(root, source=2, target=1, val=1, size=SIZE, seed=7)
+    assert files(first) == files(second)
+    calls: list[int] = []
+    write_dataset(first, source=2, target=1, val=1, size=SIZE, seed=7, progress=lambda done, _: calls.append(done))
+    assert calls == []
+
+
+def test_pictures_do_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "few", source=1, target=1, val=1, size=SIZE)
+    write_dataset(tmp_path / "more", source=2, target=2, val=1, size=SIZE)
+    few, more = files(tmp_path / "few"), files(tmp_path / "more")
+    few.pop(MARKER)
+    assert few.items() <= more.items()
+
+
+def test_an_interrupted_dataset_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path / "d", source=3, target=1, val=1, size=SIZE, progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_parameters_are_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "d", source=1, target=1, val=1, size=SIZE)
+    before = files(tmp_path / "d")
+    with pytest.raises(UserError, match=r"'source': 1.*'source': 2"):
+        write_dataset(tmp_path / "d", source=2, target=1, val=1, size=SIZE)
+    assert files(tmp_path / "d") == before
+    assert json.loads(before[MARKER])["source"] == 1
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(UserError, match="not a demo data set"):
+        write_dataset(tmp_path, source=1, target=1, val=1, size=SIZE)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_anything_is_deterministic_and_has_objects() -> None:
+    image, ids = draw_anything(SIZE, np.random.default_rng(1))
+    again, same = draw_anything(SIZE, np.random.default_rng(1))
+    assert image.shape == (*SIZE, 3)
+    assert ids.shape == SIZE
+    np.testing.assert_array_equal(image, again)
+    np.testing.assert_array_equal(ids, same)
+    counts = [len(np.unique(draw_anything(SIZE, np.random.default_rng(seed))[1])) for seed in range(20)]
+    assert min(counts) >= 2
+    assert np.mean(counts) > 6

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from factories import CLASSES, COLORS, tiny_segmenter
+from ssrseg.errors import UserError
+from ssrseg.export import _compare, export, graph_signature
+from ssrseg.models import Description, Segmenter
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    model = tiny_segmenter()
+    model.description = Description("tiny", "daformer", CLASSES, COLORS, (128, 64))
+    return model
+
+
+@pytest.fixture(scope="module")
+def written(model: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(model, tmp_path_factory.mktemp("export") / "model.onnx", size=(64, 96)).onnx
+
+
+def test_dynamic_file_meets_torch_at_any_size(model: Segmenter, written: Path) -> None:
+    session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
+    for shape in ((1, 3, 64, 96), (3, 3, 32, 160), (2, 3, 96, 32)):
+        images = torch.rand(shape)
+        with torch.no_grad():
+            expected = model.eval()(images)
+        logits = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+        assert logits.shape == expected.shape
+        assert torch.allclose(logits, expected, atol=1e-4)
+
+
+def test_report_and_metadata(model: Segmenter, written: Path) -> None:
+    sidecar = json.loads(written.with_suffix(".json").read_text())
+    metadata = {entry.key: entry.value for entry in onnx.load(written).metadata_props}
+    facts = json.loads(metadata["ssrseg"])
+    assert facts["description"]["classes"] == list(CLASSES)
+    assert facts["description"]["colors"] == [list(color) for color in COLORS]
+    assert facts["input"]["shape"] == ["B", 3, "H", "W"]
+    assert {**facts, "checks": sidecar["checks"]} == sidecar
+    assert [check["shape"] for check in sidecar["checks"]] == [[1, 3, 64, 96], [3, 3, 64, 96 // 2 // 32 * 32 + 64]]
+    assert all(check["equal_labels"] >= 0.9999 and check["max_difference"] < 1e-4 for check in sidecar["checks"])
+    assert sorted(path.name for path in written.parent.iterdir()) == ["model.json", "model.onnx"]
+
+
+def test_fixed_size(tmp_path: Path) -> None:
+    model = tiny_segmenter().train()
+    report = export(model, tmp_path / "deep" / "model.onnx", size=(50, 70), dynamic=False)
+    assert all(part.training for part in model.modules())
+    assert [check.shape for check in report.checks] == [(1, 3, 50, 70)]
+    assert "(1, 3, 50, 70)" in str(report)
+    shape = onnx.load(report.onnx).graph.input[0].type.tensor_type.shape
+    assert [dim.dim_value for dim in shape.dim] == [1, 3, 50, 70]
+
+
+def test_a_file_that_is_not_the_model_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_segmenter()
+    monkeypatch.setattr("ssrseg.export._compare", lambda shape, a, b: _compare(shape, a, b.flip(1)))
+    with pytest.raises(UserError, match=r"not the model.*nothing was written"):
+        export(model, tmp_path / "model.onnx", size=(32, 32), dynamic=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"onnx, onnxscript, onnxruntime.*pip install 'ssrseg\[export\]'"):
+        export(tiny_segmenter(), tmp_path / "model.onnx")
+
+
+def test_sizes_and_names_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="multiples of 32"):
+        export(tiny_segmenter(), tmp_path / "model.onnx", size=(64, 100))
+    with pytest.raises(UserError, match=r"\.onnx"):
+        export(tiny_segmenter(), tmp_path / "model.pt")
+
+
+def test_a_model_that_torch_cannot_export_is_said_so(tmp_path: Path) -> None:
+    class Stubborn(type(tiny_segmenter())):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if images.sum() > 0:
+                return super().forward(images)
+            return images
+
+    model = tiny_segmenter()
+    model.__class__ = Stubborn
+    with pytest.raises(UserError, match="cannot export this model"):
+        export(model, tmp_path / "model.onnx", size=(32, 32), dynamic=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_signature_tells_graphs_not_weights(model: Segmenter) -> None:
+    signature = graph_signature(model)
+    assert signature == graph_signature(tiny_segmenter(seed=1))
+    assert signature != graph_signature(tiny_segmenter(5))
+    assert signature.flops > 0
+    assert signature.buffers["mean"] == (1, 3, 1, 1)
+    assert signature.parameters.keys() == dict(model.named_parameters()).keys()
+
+    deeper = tiny_segmenter()
+    deeper.head.classify = torch.nn.Sequential(deeper.head.classify, torch.nn.ReLU())
+    assert graph_signature(deeper).operators != signature.operators
