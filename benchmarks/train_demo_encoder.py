@@ -4,7 +4,8 @@ A point in, the mask of the object at that point out. The encoder's last feature
 SAM, and the decoder is thrown away. `--random` trains the decoder alone, on an encoder that keeps its random weights:
 the control. Numbers are in docs/demo-encoder.md.
 
-    python benchmarks/train_demo_encoder.py --out src/ssrseg/demo/encoder.safetensors
+    python benchmarks/train_demo_encoder.py --out first.safetensors
+    python benchmarks/train_demo_encoder.py --seed 1 --init first.safetensors --out encoder.safetensors
     python benchmarks/train_demo_encoder.py --random
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ssrseg.demo.anything import draw_anything
@@ -142,8 +143,11 @@ def train(options: argparse.Namespace) -> None:
     """Train the decoder, and the encoder unless it is the control; save the encoder when told where."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    rng, pool, held_out = np.random.default_rng(options.seed), draw_pool(options.pool, 1), draw_pool(100, 2)
+    rng, pool = np.random.default_rng(options.seed), draw_pool(options.pool, 2 * options.seed + 1)
+    held_out = draw_pool(100, 2)  # no seed trains on an even number's pictures
     encoder: Any = untrained_encoder()
+    if options.init:
+        encoder.load_state_dict({name: tensor.float() for name, tensor in load_file(options.init).items()})
     decoder = PointDecoder()
     encoder.requires_grad_(not options.random)
     trained = [p for p in (*encoder.parameters(), *decoder.parameters()) if p.requires_grad]
@@ -176,6 +180,7 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="where the weights go; nothing is written when absent")
+    parser.add_argument("--init", type=Path, help="weights to go on from, with a new decoder")
     parser.add_argument("--random", action="store_true", help="keep the encoder's random weights")
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch", type=int, default=4, help="whole pictures per step; twice as many squares")

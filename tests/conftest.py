@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 
 
@@ -14,3 +16,8 @@ def pytest_addoption(parser):
     listing = parser.optparser._option_string_actions.pop("--fixtures")
     listing.option_strings.remove("--fixtures")
     parser.addoption("--fixtures", type=Path, default=REFERENCE / "fixtures", help="folder of parity fixtures")
+
+
+def pytest_configure():
+    """One thread: the tensors are tiny, and two threads that share busy cores wait for each other."""
+    torch.set_num_threads(1)

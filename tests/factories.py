@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ssrseg.foundation import Frozen
 from ssrseg.models import Description, Segmenter, build_segmenter
 from ssrseg.models.backbones import Backbone
 from ssrseg.models.heads import DAFormerHead
@@ -93,3 +94,11 @@ def write_pairs(root: Path, count: int = 4, *, height: int = 64, width: int = 64
         Image.fromarray(random_image(height, width, seed=i)).save(root / "images" / f"{i:02}.png")
         Image.fromarray(random_labels(height, width, seed=i)).save(root / "labels" / f"{i:02}.png")
     return root
+
+
+def tiny_frozen(channels: int = 8) -> Frozen:
+    """A foundation encoder of one convolution with stride 16; always the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        encoder = nn.Conv2d(3, channels, 16, 16)
+    return Frozen(encoder, encoder, channels=channels, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -29,7 +29,9 @@ def read_image(path: Path) -> Tensor:
     try:
         with Image.open(io.BytesIO(encoded)) as file:
             image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16 bits: Pillow would cut, not scale
+            if image.mode in ("F", "I"):
+                raise UserError(f"{path} has 32 bits per pixel, expected 8 or 16: convert it first.")
+            if image.mode.startswith("I;16"):  # Pillow would cut, not scale
                 image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
             rgb = np.array(image.convert("RGB"))
     except BROKEN as error:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ import timm
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ssrseg.errors import UserError
-from ssrseg.models.backbones import BACKBONES, architecture, build_backbone
+from ssrseg.models.backbones import architecture, build_backbone
 from ssrseg.models.names import DIALECTS, official_name, recognise, timm_architecture, to_official
-from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, save_segmenter
+from ssrseg.models.reading import read_checkpoint
+from ssrseg.models.recognise import describe
+from ssrseg.models.segmenter import Segmenter, build_segmenter, save_segmenter
 
 PARTS = {
     "model": r"^model\.(?=backbone|decode_head)",
@@ -49,20 +48,12 @@ class LoadReport:
     loaded: int
     """Tensors of the segmenter that were set."""
     dropped: Mapping[str, str] = field(default_factory=dict)
-    """The checkpoint's name -> why it was left out."""
+    """Official name -> why it was left out."""
 
     def __str__(self) -> str:
         """One line, and one per reason for leaving something out."""
         lines = [f"{self.loaded} tensors loaded ({self.dialect} names), {len(self.dropped)} left out"]
         return "\n".join([*lines, *(f"  {n} x {reason}" for reason, n in Counter(self.dropped.values()).items())])
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A file's weights, and what its authors wrote beside them."""
-
-    state: Mapping[str, Tensor]
-    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_published(
@@ -88,7 +79,7 @@ def load_published(
         UserError: an entry is unknown, missing or of another shape; or the file cannot be read safely.
     """
     found = read_checkpoint(checkpoint)
-    state, dropped = _select(found.state, part)
+    state, dropped = select(found.state, part)
     dialect = recognise(state) if source == "auto" else source
     if dialect not in DIALECTS:
         raise UserError(f"There is no source {source!r}: choose auto, {', '.join(DIALECTS)}.")
@@ -112,7 +103,7 @@ def load_published(
     return LoadReport(dialect, len(chosen), dropped | reasons)
 
 
-def _select(state: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def select(state: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """One network of an adaptation checkpoint, without its prefix, and what else is there."""
     if part not in PARTS:
         raise UserError(f"There is no part {part!r}: choose {', '.join(PARTS)}.")
@@ -162,52 +153,6 @@ def _refuse(*, unknown: Sequence[str], missing: Sequence[str], shapes: Sequence[
         )
 
 
-def read_checkpoint(source: Mapping[str, Any] | Path | str) -> Checkpoint:
-    """The weights in a file, or in what such a file holds. Nothing in it is executed.
-
-    Raises:
-        UserError: no such file, not a weights file, or one that holds more than tensors and plain values.
-    """
-    found = source if isinstance(source, Mapping) else _read(Path(source))
-    state = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), Mapping)), found)
-    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if strange or not state:
-        where = "The checkpoint" if isinstance(source, Mapping) else str(source)
-        raise UserError(
-            f"{where} should hold names and tensors, bare or under `state_dict` or `model`; "
-            f"found {', '.join(map(repr, strange[:5])) or 'nothing'}."
-        )
-    meta = found.get("meta")
-    return Checkpoint(state, meta if isinstance(meta, Mapping) else {})
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UserError(f"There is no weights file {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(_refusal(path, str(error))) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not a weights file: {error}") from error
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path} should hold names and tensors, found {type(found).__name__}.")
-    return found
-
-
-def _refusal(path: Path, message: str) -> str:
-    named = re.search(r"GLOBAL ([\w.]+)", message)
-    what = f"the Python object {named[1]}" if named else "something other than tensors and plain values"
-    return (
-        f"{path} is a pickle that holds {what}; loading it could run any code, so it is not loaded.\n"
-        "If you trust it, keep only its weights, in the environment that made it:\n"
-        f"  python -c \"import torch; c = torch.load('{path}', map_location='cpu', weights_only=False); "
-        "torch.save(c.get('state_dict', c), 'weights.pth')\""
-    )
-
-
 def convert(
     source: Path,
     out: Path,
@@ -225,7 +170,7 @@ def convert(
         out: safetensors file to write.
         backbone: recognised by its depths and widths when absent.
         head: recognised by its names when absent.
-        classes: their names; those in the checkpoint's `meta` when absent, else numbers.
+        classes: their names; when absent those in the checkpoint's `meta`, else Cityscapes' for 19, else numbers.
         resize: (width, height) that bounds the images at inference.
         part: which network of an adaptation checkpoint, a key of `PARTS`.
 
@@ -233,67 +178,16 @@ def convert(
         UserError: the checkpoint cannot be read, recognised, or does not fit.
     """
     found = read_checkpoint(source)
-    state, _ = _select(found.state, part)
+    state, _ = select(found.state, part)
     official = to_official(state, recognise(state), None)
-    count = _classes_in(official, source)
-    names = tuple(classes or _strings(found.meta.get("CLASSES"), count) or (f"class-{i}" for i in range(count)))
-    if len(names) != count:
-        raise UserError(f"{source} has {count} classes, but {len(names)} names were given.")
-    description = Description(
-        backbone=backbone or _backbone_in(official, source),
-        head=head or _head_in(official, source),
-        classes=names,
-        colors=_colors(found.meta.get("PALETTE"), count),
-        resize=resize,
+    description = describe(official, found.meta, source, backbone=backbone, head=head, classes=classes, resize=resize)
+    segmenter = build_segmenter(
+        description.backbone, description.head, len(description.classes), head_channels=description.head_channels
     )
-    segmenter = build_segmenter(description.backbone, description.head, count)
     report = load_published(segmenter, {"state_dict": found.state}, part=part)
     segmenter.description = description
     save_segmenter(segmenter, out)
     return report
-
-
-MIT_SIZES = {(2, 2, 2, 2): (0, 1), (3, 4, 6, 3): (2,), (3, 4, 18, 3): (3,), (3, 8, 27, 3): (4,), (3, 6, 40, 3): (5,)}
-"""Blocks per stage -> sizes of the Mix Transformer; B0 and B1 differ by their width."""
-
-
-def _backbone_in(state: Mapping[str, Tensor], source: Path) -> str:
-    depths = tuple(_count(state, rf"^backbone\.block{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
-    if depths in MIT_SIZES:
-        sizes = MIT_SIZES[depths]
-        return f"mit_b{sizes[-1] if len(state['backbone.norm1.weight']) == 64 else sizes[0]}"
-    if "backbone.stem.0.weight" in state and _count(state, r"^backbone\.layer3\.(\d+)\.") == 23:
-        return "resnet101v1c"
-    raise UserError(f"The backbone in {source} is not recognised: name it, one of {', '.join(BACKBONES)}.")
-
-
-def _head_in(state: Mapping[str, Tensor], source: Path) -> str:
-    marks = {"fuse_layer.": "daformer", "linear_fuse.": "segformer", "aspp_modules.": "deeplabv2"}
-    for mark, head in marks.items():
-        if any(key.startswith(f"decode_head.{mark}") for key in state):
-            return head
-    raise UserError(f"The head in {source} is not recognised: it should be one of {', '.join(marks.values())}.")
-
-
-def _classes_in(state: Mapping[str, Tensor], source: Path) -> int:
-    for name in ("linear_pred", "aspp_modules.0.conv", "conv_seg"):  # SegFormer's conv_seg is a dead layer
-        if f"decode_head.{name}.weight" in state:
-            return len(state[f"decode_head.{name}.weight"])
-    raise UserError(f"{source} has no classifier: it is a backbone. Use it as model.pretrained instead.")
-
-
-def _count(keys: Iterable[str], pattern: str) -> int:
-    return len({match[1] for key in keys if (match := re.search(pattern, key))})
-
-
-def _strings(value: Any, count: int) -> tuple[str, ...] | None:
-    return tuple(map(str, value)) if isinstance(value, list | tuple) and len(value) == count else None
-
-
-def _colors(palette: Any, count: int) -> tuple[tuple[int, int, int], ...]:
-    if not isinstance(palette, list | tuple) or len(palette) != count:
-        return ()
-    return tuple((int(r), int(g), int(b)) for r, g, b in palette)
 
 
 def load_pretrained(segmenter: Segmenter, spec: str, backbone: str) -> str:

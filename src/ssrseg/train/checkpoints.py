@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,11 @@ def load_checkpoint(path: Path, method: Method, optimizer: Optimizer) -> tuple[i
 
 def _read(path: Path) -> dict[str, Any]:
     for candidate in (path, path.with_suffix(".previous.ckpt")):
+        if not zipfile.is_zipfile(candidate):  # missing, or half written: a zip ends with its table of contents
+            continue
         try:
             state: dict[str, Any] = torch.load(candidate, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        except (OSError, RuntimeError, pickle.UnpicklingError):
             continue
         return state
     raise UserError(f"There is no readable checkpoint at {path}: the run cannot be resumed. Start it anew with --out.")

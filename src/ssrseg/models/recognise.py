@@ -1,0 +1,107 @@
+"""Which network a checkpoint holds: told by the official names and the shapes of its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ssrseg.errors import UserError
+from ssrseg.models.backbones import BACKBONES
+from ssrseg.models.segmenter import Description
+
+MIT_SIZES = {(2, 2, 2, 2): (0, 1), (3, 4, 6, 3): (2,), (3, 4, 18, 3): (3,), (3, 8, 27, 3): (4,), (3, 6, 40, 3): (5,)}
+"""Blocks per stage -> sizes of the Mix Transformer; B0 and B1 differ by their width."""
+
+HEAD_MARKS = {
+    "embed_layers.0.proj.weight": ("daformer", 256),
+    "linear_c.0.proj.weight": ("segformer", 768),
+    "aspp_modules.0.conv.weight": ("deeplabv2", None),
+}
+"""Official name of a layer -> the head that has it, and its published width."""
+
+CITYSCAPES = (
+    *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation"),
+    *("terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
+)
+"""The classes of a published checkpoint with 19 that does not say which: all of them follow Cityscapes."""
+
+
+def describe(
+    state: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    source: Path,
+    *,
+    backbone: str | None = None,
+    head: str | None = None,
+    classes: Sequence[str] | None = None,
+    resize: tuple[int, int] | None = None,
+) -> Description:
+    """What the checkpoint is, and what `meta` says of its classes; what is given is not guessed.
+
+    Args:
+        state: official names and weights.
+        meta: `CLASSES` and `PALETTE` are read.
+        source: for messages.
+        backbone: see `Description`, as the rest.
+        head: likewise.
+        classes: likewise.
+        resize: likewise.
+
+    Raises:
+        UserError: something is neither given nor recognised, or there are more or fewer names than classes.
+    """
+    count = _count_classes(state, source)
+    known = CITYSCAPES if count == len(CITYSCAPES) else tuple(f"class-{i}" for i in range(count))
+    names = tuple(classes or _listed(meta.get("CLASSES"), count) or known)
+    if len(names) != count:
+        raise UserError(f"{source} has {count} classes, but {len(names)} names were given.")
+    recognised, channels = _head_in(state)
+    if not (head or recognised):
+        heads = ", ".join(name for name, _ in HEAD_MARKS.values())
+        raise UserError(f"The head in {source} is not recognised; ours are {heads}.")
+    palette = _listed(meta.get("PALETTE"), count) or ()
+    return Description(
+        backbone=backbone or _backbone_in(state, source),
+        head=head or recognised,
+        classes=tuple(map(str, names)),
+        colors=tuple((int(red), int(green), int(blue)) for red, green, blue in palette),
+        resize=resize,
+        head_channels=channels,
+    )
+
+
+def _backbone_in(state: Mapping[str, Tensor], source: Path) -> str:
+    depths = tuple(_count(state, rf"^backbone\.block{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+    if depths in MIT_SIZES and "backbone.norm1.weight" in state:
+        wide = len(state["backbone.norm1.weight"]) == 64
+        return f"mit_b{MIT_SIZES[depths][-1 if wide else 0]}"
+    if "backbone.stem.0.weight" in state and _count(state, r"^backbone\.layer3\.(\d+)\.") == 23:
+        return "resnet101v1c"
+    raise UserError(f"The backbone in {source} is not recognised: name it, one of {', '.join(BACKBONES)}.")
+
+
+def _head_in(state: Mapping[str, Tensor]) -> tuple[str, int | None]:
+    """Name, and the width where it is not the published one; no name when unknown."""
+    for layer, (head, published) in HEAD_MARKS.items():
+        if (weight := state.get(f"decode_head.{layer}")) is not None:
+            return head, None if published in (None, len(weight)) else len(weight)
+    return "", None
+
+
+def _count_classes(state: Mapping[str, Tensor], source: Path) -> int:
+    for name in ("linear_pred", "aspp_modules.0.conv", "conv_seg"):  # SegFormer's conv_seg is a dead layer
+        if f"decode_head.{name}.weight" in state:
+            return len(state[f"decode_head.{name}.weight"])
+    raise UserError(f"{source} has no classifier: it is a backbone. Use it as model.pretrained instead.")
+
+
+def _count(keys: Iterable[str], pattern: str) -> int:
+    return len({match[1] for key in keys if (match := re.search(pattern, key))})
+
+
+def _listed(value: Any, count: int) -> tuple[Any, ...] | None:
+    return tuple(value) if isinstance(value, list | tuple) and len(value) == count else None

@@ -1,0 +1,119 @@
+"""Training batches: what a sample shows, and that nothing but seed and number decides it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from factories import CLASSES, random_image, random_labels, write_pairs
+from ssrseg.config import resolve
+from ssrseg.data import read_image, train_batches
+from ssrseg.errors import UserError
+
+
+def settings(root, *, steps=6, seed=0, method=None, target=True, **loader):
+    for domain in ("game", "camera"):
+        if not (root / domain).exists():
+            write_pairs(root / domain)
+    tree = {
+        "classes": CLASSES,
+        "source": {"root": root / "game"},
+        "loader": {"crop": [32, 48], "workers": 0, **loader},
+        "method": {"teacher": {}, "mixed": {}} if method is None else method,
+        "train": {"steps": steps, "seed": seed},
+    }
+    return resolve({**tree, "target": {"root": root / "camera"}} if target else tree)
+
+
+def same(one, other):
+    tensors = ("source", "labels", "target", "valid")
+    return one.names == other.names and all(torch.equal(getattr(one, t), getattr(other, t)) for t in tensors)
+
+
+@pytest.mark.parametrize("rare_class", [None, {}])
+def test_a_batch_depends_on_seed_and_step_alone(tmp_path, rare_class):
+    whole = list(train_batches(settings(tmp_path, rare_class=rare_class)))
+    state = torch.get_rng_state()
+    later = list(train_batches(settings(tmp_path, rare_class=rare_class, workers=2), start=3))
+    assert [same(a, b) for a, b in zip(whole[3:], later, strict=True)] == [True] * 3
+    assert torch.equal(torch.get_rng_state(), state)
+    other = list(train_batches(settings(tmp_path, rare_class=rare_class, seed=1)))
+    assert not any(same(a, b) for a, b in zip(whole, other, strict=True))
+
+
+@pytest.mark.parametrize("target", [True, False])
+def test_a_method_without_teacher_reads_no_target(tmp_path, target):
+    (raw, *_) = train_batches(settings(tmp_path, method={}, target=target))
+    assert raw.target.shape == (0, 3, 32, 48)
+    assert raw.valid.shape == (0, 32, 48)
+    assert len(raw.names) == 2
+
+
+def test_source_and_target_meet_in_changing_pairs(tmp_path):
+    batches = train_batches(settings(tmp_path, steps=40, batch=1))
+    meetings = {tuple(name[-6:] for name in raw.names) for raw in batches}
+    assert len(meetings) > 8  # of 16
+
+
+def test_image_and_label_are_cut_and_mirrored_together(tmp_path):
+    write_pairs(tmp_path / "game")
+    for i in range(4):
+        labels = random_labels(seed=i)
+        grey = np.repeat(labels[..., None], 3, axis=2)
+        Image.fromarray(grey).save(tmp_path / "game" / "images" / f"{i:02}.png")
+    for raw in train_batches(settings(tmp_path, steps=8)):
+        assert torch.equal(raw.source[:, 0], raw.labels)
+
+
+def test_a_crop_shows_enough_of_the_class_it_was_drawn_for(tmp_path):
+    labels = np.zeros((200, 200), np.uint8)
+    labels[:, 100:] = 1
+    labels[150:, :40] = 3
+    write_pairs(tmp_path / "game", 1)
+    Image.fromarray(random_image(200, 200)).save(tmp_path / "game" / "images" / "00.png")
+    Image.fromarray(labels).save(tmp_path / "game" / "labels" / "00.png")
+
+    def share(rare_class):
+        loader = {"crop": [64, 64], "rare_class": rare_class, "max_class_share": 1}
+        shown = [(raw.labels == 3).sum((1, 2)) > 250 for raw in train_batches(settings(tmp_path, steps=30, **loader))]
+        return float(torch.cat(shown).float().mean())
+
+    assert share({"temperature": 0.01, "min_pixels": 500}) > share(None) + 0.2
+
+
+def test_crops_of_one_class_are_drawn_again(tmp_path):
+    labels = np.zeros((64, 200), np.uint8)
+    labels[:, 160:] = 1
+    write_pairs(tmp_path / "game", 1)
+    Image.fromarray(random_image(64, 200)).save(tmp_path / "game" / "images" / "00.png")
+    Image.fromarray(labels).save(tmp_path / "game" / "labels" / "00.png")
+
+    def varied(share):
+        batches = train_batches(settings(tmp_path, steps=20, crop=[64, 64], max_class_share=share))
+        return sum(int((one == 0).float().mean() < 0.75) for raw in batches for one in raw.labels)
+
+    assert varied(0.75) > varied(1.0)
+
+
+def test_flips_happen_as_often_as_asked(tmp_path):
+    whole = {"crop": [64, 64], "max_class_share": 1, "batch": 1}
+    for chance, expected in ((0.0, True), (1.0, False)):
+        (raw, *_) = train_batches(settings(tmp_path, flip=chance, **whole))
+        assert torch.equal(raw.source[0], read_image(tmp_path / raw.names[0])) is expected
+        assert torch.equal(raw.source[0].flip(-1), read_image(tmp_path / raw.names[0])) is not expected
+
+
+def test_a_label_of_another_size_is_named(tmp_path):
+    run = settings(tmp_path)
+    for file in (tmp_path / "game" / "labels").iterdir():
+        Image.fromarray(random_labels(64, 32)).save(file)
+    with pytest.raises(UserError, match=r"is 64x64, its label .* is 32x64"):
+        next(iter(train_batches(run)))
+
+
+def test_target_crops_differ_from_draw_to_draw(tmp_path):
+    write_pairs(tmp_path / "camera", 1)
+    target = torch.cat([raw.target for raw in train_batches(settings(tmp_path, flip=0))])
+    assert len({bytes(image.flatten().tolist()) for image in target}) > 8  # of 12
