@@ -44,12 +44,12 @@ def settings_tree(method: str, seed: int, data: Path, weights: Path, steps: int)
     plain, with_ssr = method.removesuffix("-ssr"), method.endswith("-ssr")
     lite2 = {"encoder": "timm:tf_efficientnet_lite2", "weights": str(weights / "efficientnet-lite2.safetensors")}
     regularizer = {"foundation": {**lite2, "input_size": "native"}} if with_ssr else None
-    camvid = {"root": str(data), "spec": "camvid"}
+    camvid = {"root": str(data), "spec": "camvid", "resize": [320, 240]}
     tree = {
         "source": {**camvid, "split": "train", "stems": str(data / "splits" / "day_source.txt")},
         "target": {**camvid, "split": "train", "stems": str(data / "splits" / "dusk_target_train.txt")},
         "val": {**camvid, "split": "train", "stems": str(data / "splits" / "dusk_target_val.txt")},
-        "loader": {"crop": [192, 256], "workers": 1},
+        "loader": {"crop": [160, 224], "workers": 1},
         "model": {
             "backbone": "timm:tf_efficientnet_lite0",
             "head_channels": 32,
@@ -114,8 +114,8 @@ HEADER = """# CamVid, day to dusk
 Labelled day frames (305) as source, dusk frames without labels (44) as target, scored on 18 held-out dusk frames of the
 same drive. Made by `benchmarks/camvid_dusk.py`; the student of the last step, never the best one.
 
-- Student: EfficientNet-Lite0 (ImageNet weights, Apache-2.0) with the DAFormer head at 32 channels, crops of 192x256,
-  batch 2 + 2. The published recipes' teacher decay is replaced by 0.99, because these runs are short.
+- Student: EfficientNet-Lite0 (ImageNet weights, Apache-2.0) with the DAFormer head at 32 channels, images at 320x240,
+  crops of 224x160, batch 2 + 2, 400 steps. The published recipes' teacher decay is replaced by 0.99, because these runs are short.
 - SSR's frozen encoder: EfficientNet-Lite2 with ImageNet weights, **a stand-in for SAM**, whose weights were not at
   hand. What it shows is the mechanism, not the paper's claim.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from factories import CLASSES, small_segmenter
 from ssrseg.data.labels import CITYSCAPES19
 from ssrseg.errors import UserError
 from ssrseg.models import (
+    BACKBONES,
     Segmenter,
     build_segmenter,
     convert,
@@ -227,14 +229,14 @@ def test_our_own_names_load(tmp_path: Path) -> None:
 def test_timms_classification_weights_load(backbone: str, tmp_path: Path) -> None:
     ours = build_segmenter(backbone, "deeplabv2", 2)
     name = ours.backbone.pyramid.default_cfg["architecture"]
-    options = {"mlp_ratios": (4, 4, 4, 4)} if backbone == "mit_b0" else {}
+    options = BACKBONES[backbone].options if backbone in BACKBONES else {}
     theirs = timm.create_model(name, **options)
     torch.save(theirs.state_dict(), tmp_path / "imagenet.pth")
     assert "imagenet.pth" in load_pretrained(ours, str(tmp_path / "imagenet.pth"), backbone)
     report = load_published(ours, theirs.state_dict())
     assert report.dialect == "timm"
     assert report.loaded + len(report.dropped) == len(theirs.state_dict())
-    assert set(report.dropped.values()) <= {"ImageNet classifier", "behind the last feature level"}
+    assert all(re.match(r"backbone\.(classifier|head|fc|conv_head|bn2)\.", name) for name in report.dropped)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         whole = theirs.eval().forward_intermediates((images - ours.mean) / ours.std, indices=1, intermediates_only=True)
@@ -278,11 +280,11 @@ class Bomb:
     """What a pickle can do."""
 
     def __reduce__(self):
-        return Path.touch, (Path("exploded"),)
+        return os.mkdir, ("exploded",)
 
 
 @pytest.mark.parametrize(
-    ("extra", "named"), [(Bomb(), r"pathlib\.[\w.]*Path"), (argparse.Namespace(lr=1), r"argparse\.Namespace")]
+    ("extra", "named"), [(Bomb(), r"(posix|nt)\.mkdir"), (argparse.Namespace(lr=1), r"argparse\.Namespace")]
 )
 def test_a_pickle_of_more_than_tensors_is_refused_by_name(extra, named: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -122,10 +122,10 @@ NVLABS: Rules = ((r"^decode_head\.linear_c(\d)\.", lambda match: f"decode_head.l
 DIALECTS: dict[str, Dialect] = {
     "ssrseg": Dialect(r"^backbone\.pyramid\."),
     "huggingface": Dialect(r"^(segformer\.)?encoder\.patch_embeddings\.", HUGGING_FACE, deepest_first=True),
-    "smp": Dialect(r"^encoder\.(patch_embed1|stem|layer1)\.", SMP, deepest_first=True),
+    "smp": Dialect(r"^encoder\.patch_embed1\.", SMP, deepest_first=True),
     "segformer": Dialect(r"^decode_head\.linear_c1\.", NVLABS, deepest_first=True),
     "official": Dialect(r"^(backbone|decode_head)\."),
-    "bare": Dialect(r"^(patch_embed1|stem\.0)\.", ((r"^", "backbone."),)),
+    "bare": Dialect(r"^(patch_embed1|stem\.7)\.", ((r"^", "backbone."),)),
     "timm": Dialect(r"^"),
 }
 """In the order in which they are tried. `bare`: `mit_b*.pth` or mmcv's ResNet v1c; `timm`: a classification model."""
