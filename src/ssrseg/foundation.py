@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ssrseg.config import FoundationConfig
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import Backbone
+from ssrseg.models.reading import read_checkpoint
 
 
 class Frozen:
@@ -34,12 +36,13 @@ class Frozen:
         std: tuple[float, ...],
         input_size: tuple[int, int] | None = None,
         divisor: int = 1,
+        note: str = "",
     ) -> None:
         self.module = module.eval().requires_grad_(False)
         self.features = features
         self.channels = channels
         self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
-        self.input_size, self.divisor = input_size, divisor
+        self.input_size, self.divisor, self.note = input_size, divisor, note
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Frozen:
         """Moved in place."""
@@ -75,12 +78,14 @@ class Encoder:
     timm_name: str
     divisor: int
     """Sides of its input must be multiples of this."""
+    any_size: bool = False
+    """It interpolates its positions by itself: built at another size, published weights would not fit."""
 
 
 ENCODERS: dict[str, Encoder] = {
-    "sam-vit-b": Encoder("samvit_base_patch16.sa1b", 16),
-    "sam-vit-l": Encoder("samvit_large_patch16.sa1b", 16),
-    "sam-vit-h": Encoder("samvit_huge_patch16.sa1b", 16),
+    "sam-vit-b": Encoder("samvit_base_patch16.sa1b", 16, any_size=True),
+    "sam-vit-l": Encoder("samvit_large_patch16.sa1b", 16, any_size=True),
+    "sam-vit-h": Encoder("samvit_huge_patch16.sa1b", 16, any_size=True),
 }
 """Short names; `timm:<name>` reaches every other encoder of timm."""
 
@@ -108,9 +113,9 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
         if prefix != "timm" or not timm.is_model(name.partition(".")[0]):
             known = ", ".join(ENCODERS)
             raise UserError(f"There is no foundation encoder {config.encoder!r}: choose {known} or timm:<name>.")
-        record = Encoder(name, 32)
+        record = Encoder(name, 32, any_size=name.startswith("samvit_"))
     size = crop if config.input_size == "native" else (config.input_size, config.input_size)
-    module = _create(record, config.weights, _padded(torch.Size(size), record.divisor))
+    module, note = _create(record, config.weights, _padded(torch.Size(size), record.divisor))
     settings: Any = module.pretrained_cfg
     return Frozen(
         module,
@@ -120,16 +125,21 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
         std=tuple(settings["std"]),
         input_size=None if config.input_size == "native" else size,
         divisor=record.divisor,
+        note=note,
     )
 
 
-def _create(record: Encoder, weights: str, size: tuple[int, int]) -> Any:
+def _create(record: Encoder, weights: str, size: tuple[int, int]) -> tuple[Any, str]:
+    """The module, and what to say about its weights."""
     options: dict[str, Any] = {"pretrained": weights != "none"}
+    state: Mapping[str, Tensor] = {}
     if weights not in ("hub", "none"):
-        options["pretrained_cfg_overlay"] = {"file": weights}
-    for sized in ({**options, "img_size": size}, options):  # convolutional encoders have no image size
+        state = read_checkpoint(weights).state
+        options["pretrained_cfg_overlay"] = {"state_dict": dict(state)}  # timm translates the names
+    sized = [] if record.any_size else [{**options, "img_size": size}]
+    for attempt in (*sized, options):  # convolutional encoders have no image size
         try:
-            return timm.create_model(record.timm_name, **sized)
+            module = timm.create_model(record.timm_name, **attempt)
         except TypeError:
             continue
         except (OSError, RuntimeError) as error:
@@ -137,7 +147,18 @@ def _create(record: Encoder, weights: str, size: tuple[int, int]) -> Any:
                 f"The weights of {record.timm_name} cannot be loaded from {weights!r}: {error}\n"
                 "Set method.regularizer.foundation.weights to a local file (for SAM: sam_vit_b_01ec64.pth or its like)."
             ) from error
+        return module, _note(record, weights, state, len(module.state_dict()))
     raise UserError(f"timm cannot build {record.timm_name!r}.")
+
+
+def _note(record: Encoder, weights: str, state: Mapping[str, Tensor], owned: int) -> str:
+    if weights == "none":
+        return f"{record.timm_name}: random weights, which is a control and not a method"
+    parts = Counter(key.partition(".")[0] for key in state if not key.startswith("image_encoder."))
+    if len(state) <= owned or not parts:
+        return ""
+    left = ", ".join(f"{count} of {part}" for part, count in parts.items())
+    return f"{record.timm_name}: the image encoder in {weights}; left out: {left}"
 
 
 def feature_map(module: Any) -> Callable[[Tensor], Tensor]:

@@ -81,9 +81,12 @@ def build_method(
     terms: dict[str, Term] = {"segmentation": Segmentation(("source", "mixed", "masked"))}
     frozen: list[Frozen] = []
     notes: list[str] = []
-    if config.regularizer is not None:
+    if config.regularizer is not None and not config.regularizer.stages:
+        notes.append("regularizer: no stage is regularised, which is the plain method")
+    elif config.regularizer is not None:
         foundation = foundation or build_encoder(config.regularizer.foundation, crop)
         frozen.append(foundation)
+        notes += [foundation.note] if foundation.note else []
         terms["regularizer"] = _regularizer(config.regularizer, student, foundation)
     if config.feature_distance is not None:
         things = _things(config.feature_distance, classes, notes)

@@ -1,20 +1,11 @@
-"""Typed settings: what a run is, in YAML or on the command line as `key.path=value`.
-
-An unknown key is an error that names the nearest valid one. What is absent is `None`, never a zero weight.
-"""
+"""The settings, typed: what a run is. What is absent is `None`, never a zero weight."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
-from ssrseg.errors import UserError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 View = Literal["source", "mixed", "masked", "target"]
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
@@ -32,9 +23,6 @@ class Strict(BaseModel):
     """A group of settings: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-Group = TypeVar("Group", bound=Strict)
 
 
 class ClassConfig(Strict):
@@ -255,140 +243,3 @@ class Settings(Strict):
         if (self.method.mixed or self.method.masked) and self.target is None:
             raise ValueError("this method adapts to a target: set target.root to a folder of images (no labels needed)")
         return self
-
-
-DATA = ("classes", "source", "target", "val")
-"""The groups that say which data; own data replace all of a preset's."""
-
-
-def preset_names() -> list[str]:
-    """Names of the shipped recipes, sorted."""
-    entries = (resources.files("ssrseg") / "presets").iterdir()
-    names = (entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
-    return sorted(name for name in names if not name.startswith("_"))
-
-
-def preset_summaries() -> dict[str, str]:
-    """The first comment line of every recipe, by name."""
-    return {name: _preset_text(name).splitlines()[0].lstrip("# ") for name in preset_names()}
-
-
-def read_preset(name: str) -> dict[str, Any]:
-    """The settings of a shipped recipe; a recipe may name others as its `base`, laid over each other in order."""
-    tree: dict[str, Any] = yaml.safe_load(_preset_text(name))
-    base: dict[str, Any] = {}
-    for other in tree.pop("base", []):
-        base = merge(base, read_preset(other))
-    return merge(base, tree)
-
-
-def _preset_text(name: str) -> str:
-    entry = resources.files("ssrseg") / "presets" / f"{name}.yaml"
-    if not entry.is_file():
-        raise UserError(f"There is no preset {name!r}.{_nearest(name, preset_names())} `ssrseg presets` lists them.")
-    return entry.read_text()
-
-
-def compose(
-    preset: str | None, config: Path | None, own: Mapping[str, Mapping[str, Any]], words: Sequence[str]
-) -> dict[str, Any]:
-    """Settings as a tree: a preset, a file laid over it, own data, and `key.path=value` words.
-
-    Data in the file or in `own` (groups by name) replace *all* data of the preset: a task is a whole. Words only
-    change what they name.
-    """
-    tree = read_preset(preset) if preset else {}
-    for layer in (read_yaml(config) if config else {}, dict(own)):
-        if any(group in layer for group in ("source", "target")):
-            tree = {key: value for key, value in tree.items() if key not in DATA}
-        tree = merge(tree, layer)
-    return merge(tree, assignments(words))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A settings file as a tree."""
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"Cannot read the settings file {path}: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} should hold settings as `key: value` lines, found {type(tree).__name__}.")
-    return tree
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, group by group; neither is changed."""
-    result = dict(base)
-    for key, value in over.items():
-        old = result.get(key)
-        result[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return result
-
-
-def assignments(words: Sequence[str]) -> dict[str, Any]:
-    """`key.path=value` words as a tree; values are YAML."""
-    tree: dict[str, Any] = {}
-    for word in words:
-        path, equals, value = word.partition("=")
-        if not equals or not path:
-            raise UserError(f"Expected `key.path=value`, found {word!r}.")
-        branch: Any = yaml.safe_load(value)
-        for key in reversed(path.split(".")):
-            branch = {key: branch}
-        tree = merge(tree, branch)
-    return tree
-
-
-def resolve(tree: Mapping[str, Any]) -> Settings:
-    """A tree as checked settings; raises `UserError` that names every wrong key."""
-    return resolve_group(Settings, tree)
-
-
-def resolve_group(group: type[Group], tree: Mapping[str, Any], name: str = "settings") -> Group:
-    """A tree as one checked group of settings; raises `UserError` that names every wrong key."""
-    try:
-        return group.model_validate(tree)
-    except ValidationError as error:
-        problems = "\n".join(_explain(problem, group) for problem in error.errors())
-        raise UserError(f"The {name} are not valid:\n{problems}") from error
-
-
-def dump(settings: Settings) -> str:
-    """The settings as YAML that `resolve` reads back."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _explain(error: Any, root: type[Strict]) -> str:
-    path = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        group = _group_at(root, error["loc"][:-1])
-        valid = list(group.model_fields) if group else []
-        return f"  {path}: no such setting.{_nearest(str(error['loc'][-1]), valid)}"
-    found = "" if error["type"] in ("missing", "value_error") else f" (found {error['input']!r})"
-    return f"  {path or 'settings'}: {error['msg'].removeprefix('Value error, ')}{found}"
-
-
-def _group_at(group: type[Strict], path: tuple[Any, ...]) -> type[Strict] | None:
-    for key in path:
-        if key not in group.model_fields:
-            continue  # an index, or pydantic's name for a member of a union
-        found = _group_of(group.model_fields[key].annotation)
-        if found is None:
-            return None
-        group = found
-    return group
-
-
-def _group_of(annotation: Any) -> type[Strict] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Strict):
-        return annotation
-    return next((group for part in get_args(annotation) if (group := _group_of(part))), None)
-
-
-def _nearest(word: str, valid: list[str]) -> str:
-    close = difflib.get_close_matches(word, valid, n=1)
-    if close:
-        return f" Did you mean {close[0]!r}?"
-    return f" Valid here: {', '.join(valid)}." if valid else ""

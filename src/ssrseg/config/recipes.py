@@ -1,0 +1,96 @@
+"""Where settings come from: presets, files, words of the command line, laid over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssrseg.config.resolve import nearest
+from ssrseg.errors import UserError
+
+DATA = ("classes", "source", "target", "val")
+"""The groups that say which data; own data replace all of a preset's."""
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped recipes, sorted."""
+    entries = (resources.files("ssrseg") / "presets").iterdir()
+    names = (entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def preset_summaries() -> dict[str, str]:
+    """The first comment line of every recipe, by name."""
+    return {name: _preset_text(name).splitlines()[0].lstrip("# ") for name in preset_names()}
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings of a shipped recipe; a recipe may name others as its `base`, laid over each other in order."""
+    tree: dict[str, Any] = yaml.safe_load(_preset_text(name))
+    base: dict[str, Any] = {}
+    for other in tree.pop("base", []):
+        base = merge(base, read_preset(other))
+    return merge(base, tree)
+
+
+def _preset_text(name: str) -> str:
+    entry = resources.files("ssrseg") / "presets" / f"{name}.yaml"
+    if not entry.is_file():
+        raise UserError(f"There is no preset {name!r}.{nearest(name, preset_names())} `ssrseg presets` lists them.")
+    return entry.read_text()
+
+
+def compose(
+    preset: str | None, config: Path | None, own: Mapping[str, Mapping[str, Any]], words: Sequence[str]
+) -> dict[str, Any]:
+    """Settings as a tree: a preset, a file laid over it, own data, and `key.path=value` words.
+
+    Data in the file or in `own` (groups by name) replace *all* data of the preset: a task is a whole. Words only
+    change what they name.
+    """
+    tree = read_preset(preset) if preset else {}
+    for layer in (read_yaml(config) if config else {}, dict(own)):
+        if any(group in layer for group in ("source", "target")):
+            tree = {key: value for key, value in tree.items() if key not in DATA}
+        tree = merge(tree, layer)
+    return merge(tree, assignments(words))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A settings file as a tree."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"Cannot read the settings file {path}: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} should hold settings as `key: value` lines, found {type(tree).__name__}.")
+    return tree
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, group by group; neither is changed."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def assignments(words: Sequence[str]) -> dict[str, Any]:
+    """`key.path=value` words as a tree; values are YAML."""
+    tree: dict[str, Any] = {}
+    for word in words:
+        path, equals, value = word.partition("=")
+        if not equals or not path:
+            raise UserError(f"Expected `key.path=value`, found {word!r}.")
+        branch: Any = yaml.safe_load(value)
+        for key in reversed(path.split(".")):
+            branch = {key: branch}
+        tree = merge(tree, branch)
+    return tree
