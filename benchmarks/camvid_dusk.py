@@ -20,8 +20,8 @@ import torch
 from rich.console import Console
 
 from ssrseg.config import merge, resolve
-from ssrseg.report import read_run, table, to_markdown
-from ssrseg.train import train
+from ssrseg.reporting import read_run, table, to_markdown
+from ssrseg.training import train
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -6,7 +6,7 @@ the control. Numbers are in docs/demo-encoder.md.
 
     python benchmarks/train_demo_encoder.py --out first.safetensors
     python benchmarks/train_demo_encoder.py --seed 1 --init first.safetensors --out encoder.safetensors
-    python benchmarks/train_demo_encoder.py --random
+    python benchmarks/train_demo_encoder.py --random --steps 1800
 """
 
 from __future__ import annotations

@@ -17,27 +17,27 @@ from factories import CLASSES, small_segmenter, tiny_segmenter, write_pairs
 from ssrseg.adapt import Batch, adapt, build_method
 from ssrseg.adapt.methods import Method
 from ssrseg.config import MethodConfig, MixedConfig, RegularizerConfig, TeacherConfig
-from ssrseg.export import graph_signature
+from ssrseg.exporting import graph_signature
 from ssrseg.foundation import Frozen
 from ssrseg.models import Segmenter, save_segmenter
 
 ROOT = Path(ssrseg.__file__).parent
-TRAINING = {"foundation", "adapt", "train"}
-DEPLOYED = ("models", "inference", "evaluate", "predict", "export")
+TRAINING = {"foundation", "adapt", "training"}
+DEPLOYED = ("models", "inference", "evaluation", "prediction", "exporting")
 LAW: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "config": {"errors"},
     "models": {"errors"},
     "inference": {"models", "config", "errors"},
-    "evaluate": {"inference", "models", "data", "config", "errors", "files"},
-    "predict": {"inference", "models", "data", "config", "errors", "files"},
-    "export": {"inference", "models", "config", "errors", "files"},
+    "evaluation": {"inference", "models", "data", "config", "errors", "files"},
+    "prediction": {"inference", "models", "data", "config", "errors", "files"},
+    "exporting": {"inference", "models", "config", "errors", "files"},
     "data": {"config", "errors", "files", "demo"},
     "foundation": {"models", "config", "errors", "demo"},
     "adapt": {"foundation", "models", "config", "errors"},
-    "train": {"adapt", "foundation", "data", "evaluate", "inference", "models", "config", "errors", "files"},
-    "report": {"config", "errors", "files"},
+    "training": {"adapt", "foundation", "data", "evaluation", "inference", "models", "config", "errors", "files"},
+    "reporting": {"config", "errors", "files"},
     "demo": {"models", "config", "errors", "files"},
 }
 """A part and what it may import; `cli` and `demo.show`, the demonstration, may import all, and nobody imports them."""
@@ -97,11 +97,11 @@ def test_the_law_keeps_training_away_from_what_is_deployed() -> None:
 
 
 def test_reports_need_no_torch() -> None:
-    for part in reachable("report"):
+    for part in reachable("reporting"):
         for path in parts().get(part, []):
             heavy = {name.partition(".")[0] for name in imports(path)} & {"torch", "torchvision", "timm"}
             assert not heavy, f"{path.relative_to(ROOT)} imports {heavy}"
-    fresh("import sys, ssrseg.report; assert 'torch' not in sys.modules")
+    fresh("import sys, ssrseg.reporting; assert 'torch' not in sys.modules")
 
 
 def test_importing_the_package_is_light() -> None:
@@ -121,15 +121,15 @@ def test_a_process_that_deploys_has_loaded_no_training_code(tmp_path: Path) -> N
     program = """
 import sys
 from pathlib import Path
-import ssrseg.evaluate, ssrseg.export, ssrseg.predict
+import ssrseg.evaluation, ssrseg.exporting, ssrseg.prediction
 folder = Path(sys.argv[1])
 model = folder / "model.safetensors"
-assert len(ssrseg.predict.predict(model, folder / "data" / "images", folder / "out", device="cpu")) == 1
-assert ssrseg.export.graph_signature(ssrseg.inference.open_model(model)).flops > 0
+assert len(ssrseg.prediction.predict(model, folder / "data" / "images", folder / "out", device="cpu")) == 1
+assert ssrseg.exporting.graph_signature(ssrseg.inference.open_model(model)).flops > 0
 print(*(name for name in sys.modules if name.startswith("ssrseg.")))
 """
     loaded = fresh(program, str(tmp_path)).split()
-    assert {"ssrseg.predict", "ssrseg.export", "ssrseg.evaluate", "ssrseg.models"} <= set(loaded)
+    assert {"ssrseg.prediction", "ssrseg.exporting", "ssrseg.evaluation", "ssrseg.models"} <= set(loaded)
     assert not {part_of(name) for name in loaded} & TRAINING
     assert (tmp_path / "out" / "00_ids.png").exists()
 

@@ -40,7 +40,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def pasted_classes(of_batch: bool) -> list[set[int]]:
     labels = torch.tensor([[[0, 1, 2, 3]], [[4, 5, IGNORE, IGNORE]]])
     seen: list[set[int]] = [set(), set()]
-    for seed in range(60):
+    for seed in range(300):
         pasted = ClassMix(generator(seed), of_batch)(labels)
         for image in range(2):
             drawn = set(labels[image][pasted[image]].tolist())

@@ -1,6 +1,7 @@
 """ssrseg: a labelled domain in, a segmentation model for an unlabelled one out.
 
-Every word of the command line is a function here, with the same names. Nothing heavy is imported until it is used.
+Every word of the command line is a function here, with the same names (modules are nouns, so that they do not collide).
+Nothing heavy is imported until it is used.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssrseg.config import Settings, resolve
     from ssrseg.errors import UserError
-    from ssrseg.evaluate import evaluate
-    from ssrseg.export import export
+    from ssrseg.evaluation import evaluate
+    from ssrseg.exporting import export
     from ssrseg.models import load_segmenter as load
     from ssrseg.models.weights import convert
-    from ssrseg.predict import predict
-    from ssrseg.report import report
-    from ssrseg.train import train
+    from ssrseg.prediction import predict
+    from ssrseg.reporting import report
+    from ssrseg.training import train
 
 __version__ = metadata.version("ssrseg")
 
@@ -25,13 +26,13 @@ _WHERE = {
     "Settings": "ssrseg.config:Settings",
     "UserError": "ssrseg.errors:UserError",
     "convert": "ssrseg.models.weights:convert",
-    "evaluate": "ssrseg.evaluate:evaluate",
-    "export": "ssrseg.export:export",
+    "evaluate": "ssrseg.evaluation:evaluate",
+    "export": "ssrseg.exporting:export",
     "load": "ssrseg.models:load_segmenter",
-    "predict": "ssrseg.predict:predict",
-    "report": "ssrseg.report:report",
+    "predict": "ssrseg.prediction:predict",
+    "report": "ssrseg.reporting:report",
     "resolve": "ssrseg.config:resolve",
-    "train": "ssrseg.train:train",
+    "train": "ssrseg.training:train",
 }
 
 __all__ = [
@@ -52,6 +53,4 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'ssrseg' has no attribute {name!r}")
     module, _, attribute = _WHERE[name].partition(":")
-    value = getattr(import_module(module), attribute)
-    globals()[name] = value  # a submodule of the same name must not stand in the way
-    return value
+    return getattr(import_module(module), attribute)

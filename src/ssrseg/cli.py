@@ -36,7 +36,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
 ) -> None:
     """Train, and leave a run folder with the model, its scores, curves and pictures."""
-    from ssrseg.train import train as run
+    from ssrseg.training import train as run
 
     if resume and (words or preset or config or source or target or val):
         raise UserError("--resume reads the settings of the run in --out: give no others.")
@@ -67,8 +67,8 @@ def evaluate(
     mode: Mode = "whole",
 ) -> None:
     """Score a model on labelled images: per-class IoU, mIoU, pixel accuracy."""
-    from ssrseg.evaluate import evaluate as score
-    from ssrseg.evaluate import scores_table
+    from ssrseg.evaluation import evaluate as score
+    from ssrseg.evaluation import scores_table
 
     tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
     scores = score(
@@ -88,7 +88,7 @@ def predict(
     mode: Mode = "whole",
 ) -> None:
     """Label your own pictures: id map, colour map and overlay of each."""
-    from ssrseg.predict import predict as label
+    from ssrseg.prediction import predict as label
 
     written = label(model, images, out, inference=_inference(mode))
     typer.echo(f"{len(written)} images labelled: {out}")
@@ -100,7 +100,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="the .onnx file")],
 ) -> None:
     """Write a model as ONNX with dynamic size, checked against torch."""
-    from ssrseg.export import export as write
+    from ssrseg.exporting import export as write
 
     typer.echo(str(write(model, out)))
 
@@ -111,7 +111,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="the HTML page")] = None,
 ) -> None:
     """Make one HTML page of one run or several."""
-    from ssrseg.report import report as write
+    from ssrseg.reporting import report as write
 
     typer.echo(str(write(runs, out)))
 

@@ -16,10 +16,10 @@ from ssrseg.data import SPECS
 from ssrseg.data.labels import CITYSCAPES19, IGNORE, lookup_table, map_ids
 from ssrseg.data.sampling import ClassStatistics, RareClassSampler, rare_class_probabilities
 from ssrseg.data.transforms import is_varied, pad, rescale_size, resize_image, resize_labels, retry
-from ssrseg.evaluate import evaluate_model
+from ssrseg.evaluation import evaluate_model
 from ssrseg.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from ssrseg.models.names import official_name
-from ssrseg.train.optim import build_optimizer, learning_rate
+from ssrseg.training.optim import build_optimizer, learning_rate
 
 DATASETS = {"gta": "gta5", "synthia": "synthia", "cityscapes": "cityscapes"}
 CROP = (512, 512)

@@ -23,7 +23,7 @@ from ssrseg.config import (
 )
 from ssrseg.foundation import Frozen, frozen_backbone
 from ssrseg.models.names import official_name
-from ssrseg.train.optim import build_optimizer
+from ssrseg.training.optim import build_optimizer
 
 LOG_NAMES = {
     "source/segmentation": "decode",

@@ -112,6 +112,8 @@ def downscale_labels(labels: Tensor, factor: int, num_classes: int, min_share: f
         (B, H // factor, W // factor) int64.
     """
     classes = torch.where(labels == IGNORE, num_classes, labels)
-    shares = F.avg_pool2d(F.one_hot(classes, num_classes + 1).permute(0, 3, 1, 2).float(), factor)
+    ids = torch.arange(num_classes + 1, device=labels.device).view(-1, 1, 1)
+    # Not F.one_hot: it looks at the labels, and the device has to be waited for.
+    shares = F.avg_pool2d((classes[:, None] == ids).float(), factor)
     share, winner = shares.max(dim=1)
     return torch.where((share < min_share) | (winner == num_classes), IGNORE, winner)

@@ -13,8 +13,8 @@ from rich.console import Console
 from ssrseg.config import Settings, merge, resolve
 from ssrseg.demo.dataset import write_dataset
 from ssrseg.demo.scenes import CLASSES
-from ssrseg.report import read_run, report, table, to_console
-from ssrseg.train import train
+from ssrseg.reporting import read_run, report, table, to_console
+from ssrseg.training import train
 
 THINGS = ["traffic sign", "person", "rider", "car", "truck"]
 

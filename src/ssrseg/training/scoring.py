@@ -12,15 +12,15 @@ from torch.utils.data import Dataset
 
 from ssrseg.adapt.methods import Method
 from ssrseg.data import LabelSpace
-from ssrseg.evaluate import Scores, evaluate_model
+from ssrseg.evaluation import Scores, evaluate_model
 from ssrseg.files import write_json
 from ssrseg.inference import Infer
 from ssrseg.models.segmenter import Segmenter, save_segmenter
-from ssrseg.train.checkpoints import save_checkpoint
-from ssrseg.train.console import Screen
-from ssrseg.train.folder import RunFolder
-from ssrseg.train.journal import Journal
-from ssrseg.train.loop import Moment, Observer
+from ssrseg.training.checkpoints import save_checkpoint
+from ssrseg.training.console import Screen
+from ssrseg.training.folder import RunFolder
+from ssrseg.training.journal import Journal
+from ssrseg.training.loop import Moment, Observer
 
 
 class Scoring(Observer):

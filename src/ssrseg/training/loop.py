@@ -15,7 +15,7 @@ from ssrseg.adapt.learner import ViewMaker, adapt
 from ssrseg.adapt.methods import Method
 from ssrseg.config import Settings
 from ssrseg.data.loaders import Raw
-from ssrseg.train.optim import set_learning_rates
+from ssrseg.training.optim import set_learning_rates
 
 
 @dataclass(frozen=True)

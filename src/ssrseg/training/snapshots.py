@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssrseg.adapt.batch import View
-from ssrseg.train.loop import Observer
+from ssrseg.training.loop import Observer
 
 Pixels = npt.NDArray[np.uint8]
 GAP = 4

@@ -11,10 +11,10 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from ssrseg.report.charts import Curve, chart
-from ssrseg.report.pictures import Album, Picture, spaced
-from ssrseg.report.runs import Evaluation, RunRecord, Score, Sheet, setting
-from ssrseg.report.tables import ABSENT, Group, Table, cells, legend, percent, statements, table, to_markdown
+from ssrseg.reporting.charts import Curve, chart
+from ssrseg.reporting.pictures import Album, Picture, spaced
+from ssrseg.reporting.runs import Evaluation, RunRecord, Score, Sheet, setting
+from ssrseg.reporting.tables import ABSENT, Group, Table, cells, legend, percent, statements, table, to_markdown
 
 BUDGET = 8_000_000
 """Characters of embedded pictures per page."""
@@ -69,7 +69,7 @@ def render(runs: Sequence[RunRecord]) -> str:
     scores, names = table(runs), _names(runs)
     colours = [next(i for i, group in enumerate(scores.groups) if run in group.runs) for run in runs]
     budget = BUDGET // max(1, sum(bool(run.views or run.predictions) for run in runs))
-    template = (resources.files("ssrseg.report") / "page.html.jinja").read_text(encoding="utf-8")
+    template = (resources.files("ssrseg.reporting") / "page.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent}
     return environment.from_string(template).render(

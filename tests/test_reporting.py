@@ -19,11 +19,11 @@ from PIL import Image
 from rich.console import Console
 
 from ssrseg.errors import UserError
-from ssrseg.report import method_name, read_run, report, table, to_console, to_markdown
-from ssrseg.report.charts import ticks
-from ssrseg.report.noise import difference, spread, t_quantile
-from ssrseg.report.pictures import spaced
-from ssrseg.report.tables import statements
+from ssrseg.reporting import method_name, read_run, report, table, to_console, to_markdown
+from ssrseg.reporting.charts import ticks
+from ssrseg.reporting.noise import difference, spread, t_quantile
+from ssrseg.reporting.pictures import spaced
+from ssrseg.reporting.tables import statements
 
 PARTS: dict[str, dict[str, Any]] = {
     "source-only": {},
@@ -374,5 +374,5 @@ def test_spaced_keeps_both_ends() -> None:
 
 
 def test_the_report_loads_no_torch() -> None:
-    code = "import sys, ssrseg.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, ssrseg.reporting; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssrseg.errors import UserError
-from ssrseg.report.page import render
-from ssrseg.report.runs import RunRecord, method_name, read_run
-from ssrseg.report.tables import Table, statements, table, to_console, to_markdown
+from ssrseg.reporting.page import render
+from ssrseg.reporting.runs import RunRecord, method_name, read_run
+from ssrseg.reporting.tables import Table, statements, table, to_console, to_markdown
 
 __all__ = [
     "RunRecord",

@@ -23,14 +23,14 @@ from ssrseg.foundation import Frozen
 from ssrseg.inference import build_inference
 from ssrseg.models.segmenter import Description, Segmenter, build_segmenter
 from ssrseg.models.weights import load_pretrained
-from ssrseg.train.checkpoints import load_checkpoint
-from ssrseg.train.console import Screen
-from ssrseg.train.folder import RunFolder
-from ssrseg.train.journal import Journal, Losses
-from ssrseg.train.loop import Observer, fit
-from ssrseg.train.optim import build_optimizer
-from ssrseg.train.scoring import Saving, Scoring
-from ssrseg.train.snapshots import Snapshots
+from ssrseg.training.checkpoints import load_checkpoint
+from ssrseg.training.console import Screen
+from ssrseg.training.folder import RunFolder
+from ssrseg.training.journal import Journal, Losses
+from ssrseg.training.loop import Observer, fit
+from ssrseg.training.optim import build_optimizer
+from ssrseg.training.scoring import Saving, Scoring
+from ssrseg.training.snapshots import Snapshots
 
 
 @dataclass(frozen=True)

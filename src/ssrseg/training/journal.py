@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ssrseg.train.console import Screen
-from ssrseg.train.loop import Moment, Observer
+from ssrseg.training.console import Screen
+from ssrseg.training.loop import Moment, Observer
 
 
 class Journal:

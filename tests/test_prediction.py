@@ -12,7 +12,7 @@ from ssrseg.config import InferenceConfig
 from ssrseg.errors import UserError
 from ssrseg.inference import flipped, predict_ids, whole
 from ssrseg.models import Description, Segmenter, save_segmenter
-from ssrseg.predict import predict
+from ssrseg.prediction import predict
 
 KINDS = ("_ids.png", "_color.png", "_overlay.jpg")
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from ssrseg.report.noise import Difference, Spread, difference, spread
-from ssrseg.report.runs import RunRecord, Score, flatten, method_name, setting
+from ssrseg.reporting.noise import Difference, Spread, difference, spread
+from ssrseg.reporting.runs import RunRecord, Score, flatten, method_name, setting
 
 SEED = "train.seed"
 ABSENT = "–"

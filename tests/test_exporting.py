@@ -8,7 +8,7 @@ import torch
 
 from factories import CLASSES, COLORS, tiny_segmenter
 from ssrseg.errors import UserError
-from ssrseg.export import _compare, export, graph_signature
+from ssrseg.exporting import _compare, export, graph_signature
 from ssrseg.models import Description, Segmenter
 
 onnx = pytest.importorskip("onnx")
@@ -63,7 +63,7 @@ def test_fixed_size(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_the_model_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_segmenter()
-    monkeypatch.setattr("ssrseg.export._compare", lambda shape, a, b: _compare(shape, a, b.flip(1)))
+    monkeypatch.setattr("ssrseg.exporting._compare", lambda shape, a, b: _compare(shape, a, b.flip(1)))
     with pytest.raises(UserError, match=r"not the model.*nothing was written"):
         export(model, tmp_path / "model.onnx", size=(32, 32), dynamic=False)
     assert not list(tmp_path.iterdir())

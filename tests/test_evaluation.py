@@ -20,7 +20,7 @@ from ssrseg.config import ClassConfig, DataConfig, InferenceConfig
 from ssrseg.data import SPACES
 from ssrseg.data.datasets import bounded
 from ssrseg.errors import UserError
-from ssrseg.evaluate import Scores, evaluate, evaluate_model, scores_table
+from ssrseg.evaluation import Scores, evaluate, evaluate_model, scores_table
 from ssrseg.inference import flipped, predict_ids, whole
 from ssrseg.models import Description, Segmenter
 

@@ -16,8 +16,8 @@ from ssrseg.adapt import Term, View, target_view
 from ssrseg.config import Settings, merge, resolve
 from ssrseg.errors import UserError
 from ssrseg.models import Segmenter, load_segmenter
-from ssrseg.train import train
-from ssrseg.train.loop import Moment, Observer
+from ssrseg.training import train
+from ssrseg.training.loop import Moment, Observer
 
 MIC = {"teacher": {}, "mixed": {}, "feature_distance": {"classes": ["car"]}, "masked": {"block": 16}}
 SSR = {"regularizer": {"stages": [1, 3]}}
