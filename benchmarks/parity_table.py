@@ -32,8 +32,8 @@ format. This page is made by `python benchmarks/parity_table.py`{where}.
   0 for what is exact.
 - *Worst* is the largest relative difference measured: |ours - stored|, relative to the largest value of its array.
 
-Functions and networks run in float32, as users run them; training steps in float64, so that three optimiser steps do not
-drown a real difference in rounding. Steps compare every loss, pixel accuracies, the trust of the mixed pixels, the
+Functions and networks run in float32, as users run them; training steps in float64, so that rounding does not drown a
+real difference in three optimiser steps. Steps compare every loss, pixel accuracies, the trust of the mixed pixels, the
 gradient norm of every parameter, and weights and BatchNorm statistics of student and teacher at the end. (Their 6e-8 is
 the stored accuracies' float32.)
 

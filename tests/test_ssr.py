@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from factories import CLASSES, tiny_frozen, tiny_segmenter
-from ssrseg.adapt import Batch, Method, adapt, build_method
+from ssrseg.adapt import Batch, Method, Regularizer, adapt, build_method
 from ssrseg.adapt.learner import sum_of
 from ssrseg.config import (
     FeatureDistanceConfig,
@@ -87,6 +87,11 @@ def test_every_regularised_stage_changes_the_step():
             str(stage) for stage in stages
         }
         assert all(p.grad is not None and p.grad.any() for p in made.learner.terms["regularizer"].parameters())
+
+
+def test_the_default_heads_are_the_authors():
+    regularizer = Regularizer(tiny_frozen(), 8, (64, 128, 320, 512))  # MiT-B1 to B5
+    assert [stage.attend.heads for stage in regularizer.stages.values()] == [1, 2, 5, 8]
 
 
 def test_the_frozen_encoder_is_nobodys_and_stays_as_it_is():

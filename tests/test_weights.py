@@ -76,6 +76,7 @@ def test_an_official_checkpoint_loads_converts_and_predicts(tmp_path: Path) -> N
     torch.save({"meta": META, "state_dict": state, "optimizer": optimizer}, tmp_path / "iter_40000.pth")
 
     report = convert(tmp_path / "iter_40000.pth", tmp_path / "student.safetensors")
+    (tmp_path / "iter_40000.pth").unlink()  # 340 MB
     assert report.loaded == len(student)
     assert len(report.dropped) == table["num_entries"] - len(student)
     assert set(report.dropped.values()) == {"another network: ema_model", "another network: imnet_model"}

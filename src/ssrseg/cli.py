@@ -90,8 +90,10 @@ def predict(
     """Label your own pictures: id map, colour map and overlay of each."""
     from ssrseg.prediction import predict as label
 
-    written = label(model, images, out, inference=_inference(mode))
-    typer.echo(f"{len(written)} images labelled: {out}")
+    predictions = label(model, images, out, inference=_inference(mode))
+    for path, why in predictions.unreadable.items():
+        typer.echo(f"not readable, left out: {path}: {why}", err=True)
+    typer.echo(f"{len(predictions)} images labelled: {out}")
 
 
 @app.command()

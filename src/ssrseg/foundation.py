@@ -103,7 +103,7 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
     if config.encoder == "demo":
         from ssrseg.demo import encoder as demo  # only for those who ask for it
 
-        module = demo.demo_encoder()
+        module = demo.untrained_encoder() if config.weights == "none" else demo.demo_encoder()
         return Frozen(
             module, feature_map(module), channels=demo.CHANNELS, mean=demo.MEAN, std=demo.STD, divisor=demo.PATCH
         )

@@ -33,6 +33,8 @@ LOG_NAMES = {
     "masked/segmentation": "masked.decode",
 }
 MASK_MODES = {"separatetrg": "target", "separatesrc": "source", "separate": "both"}
+HEADS = (1, 2, 5, 8)
+"""The authors' attention heads, whatever the backbone's width."""
 SSR_NAMES = (
     (r"^terms\.regularizer\.stages\.(\d)\.embed\.", r"embedding_layer.\1.proj."),
     (r"^terms\.regularizer\.stages\.(\d)\.attend\.", r"fusion_layer.\1."),
@@ -66,7 +68,7 @@ def method_config(params):
         mixed=mixed,
         masked=masked,
         feature_distance=distance if uda.get("imnet_feature_dist_lambda") else None,
-        regularizer=RegularizerConfig(stages=params["stages"]) if "stub" in params else None,
+        regularizer=RegularizerConfig(stages=params["stages"], heads=HEADS) if "stub" in params else None,
     )
 
 

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssrseg.adapt.batch import View
 from ssrseg.adapt.terms import Term, segmentation_loss
+from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Segmenter
 
 
@@ -22,6 +23,8 @@ class CrossAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
+        if channels % heads:
+            raise UserError(f"{heads} attention heads do not divide {channels} channels: set regularizer.heads.")
         self.heads = heads
         self.q = nn.Linear(channels, channels, bias=False)
         self.kv = nn.Linear(channels, 2 * channels, bias=False)
@@ -63,7 +66,7 @@ class Regularizer(Term):
         encoder_channels: D.
         channels: C_i of the backbone's stages.
         stages: indices of the regularised stages; the others pass unchanged.
-        heads: attention heads per stage; C_i / 64 rounded down, at least 1, when absent (1, 2, 5, 8 for MiT).
+        heads: attention heads per stage; `default_heads` when absent (1, 2, 5, 8 for MiT).
         own_statistics: let the regularised pass move the head's BatchNorm statistics, as the authors do.
         views: views it applies to.
         weight: factor of the loss.
@@ -83,7 +86,7 @@ class Regularizer(Term):
     ) -> None:
         super().__init__(views, weight)
         self.encoder = encoder
-        heads = heads or [max(1, width // 64) for width in channels]
+        heads = heads or [default_heads(width) for width in channels]
         self.stages = nn.ModuleDict({str(i): Stage(encoder_channels, channels[i], heads[i]) for i in sorted(stages)})
         self._statistics = nullcontext if own_statistics else still_statistics
 
@@ -101,6 +104,11 @@ class Regularizer(Term):
         with self._statistics(student.head):
             logits = student.decode(enhanced, view.labels.shape[-2:])
         return segmentation_loss(logits, view.labels, view.weights)
+
+
+def default_heads(channels: int) -> int:
+    """The most heads of at least 64 channels each that divide the channels evenly; at least one."""
+    return next(heads for heads in range(max(1, channels // 64), 0, -1) if channels % heads == 0)
 
 
 @contextmanager

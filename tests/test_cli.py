@@ -1,0 +1,138 @@
+"""The command line, from two folders to a deployed model, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from factories import CLASSES, write_pairs
+from ssrseg.cli import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+EXTEND = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
+
+
+def ssrseg(*words: str, cwd: Path, code: int = 0) -> str:
+    """Run the command in `cwd`; gives what it printed."""
+    printed, before = io.StringIO(), Path.cwd()
+    os.chdir(cwd)
+    try:
+        with redirect_stdout(printed), redirect_stderr(printed), mock.patch("sys.argv", ["ssrseg", *words]):
+            with pytest.raises(SystemExit) as left:
+                main()
+    finally:
+        os.chdir(before)
+    assert (left.value.code or 0) == code, printed.getvalue()
+    return printed.getvalue()
+
+
+TINY = [
+    f"classes=[{', '.join(CLASSES)}]",
+    "model={backbone: timm:test_resnet, head_channels: 8, pretrained: none}",
+    "loader={crop: [64, 64], workers: 0}",
+    "train={steps: 4, evaluate_every: 4, log_every: 2, pictures_every: 2, accelerator: cpu}",
+    "optim.warmup=2",
+    "method.regularizer.foundation={encoder: demo, input_size: native}",
+    "method.feature_distance.classes=[car]",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two domains and a finished run of DAFormer + SSR."""
+    root = tmp_path_factory.mktemp("user")
+    for name in ("game", "camera", "held-out"):
+        write_pairs(root / name)
+    (root / "camera" / "labels").rename(root / "nobody-reads-these")
+    words = ["--preset", "daformer-ssr", "--source", "game", "--target", "camera", "--val", "held-out"]
+    printed = ssrseg("train", *words, "--out", "runs/first", *TINY, cwd=root)
+    assert "step 4/4" in printed
+    assert "mixed/regularizer" in printed
+    assert "mIoU" in printed
+    return root
+
+
+MODEL = "runs/first/student-last.safetensors"
+
+
+def test_a_finished_run_is_not_overwritten_and_resumes_to_itself(trained: Path) -> None:
+    words = ["--preset", "daformer-ssr", "--source", "game", "--target", "camera", "--out", "runs/first", *TINY]
+    assert "holds a run already" in ssrseg("train", *words, cwd=trained, code=2)
+    assert "runs/first" in ssrseg("train", "--resume", "--out", "runs/first", cwd=trained)
+
+
+def test_evaluate(trained: Path) -> None:
+    printed = ssrseg("evaluate", MODEL, "held-out", "--out", "scores.json", cwd=trained)
+    assert "car" in printed
+    assert 0 <= json.loads((trained / "scores.json").read_text())["miou"] <= 1
+
+
+def test_predict(trained: Path) -> None:
+    assert "4 images labelled" in ssrseg("predict", MODEL, "camera/images", "--out", "seen", cwd=trained)
+    assert {path.suffix for path in (trained / "seen").iterdir()} == {".png", ".jpg"}
+
+
+def test_export(trained: Path) -> None:
+    ssrseg("export", MODEL, "model.onnx", cwd=trained)
+    assert (trained / "model.onnx").stat().st_size > 100_000
+
+
+def test_report(trained: Path) -> None:
+    ssrseg("report", "runs/first", cwd=trained)
+    page = (trained / "runs" / "first" / "report.html").read_text()
+    assert "DAFormer + SSR" in page
+    assert "mixed/regularizer" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train"], "source"),
+        (["train", "--preset", "dafomer"], "Did you mean 'daformer'"),
+        (["train", "--preset", "daformer"], "There is no folder"),
+        (["train", "--source", "nowhere", "train.stepz=4"], "Did you mean 'steps'"),
+        (["train", "--resume", "--out", "nowhere"], "There is no run"),
+        (["train", "--resume", "--preset", "mic"], "give no others"),
+        (["predict", "none.safetensors", "camera", "--out", "x"], "There is no model file"),
+        (["evaluate", MODEL, "nowhere"], "There is no folder"),
+        (["report", "camera"], "camera"),
+        (["convert", "none.pth", "out.safetensors"], "none.pth"),
+    ],
+)
+def test_a_mistake_is_one_message_and_code_2(words: list[str], said: str, trained: Path) -> None:
+    assert said in ssrseg(*words, cwd=trained, code=2)
+
+
+def test_every_preset_is_listed(tmp_path: Path) -> None:
+    printed = ssrseg("presets", cwd=tmp_path)
+    assert "mic-ssr" in printed
+    assert "\n _" not in printed
+
+
+def test_the_readmes_commands_are_commands(trained: Path) -> None:
+    for line in re.findall(r"^ssrseg (\w+)", README, flags=re.M):
+        assert "Usage" in ssrseg(line, "--help", cwd=trained)
+
+
+def test_the_term_of_the_docs_trains(trained: Path) -> None:
+    term, script = re.findall(r"```python\n(.*?)```", EXTEND, flags=re.S)
+    body = term.split("class Entropy")[1]
+    assert len(("class Entropy" + body).strip().splitlines()) <= 10
+    (trained / "entropy.py").write_text(term)
+    words = [word for word in TINY if "regularizer" not in word]
+    script = "import torch; torch.set_num_threads(1)\n" + script.replace('["classes=[road, car, other]"]', repr(words))
+    done = subprocess.run([sys.executable, "-c", script], cwd=trained, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = (trained / "runs" / "entropy" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["losses"] for line in lines if '"train"' in line]
+    assert losses
+    assert all(step["target/entropy"] > 0 for step in losses)
