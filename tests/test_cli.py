@@ -26,9 +26,13 @@ def ssrseg(*words: str, cwd: Path, code: int = 0) -> str:
     printed, before = io.StringIO(), Path.cwd()
     os.chdir(cwd)
     try:
-        with redirect_stdout(printed), redirect_stderr(printed), mock.patch("sys.argv", ["ssrseg", *words]):
-            with pytest.raises(SystemExit) as left:
-                main()
+        with (
+            redirect_stdout(printed),
+            redirect_stderr(printed),
+            mock.patch("sys.argv", ["ssrseg", *words]),
+            pytest.raises(SystemExit) as left,
+        ):
+            main()
     finally:
         os.chdir(before)
     assert (left.value.code or 0) == code, printed.getvalue()

@@ -31,6 +31,7 @@ from ssrseg.config import (
     RegularizerConfig,
     TeacherConfig,
 )
+from ssrseg.models import build_head
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -134,6 +135,15 @@ def test_equal_features_have_a_finite_gradient():
     features = torch.ones(1, 4, 2, 2, requires_grad=True)
     feature_distance(features, torch.ones(1, 4, 2, 2)).backward()
     assert features.grad.isfinite().all()
+
+
+def test_depthwise_convolutions_of_the_head_start_small():
+    torch.manual_seed(0)
+    head = build_head("daformer", (64, 128, 320, 512), 19)
+    weight = head.branches[1].depthwise.conv.weight
+    assert weight.shape == (1024, 1, 3, 3)
+    # The fan is not divided by the groups: 0.47 otherwise.
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (1024 * 9)), rel=0.03)
 
 
 class NoSync(TorchDispatchMode):

@@ -89,17 +89,10 @@ def build_method(
         notes += [foundation.note] if foundation.note else []
         terms["regularizer"] = _regularizer(config.regularizer, student, foundation)
     if config.feature_distance is not None:
-        things = _things(config.feature_distance, classes, notes)
         if imagenet is None:
             imagenet = frozen_backbone(student.backbone)
             frozen.append(imagenet)
-        terms["feature_distance"] = FeatureDistance(
-            imagenet,
-            len(classes),
-            classes=things,
-            min_share=config.feature_distance.min_share,
-            weight=config.feature_distance.weight,
-        )
+        terms["feature_distance"] = _feature_distance(config.feature_distance, imagenet, classes, notes)
     makers: list[ViewMaker] = [views.Source(PhotometricDistortion(generator)) if config.distort else views.Source()]
     if config.mixed is not None:
         makers.append(_mixed(config.mixed, generator))
@@ -127,6 +120,13 @@ def _regularizer(config: RegularizerConfig, student: Segmenter, foundation: Froz
         views=config.views,
         weight=config.weight,
     )
+
+
+def _feature_distance(
+    config: FeatureDistanceConfig, imagenet: Callable[[Tensor], Tensor], classes: Sequence[str], notes: list[str]
+) -> FeatureDistance:
+    things = _things(config, classes, notes)
+    return FeatureDistance(imagenet, len(classes), classes=things, min_share=config.min_share, weight=config.weight)
 
 
 def _things(config: FeatureDistanceConfig, classes: Sequence[str], notes: list[str]) -> list[int] | None:

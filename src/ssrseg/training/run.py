@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -81,17 +82,18 @@ def train(
     fabric.launch()
     torch.manual_seed(settings.train.seed)
     student, note = build_student(settings, space)
+    seed = settings.train.seed + fabric.global_rank  # same weights, other draws on every process
     method = build_method(
         settings.method,
         student,
         classes=space.names,
         crop=settings.loader.crop,
-        seed=settings.train.seed + fabric.global_rank,
+        seed=seed,
         foundation=foundation,
         extra_terms=extra_terms,
         extra_makers=extra_makers,
     )
-    torch.manual_seed(settings.train.seed + fabric.global_rank)  # same weights, other draws on every process
+    torch.manual_seed(seed)
     optimizer = build_optimizer(method.learner, settings.optim)
     start, best = load_checkpoint(folder.checkpoint, method, optimizer) if resume else (0, None)
     if fabric.is_global_zero and not resume:
@@ -100,20 +102,12 @@ def train(
     batches = train_batches(
         settings, start=start, rank=fabric.global_rank, world=fabric.world_size, cache=folder.class_statistics
     )
-    if not fabric.is_global_zero:
+    if fabric.is_global_zero:
+        notes = [note, *method.notes, *notes]
+        with _watched(fabric, method, optimizer, settings, space, folder, console, notes, start, best) as watching:
+            fit(fabric, method, optimizer, batches, settings, start=start, observers=[*watching, *observers])
+    else:
         fit(fabric, method, optimizer, batches, settings, start=start)
-        return Run(folder.path, student.eval())
-    journal = Journal(folder.metrics, resumed_at=start)
-    screen = Screen(console, settings.train.steps, start)
-    for text in (note, *method.notes, *notes):
-        screen.say(text)
-        journal.write("note", start, text=text)
-    watching = _observers(fabric, method, optimizer, settings, space, folder, journal, screen, best)
-    try:
-        fit(fabric, method, optimizer, batches, settings, start=start, observers=[*watching, *observers])
-    finally:
-        screen.close()
-        journal.close()
     return Run(folder.path, student.eval())
 
 
@@ -144,17 +138,25 @@ def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str
     return student, note
 
 
-def _observers(
+@contextmanager
+def _watched(
     fabric: Fabric,
     method: Method,
     optimizer: Optimizer,
     settings: Settings,
     space: LabelSpace,
     folder: RunFolder,
-    journal: Journal,
-    screen: Screen,
+    console: Console | None,
+    notes: Sequence[str],
+    start: int,
     best: float | None,
-) -> list[Observer]:
+) -> Iterator[list[Observer]]:
+    """The package's own observers; journal and screen are closed whatever happens."""
+    journal = Journal(folder.metrics, resumed_at=start)
+    screen = Screen(console, settings.train.steps, start)
+    for text in notes:
+        screen.say(text)
+        journal.write("note", start, text=text)
     config = settings.train
     watching: list[Observer] = [
         Losses(journal, screen, config.log_every),
@@ -187,4 +189,8 @@ def _observers(
             best=lambda: None if scoring is None else scoring.best,
         )
     )
-    return watching
+    try:
+        yield watching
+    finally:
+        screen.close()
+        journal.close()
