@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--fixtures", type=Path, default=ROOT.parent / "shared" / "reference" / "fixtures")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "parity.md")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # two threads that share busy cores wait for each other
     rows = []
     for case in read_cases(options.fixtures):
         rows.append(row(case))

@@ -1,0 +1,25 @@
+"""The demonstration, in small: three trainings, a table and a page; a second call keeps what is there."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from ssrseg.demo import show
+from ssrseg.demo.dataset import write_dataset
+
+
+def test_the_demo_ends_in_a_report_and_keeps_finished_runs(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", source=4, target=4, val=2, size=(64, 128))
+    printed = io.StringIO()
+    console = Console(file=printed, width=120)
+    page = show.demo(tmp_path, steps=4, pictures=(4, 4, 2), size=(64, 128), console=console)
+    text = page.read_text()
+    for name in ("source-only", "DAFormer", "DAFormer + SSR"):
+        assert name in text
+        assert name in printed.getvalue()
+    assert "not evidence" in printed.getvalue()
+    show.demo(tmp_path, steps=4, pictures=(4, 4, 2), size=(64, 128), console=console)
+    assert printed.getvalue().count("finished earlier") == 3
