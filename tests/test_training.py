@@ -97,8 +97,9 @@ def test_a_run_leaves_what_the_readme_says(tmp_path: Path) -> None:
     assert len(scores["best"]["student"]["iou"]) == 4
     names = {path.name for path in (folder / "pictures").iterdir()}
     assert {f"step-{step:06}-{view}.png" for step in (0, 2) for view in ("source", "mixed", "masked")} <= names
-    with Image.open(folder / "pictures" / "step-000000-mixed.png") as picture:
-        assert picture.width == 3 * (64 + 4)
+    for name in ("step-000000-mixed.png", "val-000.png"):
+        with Image.open(folder / "pictures" / name) as picture:
+            assert picture.width == 3 * (64 + 4)
 
 
 def test_nothing_of_ssr_or_the_teacher_is_in_the_student(tmp_path: Path) -> None:

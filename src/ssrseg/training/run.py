@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from rich.console import Console
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ssrseg.adapt.learner import ViewMaker
@@ -21,7 +22,7 @@ from ssrseg.config import Settings, TrainConfig
 from ssrseg.data import LabelSpace, check_data, eval_samples, resolve_space, train_batches
 from ssrseg.errors import UserError
 from ssrseg.foundation import Frozen
-from ssrseg.inference import build_inference
+from ssrseg.inference import build_inference, evaluating, predict_ids
 from ssrseg.models.segmenter import Description, Segmenter, build_segmenter
 from ssrseg.models.weights import load_pretrained
 from ssrseg.training.checkpoints import load_checkpoint
@@ -31,7 +32,7 @@ from ssrseg.training.journal import Journal, Losses
 from ssrseg.training.loop import Observer, fit
 from ssrseg.training.optim import build_optimizer
 from ssrseg.training.scoring import Saving, Scoring
-from ssrseg.training.snapshots import Snapshots
+from ssrseg.training.snapshots import PredictedPictures, Snapshots
 
 
 @dataclass(frozen=True)
@@ -164,11 +165,19 @@ def _watched(
     ]
     scoring: Scoring | None = None
     if settings.val is not None:
+        samples, infer = eval_samples(settings.val, settings), build_inference(settings.inference)
+        student = method.learner.student
+
+        def predict(image: Tensor, size: tuple[int, int]) -> Tensor:
+            with evaluating(student):
+                return predict_ids(student, image.to(fabric.device), infer, size)
+
+        watching.append(PredictedPictures(folder.pictures, space.colors, samples, predict))
         scoring = Scoring(
             fabric.device,
             method,
-            eval_samples(settings.val, settings),
-            build_inference(settings.inference),
+            samples,
+            infer,
             folder,
             journal,
             screen,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from ssrseg.adapt.batch import View
+from ssrseg.data import LabelledImages
+from ssrseg.data.transforms import resize_image
 from ssrseg.training.loop import Observer
 
 Pixels = npt.NDArray[np.uint8]
@@ -34,6 +36,40 @@ class Snapshots(Observer):
         if step % self._every == 0:
             picture = draw_view(view, self._palette)
             Image.fromarray(picture).save(self._folder / f"step-{step:06}-{view.name}.png", compress_level=3)
+
+
+class PredictedPictures(Observer):
+    """After the last step, one picture per image: the image, its labels, the student's prediction.
+
+    Args:
+        folder: where the pictures go.
+        colors: RGB of the classes, in the order of their ids.
+        dataset: labelled target images; `count` of them, evenly spread, are shown.
+        predict: image bytes (3, h, w) and size (H, W) -> class ids (H, W).
+        count: pictures.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        colors: Sequence[tuple[int, int, int]],
+        dataset: LabelledImages,
+        predict: Callable[[Tensor, tuple[int, int]], Tensor],
+        count: int = 6,
+    ) -> None:
+        self._folder, self._palette = folder, palette(colors)
+        self._dataset, self._predict, self._count = dataset, predict, count
+
+    def finished(self) -> None:
+        """Draw them."""
+        total = len(self._dataset)
+        for number in range(min(self._count, total)):
+            sample = self._dataset[number * total // min(self._count, total)]
+            height, width = sample.labels.shape
+            ids = self._predict(sample.image, (height, width)).cpu()
+            picture = resize_image(sample.image, (width, height)).permute(1, 2, 0).numpy()
+            row = [picture, self._palette[sample.labels.numpy()], self._palette[ids.numpy()]]
+            Image.fromarray(grid([row])).save(self._folder / f"val-{number:03}.png", compress_level=3)
 
 
 def palette(colors: Sequence[tuple[int, int, int]]) -> Pixels:
