@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 
 from factories import CLASSES, COLORS, tiny_segmenter
 from ssrseg.errors import UserError
-from ssrseg.exporting import _compare, export, graph_signature
-from ssrseg.models import Description, Segmenter
+from ssrseg.exporting import _compare, export, graph_signature, pad_statically
+from ssrseg.models import Description, Segmenter, build_segmenter
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -107,3 +108,15 @@ def test_signature_tells_graphs_not_weights(model: Segmenter) -> None:
     deeper = tiny_segmenter()
     deeper.head.classify = torch.nn.Sequential(deeper.head.classify, torch.nn.ReLU())
     assert graph_signature(deeper).operators != signature.operators
+
+
+def test_tensorflows_padding_is_made_constant() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_segmenter("timm:tf_efficientnet_lite0", "daformer", 4, head_channels=8).eval()
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        before = model(images)
+        pad_statically(model)
+        torch.testing.assert_close(model(images), before)
+    assert not any(isinstance(module, Conv2dSame) for module in model.modules())

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from timm.layers.conv2d_same import Conv2dSame
+from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -83,6 +84,8 @@ def export(
     if out.suffix != ".onnx":
         raise UserError(f"Expected the name of an .onnx file, found {out}.")
     segmenter = _deployed(open_model(model))
+    if dynamic:
+        pad_statically(segmenter)
     program = _trace(segmenter, size, dynamic)
     facts = _facts(segmenter, size, dynamic)
     program.model.metadata_props["ssrseg"] = json.dumps(facts)
@@ -112,6 +115,37 @@ def _require(*packages: str) -> None:
 def _deployed(model: Segmenter) -> Segmenter:
     """A copy on the CPU in eval mode; the caller's model stays as it is."""
     return copy.deepcopy(model).cpu().float().eval()
+
+
+def pad_statically(module: nn.Module) -> None:
+    """Replace TensorFlow's `SAME` convolutions, whose padding depends on the input's size, by ones that do not need it.
+
+    Sizes are multiples of `STRIDE`, so every strided layer sees a multiple of its stride and the padding is constant;
+    with symbolic sizes the exporter would reason about it for minutes. Changed in place.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, Conv2dSame):
+            setattr(module, name, _padded_convolution(child))
+        else:
+            pad_statically(child)
+
+
+def _padded_convolution(same: Conv2dSame) -> nn.Sequential:
+    pads: list[int] = []  # left, right, top, bottom: the innermost dimension first
+    for kernel, dilation, stride in zip(same.kernel_size, same.dilation, same.stride, strict=True):
+        total = max((kernel - 1) * dilation + 1 - stride, 0)
+        pads = [total // 2, total - total // 2, *pads]
+    plain = nn.Conv2d(
+        same.in_channels,
+        same.out_channels,
+        (same.kernel_size[0], same.kernel_size[1]),
+        stride=(same.stride[0], same.stride[1]),
+        dilation=(same.dilation[0], same.dilation[1]),
+        groups=same.groups,
+        bias=same.bias is not None,
+    )
+    plain.load_state_dict(same.state_dict())
+    return nn.Sequential(nn.ZeroPad2d((pads[0], pads[1], pads[2], pads[3])), plain)
 
 
 def _trace(segmenter: Segmenter, size: Size, dynamic: bool) -> Any:
