@@ -177,3 +177,14 @@ def test_the_graph_test_would_see_a_leak(trained: tuple[Segmenter, Method]) -> N
     leaky = tiny_segmenter()
     leaky.regularizer = method.learner.terms["regularizer"]
     assert graph_signature(leaky) != graph_signature(tiny_segmenter())
+
+
+def test_every_word_is_a_function_even_after_all_modules_are_imported() -> None:
+    program = """
+import ssrseg
+import ssrseg.training, ssrseg.evaluation, ssrseg.prediction, ssrseg.exporting, ssrseg.reporting, ssrseg.models.weights
+words = "train evaluate predict export report convert presets resolve load".split()
+assert all(callable(getattr(ssrseg, word)) for word in words)
+assert set(words) <= set(ssrseg.__all__)
+"""
+    fresh(program)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssrseg.config import Settings, resolve
+    from ssrseg.config import preset_summaries as presets
     from ssrseg.errors import UserError
     from ssrseg.evaluation import evaluate
     from ssrseg.exporting import export
@@ -30,6 +31,7 @@ _WHERE = {
     "export": "ssrseg.exporting:export",
     "load": "ssrseg.models:load_segmenter",
     "predict": "ssrseg.prediction:predict",
+    "presets": "ssrseg.config:preset_summaries",
     "report": "ssrseg.reporting:report",
     "resolve": "ssrseg.config:resolve",
     "train": "ssrseg.training:train",
@@ -43,6 +45,7 @@ __all__ = [
     "export",
     "load",
     "predict",
+    "presets",
     "report",
     "resolve",
     "train",
