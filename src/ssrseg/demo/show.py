@@ -66,7 +66,7 @@ def demo_settings(data: Path, method: Mapping[str, Any], steps: int, seed: int =
 def demo(
     out: Path,
     *,
-    steps: int = 400,
+    steps: int = 260,
     pictures: tuple[int, int, int] = (300, 300, 60),
     size: tuple[int, int] = (128, 256),
     console: Console | None = None,
