@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,6 +97,7 @@ def demo(
         if (folder / "student-last.safetensors").exists():
             console.print(f"{name}: finished earlier, kept in {folder}")
             continue
+        shutil.rmtree(folder, ignore_errors=True)  # an interrupted demo starts this run anew
         console.print(f"\n[bold]{name}")
         train(demo_settings(data, method, steps), folder, console=console)
     to_console(table([read_run(folder) for folder in folders]), console)
