@@ -15,9 +15,11 @@ from factories import CLASSES, tiny_frozen, write_pairs
 from ssrseg.adapt import Term, View, target_view
 from ssrseg.config import Settings, merge, resolve
 from ssrseg.errors import UserError
+from ssrseg.evaluation import Scores
 from ssrseg.models import Segmenter, load_segmenter
 from ssrseg.training import train
 from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.scoring import _summary
 
 MIC = {"teacher": {}, "mixed": {}, "feature_distance": {"classes": ["car"]}, "masked": {"block": 16}}
 SSR = {"regularizer": {"stages": [1, 3]}}
@@ -184,3 +186,14 @@ def test_a_term_of_ones_own_takes_part(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, method={"regularizer": None})
     folder = train(settings, tmp_path / "run", extra_terms=terms, extra_makers=[target_view]).folder
     assert 0 < records(folder, "train")[-1]["losses"]["target/entropy"] < 0.005 * 1.4
+
+
+def test_a_view_without_a_term_is_said(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, method={"regularizer": None})
+    with pytest.raises(UserError, match="no term asks anything of"):
+        train(settings, tmp_path / "run", extra_makers=[target_view])
+
+
+def test_what_was_not_measured_is_null_in_the_journal() -> None:
+    nothing = Scores(CLASSES, torch.zeros(4, 4, dtype=torch.int64))
+    assert _summary(nothing) == {"miou": None, "pixel_accuracy": None}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ssrseg.adapt.batch import Batch, Pseudo, View
 from ssrseg.adapt.terms import Term
+from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Segmenter
 
 
@@ -67,6 +68,14 @@ def adapt(
 
 
 def sum_of(losses: Mapping[str, Tensor]) -> Tensor:
-    """The sum of a view's losses; a view without a term is a mistake in the method."""
+    """The sum of a view's losses.
+
+    Raises:
+        UserError: no term names the view.
+    """
+    if not losses:
+        raise UserError(
+            "A view was made that no term asks anything of: leave its maker out, or name it in a term's views."
+        )
     first, *others = losses.values()
     return sum(others, first)

@@ -72,8 +72,10 @@ class Scoring(Observer):
         return evaluate_model(model, self._dataset, self._infer, device=self._device, classes=self._space.names)
 
 
-def _summary(scores: Scores) -> dict[str, float]:
-    return {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
+def _summary(scores: Scores) -> dict[str, Any]:
+    """The means, as JSON takes them: what was not measured is null."""
+    whole = scores.to_dict()
+    return {name: whole[name] for name in ("miou", "pixel_accuracy")}
 
 
 class Saving(Observer):
