@@ -13,9 +13,9 @@ from torch import Generator
 
 from factories import CLASSES, random_image, random_labels, write_pairs
 from ssrseg.config import DataConfig, RareClassConfig, Settings, resolve
-from ssrseg.data import check_data, find_images, find_pairs, read_image, read_labels, train_batches
+from ssrseg.data import LabelCode, check_data, find_images, find_pairs, read_image, read_labels, train_batches
 from ssrseg.data.labels import FOLDS, SPACES, lookup_table, map_ids, space_of
-from ssrseg.data.loaders import Raw, eval_samples, resolve_space, table_for
+from ssrseg.data.loaders import Raw, code_for, eval_samples, resolve_space
 from ssrseg.data.sampling import (
     ClassStatistics,
     RareClassSampler,
@@ -29,7 +29,7 @@ from ssrseg.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are not here")
-IDENTITY = lookup_table({i: i for i in range(256)})
+IDENTITY = LabelCode(lookup_table({i: i for i in range(256)}))
 
 
 def settings_for(root: Path, **loader: object) -> Settings:
@@ -214,7 +214,7 @@ def test_own_raw_values() -> None:
     settings = resolve(
         {"classes": [{"name": "road", "ids": [7, 8]}, {"name": "car", "ids": [26]}], "source": {"root": "x"}}
     )
-    table = table_for(settings.source, settings)
+    table = code_for(settings.source, settings).table
     assert map_ids(torch.tensor([7, 8, 26, 3], dtype=torch.uint8), table).tolist() == [0, 0, 1, 255]
 
 
@@ -223,7 +223,7 @@ def test_a_raw_value_claimed_twice_is_an_error() -> None:
         {"classes": [{"name": "road", "ids": [7]}, {"name": "car", "ids": [7]}], "source": {"root": "x"}}
     )
     with pytest.raises(UserError, match="7 is claimed by 'road' and 'car'"):
-        table_for(settings.source, settings)
+        code_for(settings.source, settings)
 
 
 def test_an_unknown_class_names_its_neighbour() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ssrseg.config import resolve
-from ssrseg.data import SPACES, resolve_space, table_for
+from ssrseg.data import SPACES, code_for, resolve_space
 from ssrseg.data.labels import FOLDS, lookup_table, map_ids, space_of
 from ssrseg.errors import UserError
 
@@ -63,7 +63,7 @@ def test_synthia_spaces_fold_by_name():
 
 def test_gta5_values_reach_camvids_classes():
     run = settings(classes="camvid11", source={"root": "nowhere", "spec": "gta5"})
-    found = named(table_for(run.source, run), "gta5", "camvid11")
+    found = named(code_for(run.source, run).table, "gta5", "camvid11")
     assert found[7] == "Road"
     assert found[20] == found[19] == "SignSymbol"
     assert found[27] == found[28] == found[31] == "Car"
@@ -103,21 +103,21 @@ def test_a_folder_needs_classes_and_a_known_layout_does_not():
 
 def test_the_data_sets_own_id_map_wins():
     run = settings(classes="cityscapes19", source={"root": "nowhere", "spec": "gta5", "id_map": {1: 13}})
-    assert named(table_for(run.source, run), "gta5", "cityscapes19") == {1: "car"}
+    assert named(code_for(run.source, run).table, "gta5", "cityscapes19") == {1: "car"}
 
 
 def test_a_folder_holds_class_ids():
     run = settings(classes=["road", "car"])
-    assert table_for(run.source, run).tolist() == [0, 1] + [255] * 254
+    assert code_for(run.source, run).table.tolist() == [0, 1] + [255] * 254
 
 
 def test_an_id_map_beyond_the_classes_is_refused_before_training():
     run = settings(classes=["road", "car"], source={"root": "nowhere", "id_map": {0: 0, 1: 2}})
     with pytest.raises(UserError, match="1 -> 2, but there are 2 classes"):
-        table_for(run.source, run)
+        code_for(run.source, run)
 
 
 def test_spaces_without_a_known_fold_are_refused():
     run = settings(classes=["road", "car"], source={"root": "nowhere", "spec": "camvid"})
     with pytest.raises(UserError, match="id_map"):
-        table_for(run.source, run)
+        code_for(run.source, run)

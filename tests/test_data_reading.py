@@ -14,8 +14,8 @@ from PIL import Image
 from factories import random_image, random_labels
 from ssrseg.config import resolve
 from ssrseg.data import eval_samples, find_pairs, read_image, read_labels
+from ssrseg.data.label_files import LabelCode, read_raw_labels
 from ssrseg.data.labels import lookup_table
-from ssrseg.data.reading import read_raw_labels
 from ssrseg.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -131,7 +131,7 @@ def test_labels_that_are_no_values_are_refused(tmp_path):
 
 def test_labels_pass_through_the_table(tmp_path):
     Image.fromarray(np.array([[7, 8], [9, 255]], dtype=np.uint8)).save(tmp_path / "a.png")
-    assert read_labels(tmp_path / "a.png", lookup_table({7: 0, 8: 1})).tolist() == [[0, 1], [255, 255]]
+    assert read_labels(tmp_path / "a.png", LabelCode(lookup_table({7: 0, 8: 1}))).tolist() == [[0, 1], [255, 255]]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared data sets")

@@ -8,7 +8,7 @@ from torch import Generator
 
 from factories import write_pairs
 from ssrseg.config import DataConfig, RareClassConfig
-from ssrseg.data import find_pairs
+from ssrseg.data import LabelCode, find_pairs
 from ssrseg.data.labels import lookup_table
 from ssrseg.data.sampling import (
     SOURCE,
@@ -22,7 +22,7 @@ from ssrseg.data.sampling import (
 )
 from ssrseg.errors import UserError
 
-TABLE = lookup_table({i: i for i in range(4)})
+TABLE = LabelCode(lookup_table({i: i for i in range(4)}))
 
 
 def sampler(pixels, **config):
@@ -80,7 +80,7 @@ def test_seeds_streams_and_numbers_have_generators_of_their_own():
 def test_statistics_are_counted_again_for_another_mapping_or_list(tmp_path):
     pairs, cache = find_pairs(DataConfig(root=write_pairs(tmp_path / "data"))), tmp_path / "statistics.json"
     first = class_statistics(pairs, TABLE, 4, cache=cache).pixels
-    folded = class_statistics(pairs, lookup_table({0: 0, 1: 0, 2: 0, 3: 0}), 4, cache=cache).pixels
+    folded = class_statistics(pairs, LabelCode(lookup_table({0: 0, 1: 0, 2: 0, 3: 0})), 4, cache=cache).pixels
     assert folded[:, 0].tolist() == first.sum(dim=1).tolist()
     assert class_statistics(pairs[1:], TABLE, 4, cache=cache).pixels.tolist() == first[1:].tolist()
 

@@ -2,14 +2,16 @@
 
 from ssrseg.data.checks import check_data
 from ssrseg.data.datasets import Labelled, LabelledImages
+from ssrseg.data.label_files import LabelCode, read_labels
 from ssrseg.data.labels import SPACES, LabelSpace
-from ssrseg.data.loaders import Raw, eval_samples, resolve_space, table_for, train_batches
-from ssrseg.data.reading import read_image, read_labels
+from ssrseg.data.loaders import Raw, code_for, eval_samples, resolve_space, train_batches
+from ssrseg.data.reading import read_image
 from ssrseg.data.specs import SPECS, Pair, Spec, find_images, find_pairs
 
 __all__ = [
     "SPACES",
     "SPECS",
+    "LabelCode",
     "LabelSpace",
     "Labelled",
     "LabelledImages",
@@ -17,12 +19,12 @@ __all__ = [
     "Raw",
     "Spec",
     "check_data",
+    "code_for",
     "eval_samples",
     "find_images",
     "find_pairs",
     "read_image",
     "read_labels",
     "resolve_space",
-    "table_for",
     "train_batches",
 ]

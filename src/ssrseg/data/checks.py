@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from ssrseg.config import DataConfig, Settings
+from ssrseg.data.label_files import read_raw_labels
 from ssrseg.data.labels import IGNORE, LabelSpace
-from ssrseg.data.loaders import resolve_space, table_for
-from ssrseg.data.reading import read_image, read_raw_labels
+from ssrseg.data.loaders import code_for, resolve_space
+from ssrseg.data.reading import read_image
 from ssrseg.data.specs import Pair, find_images, find_pairs, spec_of
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
@@ -51,7 +52,7 @@ def check_data(settings: Settings) -> list[str]:
 
 
 def _check_labelled(data: DataConfig, settings: Settings, space: LabelSpace, pairs: list[Pair]) -> list[str]:
-    table = table_for(data, settings)
+    table = code_for(data, settings).table
     for pair in pairs:
         sizes = size_of(pair.image), size_of(pair.label)
         if sizes[0] != sizes[1]:

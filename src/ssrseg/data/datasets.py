@@ -10,8 +10,9 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from ssrseg.config import LoaderConfig
+from ssrseg.data.label_files import LabelCode, read_labels
 from ssrseg.data.labels import IGNORE
-from ssrseg.data.reading import read_image, read_labels
+from ssrseg.data.reading import read_image
 from ssrseg.data.sampling import Draw, Sampler
 from ssrseg.data.specs import Pair
 from ssrseg.data.transforms import (
@@ -40,15 +41,15 @@ class Labelled:
 class LabelledImages(Dataset[Labelled]):
     """Images with labels, in order, whole."""
 
-    def __init__(self, pairs: list[Pair], table: Tensor, resize: tuple[int, int] | None) -> None:
-        self.pairs, self._table, self._resize = pairs, table, resize
+    def __init__(self, pairs: list[Pair], code: LabelCode, resize: tuple[int, int] | None) -> None:
+        self.pairs, self._code, self._resize = pairs, code, resize
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Labelled:
         pair = self.pairs[index]
-        return Labelled(bounded(read_image(pair.image), self._resize), read_labels(pair.label, self._table), pair.image)
+        return Labelled(bounded(read_image(pair.image), self._resize), read_labels(pair.label, self._code), pair.image)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class SourceImages:
     """Labelled crops by draw number."""
 
     pairs: list[Pair]
-    table: Tensor
+    code: LabelCode
     resize: tuple[int, int] | None
     loader: LoaderConfig
     sampler: Sampler
@@ -65,7 +66,7 @@ class SourceImages:
         """Image (3, h, w) and labels (h, w), uint8, and the image's name."""
         draw = self.sampler(number, generator)
         pair = self.pairs[draw.file]
-        image, labels = read_image(pair.image), read_labels(pair.label, self.table)
+        image, labels = read_image(pair.image), read_labels(pair.label, self.code)
         if image.shape[-2:] != labels.shape:
             raise UserError(f"{pair.image} is {_size(image)}, its label {pair.label} is {_size(labels)}.")
         size = _bound(labels, self.resize)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ssrseg.config import DataConfig, Settings
 from ssrseg.data import sampling
 from ssrseg.data.datasets import LabelledImages, SourceImages, TargetImages
+from ssrseg.data.label_files import LabelCode
 from ssrseg.data.labels import FOLDS, SPACES, LabelSpace, lookup_table, map_ids, space_of
 from ssrseg.data.sampling import SOURCE, TARGET, RareClassSampler, Shuffled, class_statistics, generator_of
 from ssrseg.data.specs import find_images, find_pairs, spec_of
@@ -59,8 +60,8 @@ def resolve_space(settings: Settings) -> LabelSpace:
     return SPACES[name]
 
 
-def table_for(data: DataConfig, settings: Settings) -> Tensor:
-    """Raw label value -> class id of the run, (256,) uint8.
+def code_for(data: DataConfig, settings: Settings) -> LabelCode:
+    """How the label files of a data set become class ids of the run.
 
     The data set's own `id_map` comes first, then the raw values that the classes name, then the layout's.
 
@@ -69,15 +70,15 @@ def table_for(data: DataConfig, settings: Settings) -> Tensor:
     """
     spec, space = spec_of(data), resolve_space(settings)
     if data.id_map is not None:
-        return lookup_table(data.id_map, space.num_classes)
+        return LabelCode(lookup_table(data.id_map, space.num_classes))
     own = None if settings.classes is None else space_of(settings.classes)[1]
     if own is not None:
-        return lookup_table(own)
+        return LabelCode(lookup_table(own))
     if spec.space is None:
-        return lookup_table({i: i for i in range(space.num_classes)})
+        return LabelCode(lookup_table({i: i for i in range(space.num_classes)}))
     table = lookup_table(spec.ids or {i: i for i in range(SPACES[spec.space].num_classes)})
     if SPACES[spec.space] == space:
-        return table
+        return LabelCode(table)
     wanted = next((name for name, known in SPACES.items() if known == space), None)
     fold = FOLDS.get((spec.space, wanted or ""))
     if fold is None:
@@ -85,12 +86,12 @@ def table_for(data: DataConfig, settings: Settings) -> Tensor:
             f"{data.root} has the classes of {spec.space}, the run has {', '.join(space.names)}. "
             "Give an `id_map` (raw value: class id) for this data set."
         )
-    return map_ids(table, lookup_table(fold))
+    return LabelCode(map_ids(table, lookup_table(fold)))
 
 
 def eval_samples(data: DataConfig, settings: Settings) -> LabelledImages:
     """A labelled data set for evaluation."""
-    return LabelledImages(find_pairs(data), table_for(data, settings), data.resize)
+    return LabelledImages(find_pairs(data), code_for(data, settings), data.resize)
 
 
 def train_batches(
@@ -122,13 +123,13 @@ def train_batches(
 def source_images(settings: Settings, cache: Path | None = None) -> SourceImages:
     """The labelled stream."""
     data, config = settings.source, settings.loader
-    pairs, table = find_pairs(data), table_for(data, settings)
+    pairs, code = find_pairs(data), code_for(data, settings)
     sampler: sampling.Sampler = Shuffled(len(pairs), settings.train.seed, SOURCE)
     if config.rare_class is not None:
         classes = resolve_space(settings).num_classes
-        statistics = class_statistics(pairs, table, classes, cache=cache)
+        statistics = class_statistics(pairs, code, classes, cache=cache)
         sampler = RareClassSampler(statistics, config.rare_class, config.crop)
-    return SourceImages(pairs, table, data.resize, config, sampler)
+    return SourceImages(pairs, code, data.resize, config, sampler)
 
 
 def target_images(settings: Settings) -> TargetImages | None:

@@ -1,18 +1,16 @@
-"""Files to tensors."""
+"""Image files to tensors."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ssrseg.data.labels import map_ids
+from ssrseg.data.storage import read_bytes
 from ssrseg.errors import UserError
 
 BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -25,7 +23,7 @@ def read_image(path: Path) -> Tensor:
     Raises:
         UserError: the file is missing, truncated or no image.
     """
-    encoded = _bytes(path)
+    encoded = read_bytes(path)
     try:
         with Image.open(io.BytesIO(encoded)) as file:
             image = ImageOps.exif_transpose(file)
@@ -35,68 +33,10 @@ def read_image(path: Path) -> Tensor:
                 image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
             rgb = np.array(image.convert("RGB"))
     except BROKEN as error:
-        raise UserError(f"{path} cannot be read as an image: {_first_line(error)}") from error
+        raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
     return torch.from_numpy(rgb).permute(2, 0, 1).contiguous()
 
 
-def read_labels(path: Path, table: Tensor) -> Tensor:
-    """A label map as class ids (H, W), uint8.
-
-    Args:
-        path: one channel of raw values, a palette image (its indices count, not its colours), or a 16-bit image of
-            three channels with the values in the red one (SYNTHIA).
-        table: raw value -> class id, (256,) uint8.
-
-    Raises:
-        UserError: the file is missing, truncated or no label map.
-    """
-    return map_ids(read_raw_labels(path), table)
-
-
-def read_raw_labels(path: Path) -> Tensor:
-    """The values of a label file (H, W), uint8, as they are; raises `UserError` as `read_labels`."""
-    encoded = _bytes(path)
-    values = _red_of_16_bits(encoded, path) if _is_deep(encoded) else _single_channel(encoded, path)
-    if values.max() > 255:
-        raise UserError(f"{path} holds the label value {values.max()}; values lie in 0..255.")
-    return torch.from_numpy(values.astype(np.uint8))
-
-
-def _single_channel(encoded: bytes, path: Path) -> npt.NDArray[np.integer]:
-    try:
-        with Image.open(io.BytesIO(encoded)) as file:
-            if file.mode not in ("L", "P", "I", "I;16", "1"):
-                raise UserError(
-                    f"{path} is a label in {file.mode}, expected one channel of class values (or a palette image). "
-                    "If its classes are colours, convert them to values first."
-                )
-            return np.array(file).astype(np.int64)
-    except BROKEN as error:
-        raise UserError(f"{path} cannot be read as a label map: {_first_line(error)}") from error
-
-
-def _is_deep(encoded: bytes) -> bool:
-    """A PNG of 16 bits and three channels: Pillow keeps 8 of them, and not those of the label."""
-    return encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[24:26] in (b"\x10\x02", b"\x10\x06")
-
-
-def _red_of_16_bits(encoded: bytes, path: Path) -> npt.NDArray[np.integer]:
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise UserError(f"{path} cannot be read as a label map: its PNG data are broken.")
-    red = image[..., 2]  # blue, green, red
-    return red.astype(np.int64)
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        encoded = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    if not encoded:
-        raise UserError(f"{path} is empty (0 bytes).")
-    return encoded
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, shortly."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -17,7 +17,7 @@ from rich.progress import track
 from torch import Generator, Tensor
 
 from ssrseg.config import RareClassConfig
-from ssrseg.data.reading import read_labels
+from ssrseg.data.label_files import LabelCode, read_labels
 from ssrseg.data.specs import Pair
 from ssrseg.errors import UserError
 from ssrseg.files import write_json
@@ -46,23 +46,23 @@ class ClassStatistics:
 
 
 def class_statistics(
-    pairs: Sequence[Pair], table: Tensor, num_classes: int, *, cache: Path | None = None, workers: int = 4
+    pairs: Sequence[Pair], code: LabelCode, num_classes: int, *, cache: Path | None = None, workers: int = 4
 ) -> ClassStatistics:
     """Count every label file once, in parallel; later calls read the cache while files and mapping are the same.
 
     Args:
         pairs: the source.
-        table: raw value -> class id.
+        code: how label files are read.
         num_classes: K.
         cache: a JSON file; not cached when absent. One that cannot be written is not an error.
         workers: threads.
     """
-    key = _fingerprint(pairs, table, num_classes)
+    key = _fingerprint(pairs, code.table, num_classes)
     if cache is not None and (known := _read_cache(cache, key)) is not None:
         return ClassStatistics(known)
 
     def count(pair: Pair) -> Tensor:
-        return torch.bincount(read_labels(pair.label, table).flatten(), minlength=256)[:num_classes]
+        return torch.bincount(read_labels(pair.label, code).flatten(), minlength=256)[:num_classes]
 
     with ThreadPoolExecutor(workers) as pool:
         counted = track(

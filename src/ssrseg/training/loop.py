@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -43,6 +44,13 @@ class Observer:
 
     def finished(self) -> None:
         """The last step was completed."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold for this observer to go on: tensors and plain values."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
 
 
 def fit(
