@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,21 @@ from ssrseg.errors import UserError
 from ssrseg.files import write_atomically
 
 
-def save_checkpoint(path: Path, method: Method, optimizer: Optimizer, *, step: int, best: float | None) -> None:
-    """Write the state after `step` completed steps, atomically; the one before is kept beside it."""
+def save_checkpoint(
+    path: Path, method: Method, optimizer: Optimizer, *, step: int, observers: Mapping[str, Any]
+) -> None:
+    """Write the state after `step` completed steps, atomically; the one before is kept beside it.
+
+    Args:
+        path: the file.
+        method: learner, teacher and the generator of the views.
+        optimizer: of the learner.
+        step: completed steps.
+        observers: their states by name: tensors and plain values.
+    """
     state = {
         "step": step,
-        "best": best,
+        "observers": dict(observers),
         "learner": method.learner.state_dict(),
         "teacher": method.teacher.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -32,8 +43,8 @@ def save_checkpoint(path: Path, method: Method, optimizer: Optimizer, *, step: i
     write_atomically(path, lambda partial: torch.save(state, partial))
 
 
-def load_checkpoint(path: Path, method: Method, optimizer: Optimizer) -> tuple[int, float | None]:
-    """Put the state back; returns the completed steps and the best score so far.
+def load_checkpoint(path: Path, method: Method, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
+    """Put the state back; returns the completed steps and the states of the observers.
 
     Raises:
         UserError: no readable checkpoint, or one of another method.
@@ -49,7 +60,7 @@ def load_checkpoint(path: Path, method: Method, optimizer: Optimizer) -> tuple[i
     torch.set_rng_state(state["torch_rng"])
     if state["cuda_rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda_rng"])
-    return state["step"], state["best"]
+    return state["step"], state["observers"]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from ssrseg.adapt.methods import Method
-from ssrseg.data import LabelSpace
 from ssrseg.evaluation import Scores, evaluate_model
 from ssrseg.files import write_json
 from ssrseg.inference import Infer
 from ssrseg.models.segmenter import Segmenter, save_segmenter
 from ssrseg.training.checkpoints import save_checkpoint
 from ssrseg.training.console import Screen
-from ssrseg.training.folder import RunFolder
 from ssrseg.training.journal import Journal
 from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.setup import Setup
 
 
 class Scoring(Observer):
@@ -29,25 +25,20 @@ class Scoring(Observer):
     The last student is the result; the best one is an oracle's choice, made with target labels.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        method: Method,
-        dataset: Dataset[Any],
-        infer: Infer,
-        folder: RunFolder,
-        journal: Journal,
-        screen: Screen,
-        *,
-        space: LabelSpace,
-        every: int,
-        steps: int,
-        best: float | None = None,
-    ) -> None:
-        self._device, self._method, self._dataset, self._infer = device, method, dataset, infer
-        self._folder, self._journal, self._screen = folder, journal, screen
-        self._space, self._every, self._steps = space, every, steps
-        self.best = best
+    def __init__(self, setup: Setup, dataset: Dataset[Any], infer: Infer, journal: Journal, screen: Screen) -> None:
+        self._device, self._method, self._folder = setup.fabric.device, setup.method, setup.folder
+        self._every, self._steps = setup.settings.train.evaluate_every, setup.settings.train.steps
+        self._classes = setup.space.names
+        self._dataset, self._infer, self._journal, self._screen = dataset, infer, journal, screen
+        self._best: float | None = None
+
+    def state(self) -> dict[str, Any]:
+        """The best score so far."""
+        return {"best": self._best}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on with a best score."""
+        self._best = state["best"]
 
     def stepped(self, moment: Moment) -> None:
         """Evaluate when it is time."""
@@ -62,14 +53,14 @@ class Scoring(Observer):
         self._screen.score(step, student.miou, None if teacher is None else teacher.miou)
         scores = json.loads(self._folder.scores.read_text()) if self._folder.scores.exists() else {}
         record = {"step": step, "student": student.to_dict(), "teacher": teacher and teacher.to_dict()}
-        if self.best is None or student.miou > self.best:
-            self.best = student.miou
+        if self._best is None or student.miou > self._best:
+            self._best = student.miou
             scores["best"] = record
             save_segmenter(self._method.learner.student, self._folder.student_best)
-        write_json(self._folder.scores, {**scores, "classes": self._space.names, "last": record})
+        write_json(self._folder.scores, {**scores, "classes": self._classes, "last": record})
 
     def _evaluate(self, model: Segmenter) -> Scores:
-        return evaluate_model(model, self._dataset, self._infer, device=self._device, classes=self._space.names)
+        return evaluate_model(model, self._dataset, self._infer, device=self._device, classes=self._classes)
 
 
 def _summary(scores: Scores) -> dict[str, Any]:
@@ -81,23 +72,16 @@ def _summary(scores: Scores) -> dict[str, Any]:
 class Saving(Observer):
     """Writes the complete state every `every` steps, and the deployable student at the end."""
 
-    def __init__(
-        self,
-        method: Method,
-        optimizer: Optimizer,
-        folder: RunFolder,
-        *,
-        every: int,
-        steps: int,
-        best: Callable[[], float | None],
-    ) -> None:
-        self._method, self._optimizer, self._folder = method, optimizer, folder
-        self._every, self._steps, self._best = every, steps, best
+    def __init__(self, setup: Setup, observers: Mapping[str, Observer]) -> None:
+        self._method, self._optimizer, self._folder = setup.method, setup.optimizer, setup.folder
+        self._every, self._steps = setup.settings.train.checkpoint_every, setup.settings.train.steps
+        self._observers = observers
 
     def stepped(self, moment: Moment) -> None:
         """Save when it is time."""
         if moment.step % self._every == 0 or moment.step == self._steps:
-            save_checkpoint(self._folder.checkpoint, self._method, self._optimizer, step=moment.step, best=self._best())
+            states = {name: observer.state() for name, observer in self._observers.items()}
+            save_checkpoint(self._folder.checkpoint, self._method, self._optimizer, step=moment.step, observers=states)
 
     def finished(self) -> None:
         """The last student."""

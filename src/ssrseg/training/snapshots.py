@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 from torch import Tensor
 
 from ssrseg.adapt.batch import View
 from ssrseg.data import LabelledImages
 from ssrseg.data.transforms import resize_image
+from ssrseg.inference import Infer, evaluating, predict_ids
+from ssrseg.models.segmenter import Segmenter
 from ssrseg.training.loop import Observer
 
 Pixels = npt.NDArray[np.uint8]
@@ -45,7 +48,9 @@ class PredictedPictures(Observer):
         folder: where the pictures go.
         colors: RGB of the classes, in the order of their ids.
         dataset: labelled target images; `count` of them, evenly spread, are shown.
-        predict: image bytes (3, h, w) and size (H, W) -> class ids (H, W).
+        student: predicts.
+        infer: how.
+        device: where.
         count: pictures.
     """
 
@@ -54,11 +59,13 @@ class PredictedPictures(Observer):
         folder: Path,
         colors: Sequence[tuple[int, int, int]],
         dataset: LabelledImages,
-        predict: Callable[[Tensor, tuple[int, int]], Tensor],
+        student: Segmenter,
+        infer: Infer,
+        device: torch.device,
         count: int = 6,
     ) -> None:
         self._folder, self._palette = folder, palette(colors)
-        self._dataset, self._predict, self._count = dataset, predict, count
+        self._dataset, self._student, self._infer, self._device, self._count = dataset, student, infer, device, count
 
     def finished(self) -> None:
         """Draw them."""
@@ -66,7 +73,8 @@ class PredictedPictures(Observer):
         for number in range(min(self._count, total)):
             sample = self._dataset[number * total // min(self._count, total)]
             height, width = sample.labels.shape
-            ids = self._predict(sample.image, (height, width)).cpu()
+            with evaluating(self._student):
+                ids = predict_ids(self._student, sample.image.to(self._device), self._infer, (height, width)).cpu()
             picture = resize_image(sample.image, (width, height)).permute(1, 2, 0).numpy()
             row = [picture, self._palette[sample.labels.numpy()], self._palette[ids.numpy()]]
             Image.fromarray(grid([row])).save(self._folder / f"val-{number:03}.png", compress_level=3)
