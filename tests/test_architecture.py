@@ -23,14 +23,15 @@ from ssrseg.models import Segmenter, save_segmenter
 
 ROOT = Path(ssrseg.__file__).parent
 TRAINING = {"foundation", "adapt", "training"}
-DEPLOYED = ("models", "inference", "evaluation", "prediction", "exporting")
+DEPLOYED = ("models", "inference", "scores", "evaluation", "prediction", "exporting")
 LAW: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "config": {"errors"},
     "models": {"errors"},
     "inference": {"models", "config", "errors"},
-    "evaluation": {"inference", "models", "data", "config", "errors", "files"},
+    "scores": {"data", "errors"},
+    "evaluation": {"scores", "inference", "models", "data", "config", "errors", "files"},
     "prediction": {"inference", "models", "data", "config", "errors", "files"},
     "exporting": {"inference", "models", "config", "errors", "files"},
     "data": {"config", "errors", "files", "demo"},

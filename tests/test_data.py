@@ -14,8 +14,10 @@ from torch import Generator
 from factories import CLASSES, random_image, random_labels, write_pairs
 from ssrseg.config import DataConfig, RareClassConfig, Settings, resolve
 from ssrseg.data import LabelCode, check_data, find_images, find_pairs, read_image, read_labels, train_batches
-from ssrseg.data.labels import FOLDS, SPACES, lookup_table, map_ids, space_of
-from ssrseg.data.loaders import Raw, code_for, eval_samples, resolve_space
+from ssrseg.data.codes import code_for, resolve_space
+from ssrseg.data.folds import FOLDS
+from ssrseg.data.labels import SPACES, lookup_table, map_ids, space_of
+from ssrseg.data.loaders import Raw, eval_samples
 from ssrseg.data.sampling import (
     ClassStatistics,
     RareClassSampler,
@@ -196,7 +198,7 @@ def test_palette_labels_count_by_index(tmp_path: Path) -> None:
 
 def test_coloured_labels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(random_image()).save(tmp_path / "colour.png")
-    with pytest.raises(UserError, match="label in RGB, expected one channel"):
+    with pytest.raises(UserError, match=r"colour\.png is coloured.*`color`"):
         read_labels(tmp_path / "colour.png", IDENTITY)
 
 

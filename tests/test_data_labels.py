@@ -7,7 +7,8 @@ import torch
 
 from ssrseg.config import resolve
 from ssrseg.data import SPACES, code_for, resolve_space
-from ssrseg.data.labels import FOLDS, lookup_table, map_ids, space_of
+from ssrseg.data.folds import FOLDS
+from ssrseg.data.labels import lookup_table, map_ids, space_of
 from ssrseg.errors import UserError
 
 
@@ -26,6 +27,10 @@ def test_spaces_are_complete_and_distinct():
         "synthia16": 16,
         "synthia13": 13,
         "camvid11": 11,
+        "camvid31": 31,
+        "idd26": 26,
+        "vistas65": 65,
+        "binary": 2,
     }
     for space in SPACES.values():
         assert len(set(space.names)) == len(set(space.colors)) == space.num_classes
@@ -118,6 +123,96 @@ def test_an_id_map_beyond_the_classes_is_refused_before_training():
 
 
 def test_spaces_without_a_known_fold_are_refused():
-    run = settings(classes=["road", "car"], source={"root": "nowhere", "spec": "camvid"})
-    with pytest.raises(UserError, match="id_map"):
+    run = settings(classes="synthia16", source={"root": "nowhere", "spec": "camvid"})
+    with pytest.raises(UserError, match=r"classes of camvid11, the run those of synthia16.*`of`.*`id_map`"):
         code_for(run.source, run)
+
+
+def test_folds_hold_ids_of_both_spaces():
+    for (old, new), fold in FOLDS.items():
+        assert fold
+        assert max(fold) < SPACES[old].num_classes
+        assert set(fold.values()) <= set(range(SPACES[new].num_classes))
+
+
+def test_vistas_becomes_cityscapes_as_others_compare_it():
+    """The values of RobustNet, of DGInStyle and of the benchmark of foundation models, which are the same."""
+    run = settings(classes="cityscapes19", source={"root": "nowhere", "spec": "mapillary-vistas"})
+    groups = [[13, 24, 41], [2, 15], [17], [6], [3], [45, 47], [48], [50], [30], [29], [27], [19], [20, 21, 22]]
+    groups += [[55], [61], [54], [58], [57], [52]]
+    wanted = {raw: i for i, raws in enumerate(groups) for raw in raws}
+    table = code_for(run.source, run).table.tolist()
+    assert {raw: i for raw, i in enumerate(table) if i != 255} == wanted
+
+
+def own(of=True):
+    """Two classes, made of those of Cityscapes and CamVid."""
+    car = {"name": "vehicle", "of": ["car", "truck", "bus", "SUVPickupTruck"]} if of else "vehicle"
+    return [{"name": "way", "of": ["road", "sidewalk", "Pavement"]}, car]
+
+
+def test_source_and_val_of_different_data_sets_share_own_classes():
+    run = settings(
+        classes=own(), source={"root": "a", "spec": "synthia"}, val={"root": "b", "spec": "camvid", "split": "val"}
+    )
+    source, val = code_for(run.source, run).table.tolist(), code_for(run.val, run).table.tolist()
+    assert {raw: i for raw, i in enumerate(source) if i != 255} == {3: 0, 4: 0, 8: 1, 18: 1, 19: 1}
+    assert {raw: i for raw, i in enumerate(val) if i != 255} == {3: 0, 4: 0, 8: 1}  # Road, Pavement; Car, whatever case
+
+
+def test_the_rest_is_all_that_no_class_takes():
+    classes = [{"name": "background", "of": ["*"]}, {"name": "car", "of": ["car"]}]
+    run = settings(classes=classes, source={"root": "nowhere", "spec": "gta5"})
+    table = code_for(run.source, run).table
+    assert table[26] == 1
+    assert (table == 0).sum() == 18
+    assert table[0] == 255  # unlabelled stays ignored
+
+
+def test_a_class_that_says_nothing_takes_that_of_its_name():
+    run = settings(classes=["car", {"name": "water", "of": []}, "Road"], source={"root": "nowhere", "spec": "gta5"})
+    table = code_for(run.source, run).table.tolist()
+    assert {raw: i for raw, i in enumerate(table) if i != 255} == {26: 0, 7: 2}
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (own(of=False), "'vehicle' is none of them.*`of: "),
+        ([{"name": "a", "of": ["raod"]}], "Did you mean 'road'"),
+        ([{"name": "a", "of": ["road"]}, {"name": "b", "of": ["Road"]}], "taken by 'a' and by 'b'"),
+        ([{"name": "a", "of": ["Fire Hydrant"]}], "take none"),
+    ],
+)
+def test_parts_that_cannot_be_meant_are_refused(classes, message):
+    run = settings(classes=classes, source={"root": "nowhere", "spec": "gta5"})
+    with pytest.raises(UserError, match=message):
+        code_for(run.source, run)
+
+
+def test_raw_values_and_parts_serve_a_folder_and_a_published_set():
+    classes = [{"name": "way", "of": ["road"], "ids": [9]}, {"name": "rest", "of": ["*"], "ids": [4, 5]}]
+    run = settings(classes=classes, source={"root": "a", "spec": "gta5"}, val={"root": "b"})
+    assert code_for(run.source, run).table[[7, 26, 9]].tolist() == [0, 1, 255]
+    assert code_for(run.val, run).table[[7, 9, 4, 5]].tolist() == [255, 0, 1, 1]
+
+
+def test_masks_are_0_against_1_or_255():
+    run = settings(classes="binary")
+    assert code_for(run.source, run).table[[0, 1, 2, 255]].tolist() == [0, 1, 255, 1]
+
+
+def test_colours_are_known_for_published_sets_and_where_every_class_gives_its_own():
+    def colors(classes, spec="folders"):
+        run = settings(classes=classes, source={"root": "nowhere", "spec": spec})
+        return code_for(run.source, run).colors
+
+    red, blue = {"name": "a", "color": [255, 0, 0]}, {"name": "b", "color": [0, 0, 255]}
+    assert colors([red, blue]) == {(255, 0, 0): 0, (0, 0, 255): 1}
+    assert colors([red, "b"]) is None
+    assert colors([red, {**red, "name": "b"}]) is None
+    assert colors("cityscapes19")[0, 0, 142] == 13
+    assert colors(own(), "gta5")[0, 0, 70] == 1  # a truck is a vehicle
+    assert colors(own(), "gta5")[70, 130, 180] == 255
+    assert colors("camvid11", "camvid-full")[64, 128, 192] == 8  # SUVPickupTruck
+    assert colors("cityscapes19", "urbansyn") is None

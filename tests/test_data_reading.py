@@ -129,6 +129,55 @@ def test_labels_that_are_no_values_are_refused(tmp_path):
         read_raw_labels(tmp_path / "large.png")
 
 
+COLORS = {(128, 64, 128): 0, (0, 0, 142): 1, (1, 0, 0): 2}
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_colours_become_classes_and_black_is_ignored(tmp_path, alpha):
+    wanted = np.random.default_rng(0).integers(0, 4, (40, 50))
+    palette = np.array([*COLORS, (0, 0, 0)], dtype=np.uint8)
+    image = Image.fromarray(palette[wanted])
+    (image.convert("RGBA") if alpha else image).save(tmp_path / "a.png")
+    labels = read_labels(tmp_path / "a.png", LabelCode(lookup_table({0: 0}), COLORS))
+    assert labels.dtype == torch.uint8
+    assert labels.tolist() == np.where(wanted == 3, 255, wanted).tolist()
+
+
+def test_black_may_be_a_class(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    code = LabelCode(lookup_table({0: 0}), {(0, 0, 0): 1, (255, 255, 255): 0})
+    assert read_labels(tmp_path / "a.png", code).tolist() == [[1, 1], [1, 1]]
+
+
+def test_an_unknown_colour_is_named_with_its_place(tmp_path):
+    pixels = np.full((6, 8, 3), (0, 0, 142), dtype=np.uint8)
+    pixels[2, 3:6] = (9, 8, 7)
+    pixels[4, 0] = (255, 255, 255)  # beyond every known one
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png holds the colour \(9, 8, 7\).*3 pixels.*row 2, column 3"):
+        read_labels(tmp_path / "a.png", LabelCode(lookup_table({0: 0}), COLORS))
+
+
+def test_palette_indices_count_even_where_colours_are_known(tmp_path):
+    image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), mode="P")
+    image.putpalette([200, 0, 0, 0, 200, 0])
+    image.save(tmp_path / "a.png")
+    assert read_labels(tmp_path / "a.png", LabelCode(lookup_table({0: 5, 1: 6}), COLORS)).tolist() == [[5, 6]]
+
+
+def test_three_equal_channels_are_values_where_no_colours_are_known(tmp_path):
+    labels = random_labels()
+    Image.fromarray(labels).convert("RGB").save(tmp_path / "a.png")
+    assert np.array_equal(read_raw_labels(tmp_path / "a.png"), labels)
+
+
+def test_jpeg_labels_are_refused_whatever_their_ending(tmp_path):
+    Image.fromarray(random_labels()).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").rename(tmp_path / "a.png")
+    with pytest.raises(UserError, match="is a JPEG"):
+        read_labels(tmp_path / "a.png", LabelCode(lookup_table({0: 0})))
+
+
 def test_labels_pass_through_the_table(tmp_path):
     Image.fromarray(np.array([[7, 8], [9, 255]], dtype=np.uint8)).save(tmp_path / "a.png")
     assert read_labels(tmp_path / "a.png", LabelCode(lookup_table({7: 0, 8: 1}))).tolist() == [[0, 1], [255, 255]]

@@ -80,6 +80,20 @@ def test_absent_classes_do_not_count() -> None:
         scores.miou_over(["a", "z"])
 
 
+def test_synthias_classes_are_scored_beside_all() -> None:
+    names = SPACES["cityscapes19"].names
+    confusion = torch.randint(1, 9, (19, 19), generator=torch.Generator().manual_seed(0))
+    scores = Scores(names, confusion)
+    for name, count in (("synthia16", 16), ("synthia13", 13)):
+        part = [iou for label, iou in zip(names, scores.iou, strict=True) if label in SPACES[name].names]
+        assert len(part) == count
+        assert scores.to_dict()["subsets"][name] == pytest.approx(sum(part) / count)
+    assert Scores(SPACES["synthia16"].names, confusion[:16, :16]).subsets.keys() == {"synthia13"}
+    empty = Scores(names, torch.zeros(19, 19, dtype=torch.int64)).to_dict()
+    assert empty["subsets"] == {"synthia16": None, "synthia13": None}
+    json.dumps(empty, allow_nan=False)
+
+
 def test_nothing_measured_is_nan_and_null() -> None:
     scores = Scores(("a", "b"), torch.zeros(2, 2, dtype=torch.int64))
     assert math.isnan(scores.miou)
@@ -203,6 +217,22 @@ def test_a_known_label_space_is_recognised(tmp_path: Path) -> None:
     model.description = Description("tiny", "daformer", SPACES["cityscapes19"].names, resize=(64, 64))
     scores = evaluate(model, DataConfig(root=tmp_path, spec="cityscapes", split="val"), device="cpu")
     assert scores.confusion.sum(1).nonzero().flatten().tolist() == [13]
+
+
+def test_a_part_of_the_classes_is_scored_by_name(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "data", 2)
+    out = tmp_path / "scores.json"
+    scores = evaluate(described(), tmp_path / "data", subset=["tree", "car"], out=out, device="cpu")
+    assert scores.subsets == {"subset": scores.miou_over(["tree", "car"])}
+    written = json.loads(out.read_text())
+    assert written["subset"] == ["tree", "car"]
+    assert written["subsets"]["subset"] == pytest.approx(scores.subsets["subset"])
+    assert (scores + scores).subset == ("tree", "car")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(scores_table(scores))
+    assert "of these, tree, car" in console.export_text()
+    with pytest.raises(UserError, match="no class 'trees'"):
+        evaluate(described(), tmp_path / "data", subset=["trees"], device="cpu")
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:

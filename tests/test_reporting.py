@@ -376,3 +376,21 @@ def test_spaced_keeps_both_ends() -> None:
 def test_the_report_loads_no_torch() -> None:
     code = "import sys, ssrseg.reporting; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_synthias_means_stand_beside_that_of_all_where_it_is_the_source(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / str(seed), seed=seed, miou=0.5 + seed / 10) for seed in range(2)]
+    for seed, folder in enumerate(folders):
+        written = json.loads((folder / "scores.json").read_text())
+        written["last"]["student"]["subsets"] = {"synthia16": 0.6 + seed / 10, "synthia13": None}
+        (folder / "scores.json").write_text(json.dumps(written))
+    assert "synthia16" not in to_markdown(table([read_run(folder) for folder in folders]))
+    for folder in folders:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["source"] = {**(config.get("source") or {}), "spec": "synthia"}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    markdown = to_markdown(table([read_run(folder) for folder in folders]))
+    assert "| mIoU of synthia16 | 65.0 ± 7.1 |" in markdown
+    assert "| mIoU of synthia13 | – |" in markdown
+    assert "its mIoU of synthia16</dt><dd>60.0" in page(folders[:1])
+    assert "mIoU of synthia16" in page([*folders, write_run(tmp_path / "other", PARTS["MIC"])])

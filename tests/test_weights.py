@@ -16,7 +16,7 @@ from torch import Tensor
 
 from conftest import REFERENCE
 from factories import CLASSES, small_segmenter
-from ssrseg.data.labels import CITYSCAPES19
+from ssrseg.data.spaces import CITYSCAPES19
 from ssrseg.errors import UserError
 from ssrseg.models import (
     BACKBONES,

@@ -64,6 +64,7 @@ def evaluate(
         list[str] | None, typer.Argument(help="settings of the data as key=value, e.g. spec=camvid")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="scores as JSON")] = None,
+    subset: Annotated[str, typer.Option(help="classes whose mean is wanted too, e.g. road,car")] = "",
     mode: Mode = "whole",
 ) -> None:
     """Score a model on labelled images: per-class IoU, mIoU, pixel accuracy."""
@@ -75,6 +76,7 @@ def evaluate(
         model,
         settings_of.resolve_group(settings_of.DataConfig, tree, "data settings"),
         inference=_inference(mode),
+        subset=[name.strip() for name in subset.split(",") if name.strip()],
         out=out,
     )
     _screen().print(scores_table(scores))

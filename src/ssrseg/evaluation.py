@@ -1,15 +1,13 @@
-"""Predictions against labels: a confusion matrix, and the scores that follow from it."""
+"""Predictions against labels: a confusion matrix, and its scores."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -21,6 +19,9 @@ from ssrseg.errors import UserError
 from ssrseg.files import write_json
 from ssrseg.inference import Infer, Progress, build_inference, evaluating, open_model, pick_device, predict_ids
 from ssrseg.models.segmenter import Segmenter
+from ssrseg.scores import Scores, check_names, scores_table
+
+__all__ = ["Labelled", "Scores", "evaluate", "evaluate_model", "scores_table"]
 
 
 class Labelled(Protocol):
@@ -37,73 +38,6 @@ class Labelled(Protocol):
     @property
     def path(self) -> Path:
         """Of the image, for messages."""
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """How well labels were met. All scores are fractions; what was not measured is `None`, its mean NaN.
-
-    Scores of disjoint sets of images add up: `a + b` are the scores of their union.
-    """
-
-    classes: tuple[str, ...]
-    confusion: Tensor
-    """Pixels (K, K), int64: a row per true class, a column per predicted one."""
-
-    @property
-    def iou(self) -> list[float | None]:
-        """Intersection over union per class; `None` for a class in neither truth nor prediction."""
-        return _ratios(self._right, self.confusion.sum(0) + self.confusion.sum(1) - self._right)
-
-    @property
-    def miou(self) -> float:
-        """Mean IoU of the classes that occur; NaN when none does."""
-        return _mean(self.iou)
-
-    @property
-    def accuracy(self) -> list[float | None]:
-        """Share of each class's pixels that was found; `None` for a class that the truth does not contain."""
-        return _ratios(self._right, self.confusion.sum(1))
-
-    @property
-    def pixel_accuracy(self) -> float:
-        """Share of all labelled pixels that is right; NaN when there is none."""
-        return _mean(_ratios(self._right.sum().view(1), self.confusion.sum().view(1)))
-
-    @property
-    def _right(self) -> Tensor:
-        return self.confusion.diagonal()
-
-    def miou_over(self, names: Iterable[str]) -> float:
-        """Mean IoU of some classes only, as SYNTHIA's 16 and 13 of Cityscapes' 19.
-
-        Raises:
-            UserError: a name that is no class.
-        """
-        names = tuple(names)
-        if unknown := [name for name in names if name not in self.classes]:
-            raise UserError(f"There is no class {unknown[0]!r}; the classes are {', '.join(self.classes)}.")
-        return _mean([value for name, value in zip(self.classes, self.iou, strict=True) if name in names])
-
-    def to_dict(self) -> dict[str, Any]:
-        """The scores as JSON takes them: `miou`, `pixel_accuracy`, and per class `iou` and `accuracy`."""
-        means = {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy}
-        finite = {name: value if math.isfinite(value) else None for name, value in means.items()}
-        return {**finite, "iou": self.iou, "accuracy": self.accuracy}
-
-    def __add__(self, other: Scores) -> Scores:
-        if self.classes != other.classes:
-            raise ValueError(f"scores of different classes do not add up: {self.classes} and {other.classes}")
-        return Scores(self.classes, self.confusion + other.confusion)
-
-
-def _ratios(parts: Tensor, wholes: Tensor) -> list[float | None]:
-    return [part / whole if whole else None for part, whole in zip(parts.tolist(), wholes.tolist(), strict=True)]
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    measured = [value for value in values if value is not None]
-    return math.fsum(measured) / len(measured) if measured else math.nan
 
 
 def evaluate_model(
@@ -168,6 +102,7 @@ def evaluate(
     *,
     classes: str | Sequence[ClassConfig | str] | None = None,
     inference: InferenceConfig | None = None,
+    subset: Sequence[str] = (),
     out: Path | None = None,
     device: str = "auto",
     workers: int = 0,
@@ -182,6 +117,7 @@ def evaluate(
         classes: a label space or the classes themselves, for example to say which label values mean them; the
             model's own when absent.
         inference: how an image becomes logits; as a whole when absent.
+        subset: names of classes whose mean IoU is wanted beside that of all.
         out: the scores as JSON.
         device: `auto` or a device of torch's.
         workers: processes that read images.
@@ -200,6 +136,7 @@ def evaluate(
             f"The model's classes are {', '.join(segmenter.description.classes)}; "
             f"`classes` are {', '.join(space.names)}. They must be the same, in the same order."
         )
+    check_names(subset, space.names)
     chosen, where = inference or InferenceConfig(), pick_device(device)
     scores = evaluate_model(
         segmenter.to(where),
@@ -210,6 +147,7 @@ def evaluate(
         workers=workers,
         progress=progress,
     )
+    scores = replace(scores, subset=tuple(subset))
     if out is not None:
         source = {"model": None if isinstance(model, Segmenter) else str(model), "data": data.model_dump(mode="json")}
         _write(Path(out), scores, {**source, "images": len(dataset), "inference": chosen.model_dump(mode="json")})
@@ -231,20 +169,3 @@ def _write(path: Path, scores: Scores, source: dict[str, Any]) -> None:
         write_json(path, content)
     except OSError as error:
         raise UserError(f"Cannot write the scores to {path}: {error.strerror or error}.") from error
-
-
-def scores_table(scores: Scores) -> Table:
-    """IoU and accuracy per class and their means, in percent, for a terminal."""
-    table = Table("class", box=None)
-    for heading in ("IoU", "accuracy", "pixels"):
-        table.add_column(heading, justify="right")
-    pixels = scores.confusion.sum(1).tolist()
-    for name, iou, accuracy, count in zip(scores.classes, scores.iou, scores.accuracy, pixels, strict=True):
-        table.add_row(name, _percent(iou), _percent(accuracy), f"{count:,}")
-    table.add_section()
-    table.add_row("all", _percent(scores.miou), _percent(scores.pixel_accuracy), f"{sum(pixels):,}")
-    return table
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"

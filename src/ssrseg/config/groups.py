@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 View = Literal["source", "mixed", "masked", "target"]
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
+UserPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
+"""A path in which `~` is the user's home."""
 
 
 def _spelled(value: Any) -> Any:
@@ -30,18 +33,24 @@ class ClassConfig(Strict):
 
     name: str
     color: tuple[int, int, int] | None = None
-    """RGB, 0..255; one is chosen when absent."""
+    """RGB, 0..255; one is chosen when absent. Label files that are coloured need that of every class."""
     ids: tuple[int, ...] | None = None
     """Raw label values that mean this class; its position in the list when absent."""
+    of: tuple[str, ...] | None = None
+    """Names of the classes of a published data set that this class is made of; its own name when absent.
+
+    Where source and val have different classes, name those of both; `*` means all that no other class takes.
+    """
 
 
 Class = Annotated[ClassConfig, BeforeValidator(_spelled)]
 
 
 class DataConfig(Strict):
-    """A folder of images, with labels or without."""
+    """Images, with labels or without."""
 
-    root: Path
+    root: UserPath
+    """A folder, unpacked or with the zip archives as they were downloaded; or one zip archive."""
     spec: str = "folders"
     """A layout in `ssrseg.data.SPECS`; `folders` is any pair of globs."""
     split: str | None = None
@@ -50,7 +59,7 @@ class DataConfig(Strict):
     """Glob below `root`; replaces the spec's."""
     labels: str | None = None
     """Glob below `root`. An image's label is the file for which the wildcards match the same text."""
-    stems: Path | None = None
+    stems: UserPath | None = None
     """Text file with one image stem per line: only these are used."""
     id_map: dict[int, int] | None = None
     """Raw label value -> class id; values that are not listed become ignore."""

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from ssrseg.config import DataConfig, Settings
-from ssrseg.data.label_files import read_raw_labels
+from ssrseg.data.codes import code_for, resolve_space
+from ssrseg.data.label_files import is_colored, read_labels, read_raw_labels
 from ssrseg.data.labels import IGNORE, LabelSpace
-from ssrseg.data.loaders import code_for, resolve_space
 from ssrseg.data.reading import read_image
 from ssrseg.data.specs import Pair, find_images, find_pairs, spec_of
+from ssrseg.data.storage import open_file
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
 
@@ -52,7 +53,7 @@ def check_data(settings: Settings) -> list[str]:
 
 
 def _check_labelled(data: DataConfig, settings: Settings, space: LabelSpace, pairs: list[Pair]) -> list[str]:
-    table = code_for(data, settings).table
+    code = code_for(data, settings)
     for pair in pairs:
         sizes = size_of(pair.image), size_of(pair.label)
         if sizes[0] != sizes[1]:
@@ -62,15 +63,17 @@ def _check_labelled(data: DataConfig, settings: Settings, space: LabelSpace, pai
     plain = data.id_map is None and spec_of(data).ids is None and not _own_ids(settings)
     for pair in _some(pairs):
         read_image(pair.image)
+        seen[torch.unique(read_labels(pair.label, code)).int()] = True
+        if not plain or (code.colors is not None and is_colored(pair.label)):
+            continue
         values = torch.unique(read_raw_labels(pair.label)).int()
-        unknown = values[(table[values] == IGNORE) & (values != IGNORE)]
-        if plain and len(unknown):
+        unknown = values[(code.table[values] == IGNORE) & (values != IGNORE)]
+        if len(unknown):
             raise UserError(
                 f"{pair.label} holds the value {int(unknown[0])}, but there are {space.num_classes} classes "
                 f"(0..{space.num_classes - 1}, and {IGNORE} to ignore). "
                 "Give every class its raw values (`ids` in `classes`) or the data set an `id_map`."
             )
-        seen[table[values].int()] = True
     absent = [name for i, name in enumerate(space.names) if not seen[i]]
     if len(absent) == space.num_classes:
         raise UserError(
@@ -119,7 +122,7 @@ def _small(data: DataConfig, images: Sequence[Path], crop: tuple[int, int], doma
 def size_of(path: Path) -> tuple[int, int]:
     """(width, height) from the header, as the image is shown (EXIF); raises `UserError` for what is no image."""
     try:
-        with Image.open(path) as file:
+        with open_file(path) as opened, Image.open(opened) as file:
             turned = file.getexif().get(0x0112, 1) >= 5
             return (file.height, file.width) if turned else (file.width, file.height)
     except (OSError, SyntaxError) as error:

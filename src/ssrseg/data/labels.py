@@ -1,155 +1,19 @@
-"""Label spaces: which classes there are, and how raw label values become their ids."""
+"""The classes of a run, and how raw label values become their ids."""
 
 from __future__ import annotations
 
 import colorsys
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ssrseg.config import ClassConfig
+from ssrseg.data.spaces import IGNORE, SPACES, LabelSpace
 from ssrseg.errors import UserError
 
-IGNORE = 255
-
-
-@dataclass(frozen=True)
-class LabelSpace:
-    """Classes in the order of their ids; `ignore` marks pixels of none."""
-
-    names: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
-    ignore: int = IGNORE
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return len(self.names)
-
-    def index(self, name: str) -> int:
-        """Id of a class; raises `UserError` that names the nearest one."""
-        if name not in self.names:
-            near = difflib.get_close_matches(name, self.names, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"The classes are {', '.join(self.names)}."
-            raise UserError(f"There is no class {name!r}. {hint}")
-        return self.names.index(name)
-
-    def subset(self, names: Sequence[str]) -> LabelSpace:
-        """Some of the classes, in the order given."""
-        ids = [self.index(name) for name in names]
-        return LabelSpace(tuple(names), tuple(self.colors[i] for i in ids))
-
-
-CITYSCAPES19 = LabelSpace(
-    (
-        "road",
-        "sidewalk",
-        "building",
-        "wall",
-        "fence",
-        "pole",
-        "traffic light",
-        "traffic sign",
-        "vegetation",
-        "terrain",
-        "sky",
-        "person",
-        "rider",
-        "car",
-        "truck",
-        "bus",
-        "train",
-        "motorcycle",
-        "bicycle",
-    ),
-    (
-        (128, 64, 128),
-        (244, 35, 232),
-        (70, 70, 70),
-        (102, 102, 156),
-        (190, 153, 153),
-        (153, 153, 153),
-        (250, 170, 30),
-        (220, 220, 0),
-        (107, 142, 35),
-        (152, 251, 152),
-        (70, 130, 180),
-        (220, 20, 60),
-        (255, 0, 0),
-        (0, 0, 142),
-        (0, 0, 70),
-        (0, 60, 100),
-        (0, 80, 100),
-        (0, 0, 230),
-        (119, 11, 32),
-    ),
-)
-
-CAMVID11 = LabelSpace(
-    (
-        "Sky",
-        "Building",
-        "Pole",
-        "Road",
-        "Pavement",
-        "Tree",
-        "SignSymbol",
-        "Fence",
-        "Car",
-        "Pedestrian",
-        "Bicyclist",
-    ),
-    tuple(CITYSCAPES19.colors[i] for i in (10, 2, 5, 0, 1, 8, 7, 4, 13, 11, 12)),
-)
-
-NOT_IN_SYNTHIA = ("terrain", "truck", "train")
-SMALL_IN_SYNTHIA13 = ("wall", "fence", "pole")
-
-SYNTHIA16 = CITYSCAPES19.subset([name for name in CITYSCAPES19.names if name not in NOT_IN_SYNTHIA])
-SYNTHIA13 = SYNTHIA16.subset([name for name in SYNTHIA16.names if name not in SMALL_IN_SYNTHIA13])
-
-SPACES: dict[str, LabelSpace] = {
-    "cityscapes19": CITYSCAPES19,
-    "synthia16": SYNTHIA16,
-    "synthia13": SYNTHIA13,
-    "camvid11": CAMVID11,
-}
-"""Label spaces by the name that `classes` takes."""
-
-
-def _by_name(narrow: LabelSpace) -> dict[int, int]:
-    return {CITYSCAPES19.index(name): i for i, name in enumerate(narrow.names)}
-
-
-FOLDS: dict[tuple[str, str], dict[int, int]] = {
-    ("cityscapes19", "camvid11"): {
-        10: 0,
-        2: 1,
-        5: 2,
-        0: 3,
-        1: 4,
-        8: 5,
-        9: 5,
-        6: 6,
-        7: 6,
-        4: 7,
-        13: 8,
-        14: 8,
-        15: 8,
-        16: 8,
-        11: 9,
-        12: 10,
-        17: 10,
-        18: 10,
-    },
-    ("cityscapes19", "synthia16"): _by_name(SYNTHIA16),
-    ("cityscapes19", "synthia13"): _by_name(SYNTHIA13),
-}
-"""(from, to) -> id map between label spaces; ids that are not listed become ignore."""
+__all__ = ["IGNORE", "SPACES", "LabelSpace", "lookup_table", "map_ids", "space_of"]
 
 
 def lookup_table(id_map: Mapping[int, int], num_classes: int = IGNORE) -> Tensor:

@@ -13,12 +13,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssrseg.config import DataConfig, Settings
 from ssrseg.data import sampling
+from ssrseg.data.codes import code_for, resolve_space
 from ssrseg.data.datasets import LabelledImages, SourceImages, TargetImages
-from ssrseg.data.label_files import LabelCode
-from ssrseg.data.labels import FOLDS, SPACES, LabelSpace, lookup_table, map_ids, space_of
 from ssrseg.data.sampling import SOURCE, TARGET, RareClassSampler, Shuffled, class_statistics, generator_of
-from ssrseg.data.specs import find_images, find_pairs, spec_of
-from ssrseg.errors import UserError
+from ssrseg.data.specs import find_images, find_pairs
 
 
 @dataclass(frozen=True)
@@ -41,52 +39,6 @@ class Raw:
             self.valid.pin_memory(),
             self.names,
         )
-
-
-def resolve_space(settings: Settings) -> LabelSpace:
-    """The label space of a run: the one that the settings name, else the source's.
-
-    Raises:
-        UserError: unknown, or neither says.
-    """
-    if settings.classes is not None:
-        return space_of(settings.classes)[0]
-    name = spec_of(settings.source).space
-    if name is None:
-        raise UserError(
-            "Which classes are there? Set `classes`: a label space "
-            f"({', '.join(SPACES)}) or your own names in the order of their ids, e.g. 'classes=[road, car, other]'."
-        )
-    return SPACES[name]
-
-
-def code_for(data: DataConfig, settings: Settings) -> LabelCode:
-    """How the label files of a data set become class ids of the run.
-
-    The data set's own `id_map` comes first, then the raw values that the classes name, then the layout's.
-
-    Raises:
-        UserError: the layout has another label space than the run, and no mapping between them is known.
-    """
-    spec, space = spec_of(data), resolve_space(settings)
-    if data.id_map is not None:
-        return LabelCode(lookup_table(data.id_map, space.num_classes))
-    own = None if settings.classes is None else space_of(settings.classes)[1]
-    if own is not None:
-        return LabelCode(lookup_table(own))
-    if spec.space is None:
-        return LabelCode(lookup_table({i: i for i in range(space.num_classes)}))
-    table = lookup_table(spec.ids or {i: i for i in range(SPACES[spec.space].num_classes)})
-    if SPACES[spec.space] == space:
-        return LabelCode(table)
-    wanted = next((name for name, known in SPACES.items() if known == space), None)
-    fold = FOLDS.get((spec.space, wanted or ""))
-    if fold is None:
-        raise UserError(
-            f"{data.root} has the classes of {spec.space}, the run has {', '.join(space.names)}. "
-            "Give an `id_map` (raw value: class id) for this data set."
-        )
-    return LabelCode(map_ids(table, lookup_table(fold)))
 
 
 def eval_samples(data: DataConfig, settings: Settings) -> LabelledImages:

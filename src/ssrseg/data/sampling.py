@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 from ssrseg.config import RareClassConfig
 from ssrseg.data.label_files import LabelCode, read_labels
 from ssrseg.data.specs import Pair
+from ssrseg.data.storage import stamp
 from ssrseg.errors import UserError
 from ssrseg.files import write_json
 
@@ -57,7 +58,7 @@ def class_statistics(
         cache: a JSON file; not cached when absent. One that cannot be written is not an error.
         workers: threads.
     """
-    key = _fingerprint(pairs, code.table, num_classes)
+    key = _fingerprint(pairs, code, num_classes)
     if cache is not None and (known := _read_cache(cache, key)) is not None:
         return ClassStatistics(known)
 
@@ -81,11 +82,10 @@ def class_statistics(
     return ClassStatistics(pixels)
 
 
-def _fingerprint(pairs: Sequence[Pair], table: Tensor, num_classes: int) -> str:
-    digest = hashlib.sha256(bytes(table.tolist()) + bytes([num_classes]))
+def _fingerprint(pairs: Sequence[Pair], code: LabelCode, num_classes: int) -> str:
+    digest = hashlib.sha256(f"{code.digest()} {num_classes}".encode())
     for pair in pairs:
-        stat = pair.label.stat()
-        digest.update(f"{pair.label}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        digest.update(f"{pair.label}\0{stamp(pair.label)}\0".encode())
     return digest.hexdigest()
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ssrseg.config import DataConfig
+from ssrseg.data.storage import list_files, list_members, read_bytes
 from ssrseg.errors import UserError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
@@ -20,7 +20,7 @@ class Spec:
     """A data set as it is unpacked."""
 
     images: str
-    """Glob below the root; `{split}` is filled in."""
+    """Glob below the root; `{split}` is filled in. A final `.*` stands for any ending."""
     labels: str
     """Glob of the labels: an image's label is the file for which the wildcards match the same text."""
     ids: Mapping[int, int] | None = None
@@ -29,36 +29,23 @@ class Spec:
     """Name of its label space; the user's own when absent."""
     split: str = "train"
     """When none is asked for."""
+    colored: bool = True
+    """Whether label files of three channels hold the colours of classes; three times the value otherwise."""
 
 
 CITYSCAPES_IDS = dict(
     zip((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), range(19), strict=True)
 )
-SYNTHIA_IDS = {
-    3: 0,
-    4: 1,
-    2: 2,
-    21: 3,
-    5: 4,
-    7: 5,
-    15: 6,
-    9: 7,
-    6: 8,
-    16: 9,
-    1: 10,
-    10: 11,
-    17: 12,
-    8: 13,
-    18: 14,
-    19: 15,
-    20: 16,
-    12: 17,
-    11: 18,
-}
-CARLASCAPES_IDS = {i + 1: i for i in range(19)} | {24: 0}
+SYNTHIA_IDS = dict(zip((3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11), range(19), strict=True))
+CARLASCAPES_IDS = {i + 1: i for i in range(19)} | {24: 0}  # a road line is road
 
 SPECS: dict[str, Spec] = {
     "folders": Spec("images/**/*", "labels/**/*"),
+    "gta5": Spec("images/*.png", "labels/*.png", CITYSCAPES_IDS, "cityscapes19"),
+    "synthia": Spec("RGB/*.png", "GT/LABELS/*.png", SYNTHIA_IDS, "cityscapes19"),
+    # The data set's card: Cityscapes' 19 train ids, in grey. Others read the files as three equal channels.
+    "urbansyn": Spec("rgb/rgb_*.png", "ss/ss_*.png", None, "cityscapes19", colored=False),
+    "carlascapes": Spec("*_img.png", "*_labelIds.png", CARLASCAPES_IDS, "cityscapes19"),
     "cityscapes": Spec(
         "leftImg8bit/{split}/*/*_leftImg8bit.png",
         "gtFine/{split}/*/*_gtFine_labelIds.png",
@@ -68,15 +55,27 @@ SPECS: dict[str, Spec] = {
     "cityscapes-trainids": Spec(
         "leftImg8bit/{split}/*/*_leftImg8bit.png",
         "gtFine/{split}/*/*_gtFine_labelTrainIds.png",
-        {i: i for i in range(19)},
+        None,
         "cityscapes19",
     ),
-    "gta5": Spec("images/*.png", "labels/*.png", CITYSCAPES_IDS, "cityscapes19"),
-    "synthia": Spec("RGB/*.png", "GT/LABELS/*.png", SYNTHIA_IDS, "cityscapes19"),
-    "camvid": Spec("{split}/images/*.jpg", "{split}/labels/*.png", {i: i for i in range(11)}, "camvid11"),
-    "carlascapes": Spec("*_img.png", "*_labelIds.png", CARLASCAPES_IDS, "cityscapes19"),
+    "acdc": Spec(  # the first wildcard is the condition: fog, night, rain, snow
+        "rgb_anon/*/{split}/*/*_rgb_anon.png", "gt/*/{split}/*/*_gt_labelIds.png", CITYSCAPES_IDS, "cityscapes19"
+    ),
+    "dark-zurich": Spec(  # train has images only
+        "rgb_anon/{split}/night/*/*_rgb_anon.png",
+        "gt/{split}/night/*/*_gt_labelIds.png",
+        CITYSCAPES_IDS,
+        "cityscapes19",
+    ),
+    "bdd100k": Spec("images/10k/{split}/*.jpg", "labels/sem_seg/masks/{split}/*.png", None, "cityscapes19"),
+    "mapillary-vistas": Spec("{split}/images/*.jpg", "{split}/labels/*.png", None, "vistas65", "training"),
+    # As published, IDD has polygons; its own tool, `createLabels.py --id-type level3Id`, draws these files.
+    "idd": Spec("leftImg8bit/{split}/*/*_leftImg8bit.*", "gtFine/{split}/*/*_gtFine_labellevel3Ids.png", None, "idd26"),
+    "camvid": Spec("{split}/images/*.*", "{split}/labels/*.png", None, "camvid11"),
+    "camvid-segnet": Spec("{split}/*.png", "{split}annot/*.png", None, "camvid11"),
+    "camvid-full": Spec("701_StillsRaw_full/*.png", "LabeledApproved_full/*_L.png", None, "camvid31"),
 }
-"""Layouts by the name that `source.spec` takes."""
+"""Layouts by the name that `source.spec` takes; docs/data.md says where each was looked up."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +142,9 @@ def _images(data: DataConfig) -> dict[tuple[str, ...], Path]:
 
 def _stems(path: Path) -> set[str]:
     try:
-        return {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
-    except OSError as error:
-        raise UserError(f"Cannot read the list of stems {path}: {error.strerror}.") from error
+        return {line.strip() for line in read_bytes(path).decode().splitlines() if line.strip()}
+    except UserError as error:
+        raise UserError(f"Cannot read the list of stems: {error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"The list of stems {path} is not a text file in UTF-8: one image stem per line.") from error
 
@@ -157,19 +156,25 @@ def _glob(data: DataConfig, kind: str) -> str:
 
 
 def _match(root: Path, glob: str) -> dict[tuple[str, ...], Path]:
-    """Image files below `root`, by the text that each wildcard matches."""
-    if not root.is_dir():
-        raise UserError(f"There is no folder {root}.")
-    pattern = _pattern(glob)
+    """Image files below `root`, by the text that each wildcard matches.
+
+    What is unpacked wins: archives are looked into for a glob that no unpacked file matches.
+    """
+    below = _fixed_part(glob)
+    return _keyed(list_files(root, below), glob) or _keyed(list_members(root, below), glob)
+
+
+def _keyed(files: list[tuple[str, Path]], glob: str) -> dict[tuple[str, ...], Path]:
+    pattern, any_ending = _pattern(glob.removesuffix(".*")), glob.endswith(".*")
     found: dict[tuple[str, ...], Path] = {}
-    for path in _walk(root, _fixed_part(glob)):
+    for name, path in files:
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):  # macOS leaves `._name.png`
             continue
-        match = pattern.fullmatch(path.relative_to(root).as_posix())
+        match = pattern.fullmatch(_without_suffix(name) if any_ending else name)
         if match is None:
             continue
-        *folders, name = (*match.groups(),) or ("",)
-        key = (*folders, _without_suffix(name))
+        *folders, last = (*match.groups(),) or ("",)
+        key = (*folders, last if any_ending else _without_suffix(last))
         if key in found:
             raise UserError(f"{found[key]} and {path} are the same to {glob!r}: only the ending differs. Remove one.")
         found[key] = path
@@ -180,20 +185,6 @@ def _fixed_part(glob: str) -> str:
     """The folders before the first wildcard: nothing else needs to be walked."""
     folders = glob.split("/")[:-1]
     return "/".join(itertools.takewhile(lambda folder: "*" not in folder, folders))
-
-
-def _walk(root: Path, below: str) -> list[Path]:
-    """Files, sorted; links to folders are followed, but not into a folder that they lie in."""
-    files: list[Path] = []
-    for folder, folders, names in os.walk(root / below, followlinks=True):
-        here = os.path.join(os.path.realpath(folder), "")
-        folders[:] = [name for name in folders if not _is_above(os.path.join(folder, name), here)]
-        files += [Path(folder, name) for name in names]
-    return sorted(files)
-
-
-def _is_above(folder: str, here: str) -> bool:
-    return os.path.islink(folder) and here.startswith(os.path.join(os.path.realpath(folder), ""))
 
 
 def _pattern(glob: str) -> re.Pattern[str]:

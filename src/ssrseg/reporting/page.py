@@ -77,6 +77,7 @@ def render(runs: Sequence[RunRecord]) -> str:
         runs=list(zip(names, runs, colours, strict=True)),
         groups=scores.groups,
         cells=cells(scores) if len(runs) > 1 else [],
+        subsets=scores.subsets,
         legend=legend(scores),
         statements=statements(scores),
         caveats=scores.caveats,
@@ -180,7 +181,7 @@ def _group_column(group: Group, colour: int, classes: Sequence[str]) -> Column:
 
 
 def _texts(group: Group, classes: Sequence[str]) -> list[str]:
-    rows = cells(Table((group,), tuple(classes), ()))
+    rows = cells(Table((group,), tuple(classes), (), ()))
     return [row[1] for row in rows[-len(classes) :]] if classes else []
 
 

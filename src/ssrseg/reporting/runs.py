@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class Score:
     pixel_accuracy: float | None
     iou: tuple[float | None, ...] = ()
     """One value per class; `None` for a class that neither prediction nor truth contains."""
+    subsets: dict[str, float | None] = field(default_factory=dict)
+    """Mean IoU of parts of the classes by name, as SYNTHIA's 16 and 13 of Cityscapes' 19."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,8 @@ def _evaluation(entry: dict[str, Any]) -> Evaluation:
 
 def _score(entry: dict[str, Any]) -> Score:
     iou = tuple(_finite(value) for value in entry.get("iou") or ())
-    return Score(_finite(entry.get("miou")), _finite(entry.get("pixel_accuracy")), iou)
+    subsets = {str(name): _finite(value) for name, value in (entry.get("subsets") or {}).items()}
+    return Score(_finite(entry.get("miou")), _finite(entry.get("pixel_accuracy")), iou, subsets)
 
 
 def _train_step(entry: dict[str, Any]) -> TrainStep:

@@ -28,6 +28,8 @@ class Group:
     miou: Spread | None
     pixel_accuracy: Spread | None
     iou: dict[str, Spread | None]
+    subsets: dict[str, Spread | None]
+    """Mean IoU of parts of the classes."""
     against_first: Difference | None
     """Difference in mIoU to the first group; `None` for the first itself and where either has no score."""
 
@@ -38,6 +40,8 @@ class Table:
 
     groups: tuple[Group, ...]
     classes: tuple[str, ...]
+    subsets: tuple[str, ...]
+    """Parts of the classes that are scored besides: those of SYNTHIA only where a run adapts from it."""
     caveats: tuple[str, ...]
     """What makes the numbers less comparable than a table suggests."""
 
@@ -49,14 +53,16 @@ def table(runs: Sequence[RunRecord]) -> Table:
         members.setdefault(_settings_but_seed(run), []).append(run)
     parts = list(members.values())
     classes = tuple(dict.fromkeys(name for run in runs for name in run.classes))
+    subsets = _subsets(runs)
     base = _seeded(parts[0]) if parts else []
     groups: list[Group] = []
     for name, part in zip(_names(parts), parts, strict=True):
         compared = difference(base, _seeded(part)) if groups and base and _seeded(part) else None
         miou, accuracy = _spread(part, lambda score: score.miou), _spread(part, lambda score: score.pixel_accuracy)
         iou = {label: spread([*_class_iou(part, label)]) for label in classes}
-        groups.append(Group(name, tuple(part), miou, accuracy, iou, compared))
-    return Table(tuple(groups), classes, tuple(_caveats(groups)))
+        means = {subset: _spread(part, _mean_over(subset)) for subset in subsets}
+        groups.append(Group(name, tuple(part), miou, accuracy, iou, means, compared))
+    return Table(tuple(groups), classes, subsets, tuple(_caveats(groups)))
 
 
 def statements(scores: Table) -> list[str]:
@@ -69,6 +75,8 @@ def cells(scores: Table) -> list[list[str]]:
     rows = [["", *(group.name for group in scores.groups)]]
     rows.append(["runs with scores", *(str(group.miou.n if group.miou else 0) for group in scores.groups)])
     rows.append(["mIoU", *(_cell(group.miou, group.miou) for group in scores.groups)])
+    for name in scores.subsets:
+        rows.append([f"mIoU of {name}", *(_cell(group.subsets[name], group.miou) for group in scores.groups)])
     rows.append(["pixel accuracy", *(_cell(group.pixel_accuracy, group.miou) for group in scores.groups)])
     rows += [[name, *(_cell(group.iou[name], group.miou) for group in scores.groups)] for name in scores.classes]
     return rows
@@ -153,6 +161,12 @@ def _names(parts: Sequence[Sequence[RunRecord]]) -> list[str]:
     return names
 
 
+def _subsets(runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    if not any(setting(run.config, "source.spec") == "synthia" for run in runs):
+        return ()
+    return tuple(dict.fromkeys(name for run in runs if run.last for name in run.last.student.subsets))
+
+
 def _seeded(runs: Sequence[RunRecord]) -> list[tuple[int | None, float]]:
     return [(run.seed, run.last.student.miou) for run in runs if run.last and run.last.student.miou is not None]
 
@@ -160,6 +174,10 @@ def _seeded(runs: Sequence[RunRecord]) -> list[tuple[int | None, float]]:
 def _spread(runs: Sequence[RunRecord], of: Callable[[Score], float | None]) -> Spread | None:
     values = [of(run.last.student) for run in runs if run.last]
     return spread([value for value in values if value is not None])
+
+
+def _mean_over(subset: str) -> Callable[[Score], float | None]:
+    return lambda score: score.subsets.get(subset)
 
 
 def _class_iou(runs: Sequence[RunRecord], name: str) -> Iterator[float]:

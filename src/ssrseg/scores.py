@@ -1,0 +1,130 @@
+"""The scores that follow from a confusion matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from torch import Tensor
+
+from ssrseg.data import SPACES
+from ssrseg.errors import UserError
+
+PUBLISHED_SUBSETS = ("synthia16", "synthia13")
+"""Label spaces over which those who adapt from SYNTHIA report means."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """How well labels were met. All scores are fractions; what was not measured is `None`, its mean NaN.
+
+    Scores of disjoint sets of images add up: `a + b` are the scores of their union.
+    """
+
+    classes: tuple[str, ...]
+    confusion: Tensor
+    """Pixels (K, K), int64: a row per true class, a column per predicted one."""
+    subset: tuple[str, ...] = ()
+    """Names of classes whose mean is asked for beside that of all."""
+
+    def __post_init__(self) -> None:
+        check_names(self.subset, self.classes)
+
+    @property
+    def iou(self) -> list[float | None]:
+        """Intersection over union per class; `None` for a class in neither truth nor prediction."""
+        return _ratios(self._right, self.confusion.sum(0) + self.confusion.sum(1) - self._right)
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU of the classes that occur; NaN when none does."""
+        return _mean(self.iou)
+
+    @property
+    def accuracy(self) -> list[float | None]:
+        """Share of each class's pixels that was found; `None` for a class that the truth does not contain."""
+        return _ratios(self._right, self.confusion.sum(1))
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of all labelled pixels that is right; NaN when there is none."""
+        return _mean(_ratios(self._right.sum().view(1), self.confusion.sum().view(1)))
+
+    @property
+    def _right(self) -> Tensor:
+        return self.confusion.diagonal()
+
+    def miou_over(self, names: Iterable[str]) -> float:
+        """Mean IoU of some classes only, as SYNTHIA's 16 and 13 of Cityscapes' 19.
+
+        Raises:
+            UserError: a name that is no class.
+        """
+        names = tuple(names)
+        check_names(names, self.classes)
+        return _mean([value for name, value in zip(self.classes, self.iou, strict=True) if name in names])
+
+    @property
+    def subsets(self) -> dict[str, float]:
+        """Mean IoU of parts of the classes: of SYNTHIA's 16 and 13, where they are among others, and of `subset`.
+
+        The IoUs are those of all classes: what is taken for a class outside the part is wrong, as published.
+        """
+        published = {name: SPACES[name].names for name in PUBLISHED_SUBSETS}
+        parts = {name: part for name, part in published.items() if set(part) < set(self.classes)}
+        return {name: self.miou_over(part) for name, part in parts.items()} | (
+            {"subset": self.miou_over(self.subset)} if self.subset else {}
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores as JSON takes them: `miou`, `pixel_accuracy`, per class `iou` and `accuracy`, and `subsets`."""
+        means = {"miou": _finite(self.miou), "pixel_accuracy": _finite(self.pixel_accuracy)}
+        subsets = {name: _finite(value) for name, value in self.subsets.items()}
+        whole: dict[str, Any] = {**means, "iou": self.iou, "accuracy": self.accuracy}
+        return whole | ({"subsets": subsets} if subsets else {}) | ({"subset": self.subset} if self.subset else {})
+
+    def __add__(self, other: Scores) -> Scores:
+        if self.classes != other.classes:
+            raise ValueError(f"scores of different classes do not add up: {self.classes} and {other.classes}")
+        return Scores(self.classes, self.confusion + other.confusion, self.subset)
+
+
+def check_names(names: Iterable[str], classes: tuple[str, ...]) -> None:
+    """Raises `UserError` for a name that is no class."""
+    if unknown := [name for name in names if name not in classes]:
+        raise UserError(f"There is no class {unknown[0]!r}; the classes are {', '.join(classes)}.")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _ratios(parts: Tensor, wholes: Tensor) -> list[float | None]:
+    return [part / whole if whole else None for part, whole in zip(parts.tolist(), wholes.tolist(), strict=True)]
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    measured = [value for value in values if value is not None]
+    return math.fsum(measured) / len(measured) if measured else math.nan
+
+
+def scores_table(scores: Scores) -> Table:
+    """IoU and accuracy per class and their means, in percent, for a terminal."""
+    table = Table("class", box=None)
+    for heading in ("IoU", "accuracy", "pixels"):
+        table.add_column(heading, justify="right")
+    pixels = scores.confusion.sum(1).tolist()
+    for name, iou, accuracy, count in zip(scores.classes, scores.iou, scores.accuracy, pixels, strict=True):
+        table.add_row(name, _percent(iou), _percent(accuracy), f"{count:,}")
+    table.add_section()
+    table.add_row("all", _percent(scores.miou), _percent(scores.pixel_accuracy), f"{sum(pixels):,}")
+    for name, miou in scores.subsets.items():
+        table.add_row(f"of these, {', '.join(scores.subset) if name == 'subset' else name}", _percent(miou), "", "")
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
