@@ -80,6 +80,13 @@ def test_evaluate(trained: Path) -> None:
     assert 0 <= json.loads((trained / "scores.json").read_text())["miou"] <= 1
 
 
+def test_evaluate_a_part_of_classes_that_are_said(trained: Path) -> None:
+    classes = "classes=[{name: road, ids: [0]}, wall, tree, car]"
+    words = ("held-out", classes, "--subset", "tree, car", "--out", "part.json")
+    assert "of these, tree, car" in ssrseg("evaluate", MODEL, *words, cwd=trained)
+    assert json.loads((trained / "part.json").read_text())["subset"] == ["tree", "car"]
+
+
 def test_predict(trained: Path) -> None:
     assert "4 images labelled" in ssrseg("predict", MODEL, "camera/images", "--out", "seen", cwd=trained)
     assert {path.suffix for path in (trained / "seen").iterdir()} == {".png", ".jpg"}

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ssrseg.config import DataConfig, resolve
 from ssrseg.data import SPACES, SPECS, eval_samples, find_images, find_pairs
+from ssrseg.data.checks import size_of
+from ssrseg.data.label_files import read_raw_labels
+from ssrseg.data.polygons import LEVEL3
+from ssrseg.errors import UserError
 from test_data_reading import write_deep_png
 
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 Pixels = np.ndarray
 
 
@@ -32,6 +40,20 @@ def three_equal(path: Path, values: Pixels) -> None:
 def deep(path: Path, values: Pixels) -> None:
     """SYNTHIA's: the class in red, the instance in green."""
     write_deep_png(path, np.stack([values, values * 0 + 300, values * 0], axis=-1).astype(">u2"))
+
+
+def idd_polygons(path: Path, values: Pixels) -> None:
+    """A rectangle per value, over one of road that shows nowhere; names as IDD has them."""
+    names = {0: "road", 8: "autorickshaw", 25: "sky"}
+    height, width = values.shape
+    objects = [{"label": "road", "polygon": [[0, 0], [width, 0], [width, height], [0, height]], "deleted": 1}]
+    for value in np.unique(values[values < 255]):
+        columns = np.flatnonzero(values[0] == value)
+        left, right = float(columns[0]), float(columns[-1])
+        objects.append(
+            {"label": names[int(value)], "polygon": [[left, 0], [right, 0], [right, height - 1], [left, height - 1]]}
+        )
+    path.write_text(json.dumps({"imgHeight": height, "imgWidth": width, "objects": objects}))
 
 
 def camvid_colors(path: Path, values: Pixels) -> None:
@@ -137,6 +159,15 @@ LAYOUTS = {
     "idd": (
         {},
         "leftImg8bit/train/201/frame0029_leftImg8bit.jpg",
+        "gtFine/train/201/frame0029_gtFine_polygons.json",
+        [],
+        idd_polygons,
+        [0, 8, 25, 255],
+        ["road", "autorickshaw", "sky", None],
+    ),
+    "idd-level3": (
+        {},
+        "leftImg8bit/train/201/frame0029_leftImg8bit.jpg",
         "gtFine/train/201/frame0029_gtFine_labellevel3Ids.png",
         ["gtFine/train/201/frame0029_gtFine_instancelevel3Ids.png"],
         grey,
@@ -189,7 +220,8 @@ def test_every_layout_has_a_test() -> None:
 @pytest.mark.parametrize("spec", LAYOUTS)
 def test_a_download_works_as_unpacked(tmp_path: Path, spec: str) -> None:
     given, image, label, others, write, values, wanted = LAYOUTS[spec]
-    for name in (image, label, *others):
+    (tmp_path / label).parent.mkdir(parents=True, exist_ok=True)
+    for name in (image, *others):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 6), (10, 20, 30)).save(tmp_path / name)
     write(tmp_path / label, np.repeat([values], 6, axis=0).repeat(2, axis=1))
@@ -201,6 +233,33 @@ def test_a_download_works_as_unpacked(tmp_path: Path, spec: str) -> None:
     names = ("street", "other") if spec == "folders" else SPACES[SPECS[spec].space].names
     assert labels.shape == (6, 8)
     assert [None if i == 255 else names[i] for i in labels[0, ::2].tolist()] == wanted
+    assert size_of(pair.label) == size_of(pair.image) == (8, 6)
+
+
+def test_later_polygons_cover_earlier_ones(tmp_path: Path) -> None:
+    whole, corner = [[0, 0], [9, 0], [9, 9], [0, 9]], [[0, 0], [4, 0], [4, 4], [0, 4]]
+    objects = [("sky", whole), ("cargroup", corner), ("polegroup", [[9, 9], [9, 9]]), ("bus", [])]
+    content = {"imgWidth": 10, "imgHeight": 10}
+    content["objects"] = [{"label": label, "polygon": polygon} for label, polygon in objects]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content))
+    values = read_raw_labels(path)
+    assert values[:5, :5].unique().tolist() == [9]
+    assert values[9, 9] == 20
+    assert values.unique().tolist() == [9, 20, 25]
+    content["objects"][0]["label"] = "heaven"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="polygon named 'heaven'"):
+        read_raw_labels(path)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"imgWidth": 3', '{"objects": []}', '{"imgWidth": 3, "imgHeight": 2, "objects": [1]}']
+)
+def test_damaged_polygons_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a\.json cannot be read as polygons"):
+        read_raw_labels(tmp_path / "a.json")
 
 
 def test_one_condition_of_acdc_is_a_glob(tmp_path: Path) -> None:
@@ -218,8 +277,46 @@ def test_one_condition_of_acdc_is_a_glob(tmp_path: Path) -> None:
     assert len(find_images(DataConfig(root=tmp_path, spec="acdc", images=night["images"]))) == 1
 
 
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared data sets")
+def test_cityscapes_works_as_two_zip_archives(tmp_path: Path) -> None:
+    layout = SHARED / "format-samples" / "cityscapes-layout"
+    for part in ("leftImg8bit", "gtFine"):
+        with zipfile.ZipFile(tmp_path / f"{part}_trainvaltest.zip", "w") as archive:
+            archive.writestr("README", "as in the published archives")
+            for path in sorted((layout / part).rglob("*.png")):
+                archive.write(path, path.relative_to(layout).as_posix())
+    for split in ("train", "val"):
+        runs = [resolve({"source": {"root": r, "spec": "cityscapes", "split": split}}) for r in (layout, tmp_path)]
+        (unpacked,), (zipped,) = (eval_samples(run.source, run) for run in runs)
+        assert torch.equal(unpacked.image, zipped.image)
+        assert torch.equal(unpacked.labels, zipped.labels)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared data sets")
+def test_one_class_made_of_gta5s_and_of_camvids_classes() -> None:
+    """The share of pixels of cars and the like equals that of the classes by themselves."""
+    for root, spec, known, parts in (
+        (SHARED / "format-samples" / "gta5", "gta5", "cityscapes19", ["car", "truck", "bus"]),
+        (SHARED / "camvid", "camvid", "camvid11", ["Car"]),
+    ):
+        of = [{"name": "vehicle", "of": ["car", "truck", "bus", "Car"]}, {"name": "other", "of": ["*"]}]
+        own, whole = (resolve({"source": {"root": root, "spec": spec}, "classes": c}) for c in (of, known))
+        one, all_of_them = eval_samples(own.source, own)[0].labels, eval_samples(whole.source, whole)[0].labels
+        wanted = torch.isin(all_of_them, torch.tensor([SPACES[known].index(name) for name in parts]))
+        assert torch.equal(one == 0, wanted)
+        assert torch.equal(one == 255, all_of_them == 255)
+
+
 def test_dark_zurichs_train_images_have_no_labels(tmp_path: Path) -> None:
     path = tmp_path / "rgb_anon/train/night/GOPR0351/GOPR0351_frame_000001_rgb_anon.png"
     path.parent.mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(path)
     assert find_images(DataConfig(root=tmp_path, spec="dark-zurich")) == [path]
+
+
+def test_idd_polygons_have_every_class() -> None:
+    names = SPACES["idd26"].names
+    assert set(LEVEL3.values()) == {*range(26), 255}
+    assert {name: LEVEL3[name] for name in names if name in LEVEL3} == {
+        name: i for i, name in enumerate(names) if name in LEVEL3
+    }

@@ -61,7 +61,8 @@ def evaluate(
     model: Path,
     data: Annotated[Path, typer.Argument(help="folder with images and labels")],
     words: Annotated[
-        list[str] | None, typer.Argument(help="settings of the data as key=value, e.g. spec=camvid")
+        list[str] | None,
+        typer.Argument(help="settings of the data as key=value, e.g. spec=camvid; classes=[...] as in training"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="scores as JSON")] = None,
     subset: Annotated[str, typer.Option(help="classes whose mean is wanted too, e.g. road,car")] = "",
@@ -72,9 +73,11 @@ def evaluate(
     from ssrseg.evaluation import scores_table
 
     tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
+    classes = tree.pop("classes", None)
     scores = score(
         model,
         settings_of.resolve_group(settings_of.DataConfig, tree, "data settings"),
+        classes=classes,
         inference=_inference(mode),
         subset=[name.strip() for name in subset.split(",") if name.strip()],
         out=out,

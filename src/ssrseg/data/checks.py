@@ -13,9 +13,10 @@ from ssrseg.config import DataConfig, Settings
 from ssrseg.data.codes import code_for, resolve_space
 from ssrseg.data.label_files import is_colored, read_labels, read_raw_labels
 from ssrseg.data.labels import IGNORE, LabelSpace
+from ssrseg.data.polygons import polygons_size
 from ssrseg.data.reading import read_image
 from ssrseg.data.specs import Pair, find_images, find_pairs, spec_of
-from ssrseg.data.storage import open_file
+from ssrseg.data.storage import open_file, read_bytes
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
 
@@ -121,6 +122,8 @@ def _small(data: DataConfig, images: Sequence[Path], crop: tuple[int, int], doma
 
 def size_of(path: Path) -> tuple[int, int]:
     """(width, height) from the header, as the image is shown (EXIF); raises `UserError` for what is no image."""
+    if path.suffix.lower() == ".json":
+        return polygons_size(read_bytes(path), path)
     try:
         with open_file(path) as opened, Image.open(opened) as file:
             turned = file.getexif().get(0x0112, 1) >= 5

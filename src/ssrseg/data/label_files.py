@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssrseg.data.labels import IGNORE, map_ids
+from ssrseg.data.polygons import draw_polygons, is_polygons
 from ssrseg.data.reading import BROKEN, first_line
 from ssrseg.data.spaces import Color
 from ssrseg.data.storage import read_bytes
@@ -45,8 +46,8 @@ def read_labels(path: Path, code: LabelCode) -> Tensor:
 
     Args:
         path: one channel of raw values, a palette image (its indices count, not its colours), an image of three
-            channels that holds the colours of classes or three times the values, or a 16-bit image of three channels
-            with the values in the red one (SYNTHIA).
+            channels that holds the colours of classes or three times the values, a 16-bit image of three channels
+            with the values in the red one (SYNTHIA), or polygons in JSON (IDD).
         code: of its data set. Black that is no class is ignored.
 
     Raises:
@@ -71,6 +72,8 @@ def is_colored(path: Path) -> bool:
 def _read(path: Path) -> Pixels:
     """Values (H, W), or RGB bytes (H, W, 3)."""
     encoded = read_bytes(path)
+    if is_polygons(encoded):
+        return draw_polygons(encoded, path)
     if encoded[:3] == b"\xff\xd8\xff":
         raise UserError(f"{path} is a JPEG: its compression has changed the labels. Write labels as PNG.")
     return _red_of_16_bits(encoded, path) if _is_deep(encoded) else _decoded(encoded, path)

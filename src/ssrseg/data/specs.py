@@ -69,8 +69,10 @@ SPECS: dict[str, Spec] = {
     ),
     "bdd100k": Spec("images/10k/{split}/*.jpg", "labels/sem_seg/masks/{split}/*.png", None, "cityscapes19"),
     "mapillary-vistas": Spec("{split}/images/*.jpg", "{split}/labels/*.png", None, "vistas65", "training"),
-    # As published, IDD has polygons; its own tool, `createLabels.py --id-type level3Id`, draws these files.
-    "idd": Spec("leftImg8bit/{split}/*/*_leftImg8bit.*", "gtFine/{split}/*/*_gtFine_labellevel3Ids.png", None, "idd26"),
+    "idd": Spec("leftImg8bit/{split}/*/*_leftImg8bit.*", "gtFine/{split}/*/*_gtFine_polygons.json", None, "idd26"),
+    "idd-level3": Spec(  # drawn beforehand by the data set's own tool
+        "leftImg8bit/{split}/*/*_leftImg8bit.*", "gtFine/{split}/*/*_gtFine_labellevel3Ids.png", None, "idd26"
+    ),
     "camvid": Spec("{split}/images/*.*", "{split}/labels/*.png", None, "camvid11"),
     "camvid-segnet": Spec("{split}/*.png", "{split}annot/*.png", None, "camvid11"),
     "camvid-full": Spec("701_StillsRaw_full/*.png", "LabeledApproved_full/*_L.png", None, "camvid31"),
@@ -166,9 +168,10 @@ def _match(root: Path, glob: str) -> dict[tuple[str, ...], Path]:
 
 def _keyed(files: list[tuple[str, Path]], glob: str) -> dict[tuple[str, ...], Path]:
     pattern, any_ending = _pattern(glob.removesuffix(".*")), glob.endswith(".*")
+    endings = {".json"} if glob.endswith(".json") else IMAGE_SUFFIXES
     found: dict[tuple[str, ...], Path] = {}
     for name, path in files:
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):  # macOS leaves `._name.png`
+        if path.suffix.lower() not in endings or path.name.startswith("."):  # macOS leaves `._name.png`
             continue
         match = pattern.fullmatch(_without_suffix(name) if any_ending else name)
         if match is None:
