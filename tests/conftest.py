@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
@@ -21,3 +22,11 @@ def pytest_addoption(parser):
 def pytest_configure():
     """One thread: the tensors are tiny, and two threads that share busy cores wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache_folder(tmp_path_factory):
+    """Class statistics that runs share lie in a folder of the test session, not in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -39,4 +39,6 @@ def read_image(path: Path) -> Tensor:
 
 def first_line(error: Exception) -> str:
     """What an error says, shortly."""
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is of no known image format"  # Pillow's own words name a buffer
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,12 +57,14 @@ def class_statistics(
         pairs: the source.
         code: how label files are read.
         num_classes: K.
-        cache: a JSON file; not cached when absent. One that cannot be written is not an error.
+        cache: a JSON file beside the user's cache folder, which all runs share. What cannot be written is no error.
         workers: threads.
     """
     key = _fingerprint(pairs, code, num_classes)
     if cache is not None and (known := _read_cache(cache, key)) is not None:
         return ClassStatistics(known)
+    if (known := _read_cache(_remembered(key), key)) is not None:
+        return _saved(ClassStatistics(known), pairs, key, [cache])
 
     def count(pair: Pair) -> Tensor:
         return torch.bincount(read_labels(pair.label, code).flatten(), minlength=256)[:num_classes]
@@ -75,17 +79,41 @@ def class_statistics(
             disable=not sys.stderr.isatty(),
         )
         pixels = torch.stack(list(counted))
-    if cache is not None:
-        content = {"key": key, "files": [str(pair.label) for pair in pairs], "pixels": pixels.tolist()}
-        with contextlib.suppress(OSError):  # a read-only folder: counted again next time
-            write_json(cache, content)
-    return ClassStatistics(pixels)
+    return _saved(ClassStatistics(pixels), pairs, key, [cache, _remembered(key)])
+
+
+def save_statistics(
+    statistics: ClassStatistics, pairs: Sequence[Pair], code: LabelCode, num_classes: int, place: Path
+) -> None:
+    """Keep what was counted elsewhere where `class_statistics` finds it: in a file, and in the user's cache folder."""
+    key = _fingerprint(pairs, code, num_classes)
+    _saved(statistics, pairs, key, [place, _remembered(key)])
+
+
+def _saved(
+    statistics: ClassStatistics, pairs: Sequence[Pair], key: str, places: Sequence[Path | None]
+) -> ClassStatistics:
+    content = {"key": key, "files": [str(pair.label) for pair in pairs], "pixels": statistics.pixels.tolist()}
+    for place in places:
+        if place is not None:
+            with contextlib.suppress(OSError):  # a read-only folder: counted again next time
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_json(place, content)
+    return statistics
+
+
+def _remembered(key: str) -> Path:
+    """Where all runs of a user look for the statistics of these files (XDG base directories)."""
+    home = os.path.expanduser("~")  # stays "~" for a user without home, as in some containers
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(home if home != "~" else tempfile.gettempdir(), ".cache")
+    return Path(cache) / "ssrseg" / "class-statistics" / f"{key}.json"
 
 
 def _fingerprint(pairs: Sequence[Pair], code: LabelCode, num_classes: int) -> str:
     digest = hashlib.sha256(f"{code.digest()} {num_classes}".encode())
     for pair in pairs:
-        digest.update(f"{pair.label}\0{stamp(pair.label)}\0".encode())
+        text = f"{pair.label.absolute()}\0{stamp(pair.label)}\0"
+        digest.update(text.encode(errors="surrogateescape"))  # names that are no UTF-8
     return digest.hexdigest()
 
 

@@ -88,6 +88,20 @@ class Pair:
     label: Path
 
 
+@dataclass(frozen=True)
+class Listing:
+    """All files that the globs of a labelled data set match, faults included."""
+
+    pairs: list[Pair]
+    """Sorted by image."""
+    without_label: list[Path]
+    without_image: list[Path]
+    """Labels; images that `stems` leaves out count as images."""
+    twice: list[tuple[Path, Path]]
+    """Files that the wildcards cannot tell apart; the first is used."""
+    missing_stems: list[str]
+
+
 def spec_of(data: DataConfig) -> Spec:
     """The layout that the settings name; raises `UserError` when there is no such layout."""
     if data.spec not in SPECS:
@@ -125,6 +139,24 @@ def find_pairs(data: DataConfig) -> list[Pair]:
     return [Pair(path, labels[key]) for key, path in images.items()]
 
 
+def listing_of(data: DataConfig) -> Listing:
+    """What `find_pairs` would find or refuse, all of it; raises `UserError` without a folder or a list of stems."""
+    twice: list[tuple[Path, Path]] = []
+    images = _match(data.root, _glob(data, "images"), twice)
+    labels = _match(data.root, _glob(data, "labels"), twice)
+    wanted = None if data.stems is None else _stems(data.stems if data.stems.exists() else data.root / data.stems)
+    used = {key: path for key, path in images.items() if wanted is None or path.stem in wanted}
+    return Listing(
+        pairs=sorted(
+            (Pair(used[key], labels[key]) for key in used.keys() & labels.keys()), key=lambda pair: pair.image
+        ),
+        without_label=sorted(path for key, path in used.items() if key not in labels),
+        without_image=sorted(path for key, path in labels.items() if key not in images),
+        twice=twice,
+        missing_stems=sorted((wanted or set()) - {path.stem for path in images.values()}),
+    )
+
+
 def _images(data: DataConfig) -> dict[tuple[str, ...], Path]:
     glob = _glob(data, "images")
     images = _match(data.root, glob)
@@ -144,11 +176,14 @@ def _images(data: DataConfig) -> dict[tuple[str, ...], Path]:
 
 def _stems(path: Path) -> set[str]:
     try:
-        return {line.strip() for line in read_bytes(path).decode().splitlines() if line.strip()}
+        stems = {line.strip() for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()}
     except UserError as error:
         raise UserError(f"Cannot read the list of stems: {error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"The list of stems {path} is not a text file in UTF-8: one image stem per line.") from error
+    if not stems:
+        raise UserError(f"The list of stems {path} is empty: expected one image stem per line.")
+    return stems
 
 
 def _glob(data: DataConfig, kind: str) -> str:
@@ -157,16 +192,19 @@ def _glob(data: DataConfig, kind: str) -> str:
     return glob.replace("{split}", data.split or spec.split)
 
 
-def _match(root: Path, glob: str) -> dict[tuple[str, ...], Path]:
-    """Image files below `root`, by the text that each wildcard matches.
+Twice = list[tuple[Path, Path]]
+
+
+def _match(root: Path, glob: str, twice: Twice | None = None) -> dict[tuple[str, ...], Path]:
+    """Image files below `root`, by the text that each wildcard matches; what is there `twice` is an error or listed.
 
     What is unpacked wins: archives are looked into for a glob that no unpacked file matches.
     """
     below = _fixed_part(glob)
-    return _keyed(list_files(root, below), glob) or _keyed(list_members(root, below), glob)
+    return _keyed(list_files(root, below), glob, twice) or _keyed(list_members(root, below), glob, twice)
 
 
-def _keyed(files: list[tuple[str, Path]], glob: str) -> dict[tuple[str, ...], Path]:
+def _keyed(files: list[tuple[str, Path]], glob: str, twice: Twice | None) -> dict[tuple[str, ...], Path]:
     pattern, any_ending = _pattern(glob.removesuffix(".*")), glob.endswith(".*")
     endings = {".json"} if glob.endswith(".json") else IMAGE_SUFFIXES
     found: dict[tuple[str, ...], Path] = {}
@@ -179,6 +217,9 @@ def _keyed(files: list[tuple[str, Path]], glob: str) -> dict[tuple[str, ...], Pa
         *folders, last = (*match.groups(),) or ("",)
         key = (*folders, last if any_ending else _without_suffix(last))
         if key in found:
+            if twice is not None:
+                twice.append((found[key], path))
+                continue
             raise UserError(f"{found[key]} and {path} are the same to {glob!r}: only the ending differs. Remove one.")
         found[key] = path
     return found

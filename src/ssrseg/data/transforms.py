@@ -20,7 +20,7 @@ def rescale_size(width: int, height: int, bound: tuple[int, int]) -> tuple[int, 
     The long side is bounded by the long side of `bound`, the short by the short.
     """
     factor = min(max(bound) / max(width, height), min(bound) / min(width, height))
-    return int(width * factor + 0.5), int(height * factor + 0.5)
+    return max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5))
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -79,10 +79,10 @@ class RunFolder:
         try:
             for folder in (self.path, self.pictures, self.checkpoint.parent):
                 folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.environment, environment())
+            write_atomically(self.config, lambda partial: partial.write_text(dump(settings)))
         except OSError as error:
             raise UserError(f"Cannot make the run folder {self.path}: {error.strerror}.") from error
-        write_json(self.environment, environment())
-        write_atomically(self.config, lambda partial: partial.write_text(dump(settings)))
 
     def settings(self) -> Settings:
         """The settings of the run that lies here; raises `UserError` when there is none."""
