@@ -400,7 +400,7 @@ def test_small_images_and_absent_classes_are_said(tmp_path: Path) -> None:
         Image.fromarray(np.zeros((64, 64), np.uint8)).save(label)
     notes = check_data(settings)
     assert any("no pixel of wall, tree, car" in note for note in notes)
-    assert any("4 of 4 source images are smaller than the crop 128x128" in note for note in notes)
+    assert any("source: smaller than the crop (4 files)" in note for note in notes)
 
 
 def test_classes_must_be_said(tmp_path: Path) -> None:

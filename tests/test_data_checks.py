@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from factories import CLASSES, write_pairs
+from factories import CLASSES, random_labels, write_pairs
 from ssrseg.config import resolve
 from ssrseg.data import check_data
 from ssrseg.errors import UserError
@@ -28,14 +27,16 @@ def settings(root, *, val=None, source=None, classes=CLASSES):
 def test_scored_images_that_were_learnt_from_are_said(tmp_path):
     assert check_data(settings(tmp_path, val="street")) == []
     (note,) = check_data(settings(tmp_path, val="game"))
-    assert "4 of 4 images of val are also in the source" in note
+    assert "val: also in the source (4 files), for example" in note
     (note,) = check_data(settings(tmp_path, val="camera"))
-    assert "also in the target" in note
+    assert "val: also in the target (4 files), for example" in note
 
 
 def test_a_value_outside_an_id_map_is_only_ignored(tmp_path):
     run = settings(tmp_path, source={"id_map": {0: 0, 1: 1, 2: 2, 3: 3}})
-    Image.fromarray(np.full((64, 64), 9, np.uint8)).save(tmp_path / "game" / "labels" / "01.png")
+    labels = random_labels()
+    labels[:32] = 9
+    Image.fromarray(labels).save(tmp_path / "game" / "labels" / "01.png")
     assert check_data(run) == []
 
 
@@ -44,10 +45,12 @@ def test_labels_in_which_nothing_is_known_are_refused(tmp_path):
         check_data(settings(tmp_path, source={"id_map": {200: 0}}))
 
 
-def test_a_target_that_overlaps_the_source_in_part_is_fine(tmp_path):
+def test_a_target_that_overlaps_the_source_in_part_is_said(tmp_path):
     run = settings(tmp_path)
     (tmp_path / "camera" / "images" / "linked.png").symlink_to(tmp_path / "game" / "images" / "00.png")
-    assert check_data(run) == []
+    (note,) = check_data(run)
+    assert "target: also in the source: " in note
+    assert "linked.png" in note
 
 
 def test_broken_target_images_are_named(tmp_path):
@@ -63,5 +66,5 @@ def test_a_photo_turned_by_its_camera_matches_its_label(tmp_path):
     exif[0x0112] = 6
     image = Image.new("RGB", (48, 64))
     image.save(tmp_path / "game" / "images" / "00.png", exif=exif)
-    Image.new("L", (64, 48)).save(tmp_path / "game" / "labels" / "00.png")
+    Image.fromarray(random_labels(48, 64)).save(tmp_path / "game" / "labels" / "00.png")
     assert check_data(run) == []

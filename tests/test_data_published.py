@@ -13,7 +13,7 @@ from PIL import Image
 
 from ssrseg.config import DataConfig, resolve
 from ssrseg.data import SPACES, SPECS, eval_samples, find_images, find_pairs
-from ssrseg.data.checks import size_of
+from ssrseg.data.headers import read_header
 from ssrseg.data.label_files import read_raw_labels
 from ssrseg.data.polygons import LEVEL3
 from ssrseg.errors import UserError
@@ -233,7 +233,7 @@ def test_a_download_works_as_unpacked(tmp_path: Path, spec: str) -> None:
     names = ("street", "other") if spec == "folders" else SPACES[SPECS[spec].space].names
     assert labels.shape == (6, 8)
     assert [None if i == 255 else names[i] for i in labels[0, ::2].tolist()] == wanted
-    assert size_of(pair.label) == size_of(pair.image) == (8, 6)
+    assert read_header(pair.label).stored == read_header(pair.image).shown == (8, 6)
 
 
 def test_later_polygons_cover_earlier_ones(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from PIL import Image
 from factories import CLASSES, random_image, random_labels, write_pairs
 from ssrseg.config import DataConfig, resolve
 from ssrseg.data import check_data, find_images, find_pairs, read_image, train_batches
-from ssrseg.data.checks import size_of
 from ssrseg.data.codes import code_for
+from ssrseg.data.headers import read_header
 from ssrseg.data.sampling import class_statistics
 from ssrseg.data.storage import list_files, list_members, open_file, read_bytes, stamp
 from ssrseg.errors import UserError
@@ -48,7 +48,7 @@ def test_an_archive_is_a_folder(archive: Path) -> None:
     for inside, outside in zip(find_pairs(DataConfig(root=archive)), plain, strict=True):
         assert read_bytes(inside.label) == outside.label.read_bytes()
         assert torch.equal(read_image(inside.image), read_image(outside.image))
-        assert size_of(inside.image) == (70, 60)
+        assert read_header(inside.image).stored == (70, 60)
 
 
 def test_archives_lie_beside_each_other_as_they_were_downloaded(tmp_path: Path) -> None:

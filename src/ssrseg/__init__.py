@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssrseg.config import Settings, resolve
     from ssrseg.config import preset_summaries as presets
+    from ssrseg.data.data_report import report_data as check_data
     from ssrseg.errors import UserError
     from ssrseg.evaluation import evaluate
     from ssrseg.exporting import export
@@ -26,6 +27,7 @@ __version__ = metadata.version("ssrseg")
 _WHERE = {
     "Settings": "ssrseg.config:Settings",
     "UserError": "ssrseg.errors:UserError",
+    "check_data": "ssrseg.data.data_report:report_data",
     "convert": "ssrseg.models.weights:convert",
     "evaluate": "ssrseg.evaluation:evaluate",
     "export": "ssrseg.exporting:export",
@@ -40,6 +42,7 @@ _WHERE = {
 __all__ = [
     "Settings",
     "UserError",
+    "check_data",
     "convert",
     "evaluate",
     "export",

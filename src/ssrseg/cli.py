@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a segmentation model on one labelled domain for another, unlabelled one.",
 )
+
+FULL_OR_CLOSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""A disk that fills or lets nothing be written: no fault of the program. A run goes on with --resume."""
 
 Words = Annotated[list[str] | None, typer.Argument(help="settings as key.path=value", metavar="[KEY.PATH=VALUE]...")]
 Mode = Annotated[str, typer.Option(help="whole image, or slide a window")]
@@ -40,11 +44,27 @@ def train(
 
     if resume and (words or preset or config or source or target or val):
         raise UserError("--resume reads the settings of the run in --out: give no others.")
-    roots = {"source": source, "target": target, "val": val}
-    own = {name: {"root": str(root)} for name, root in roots.items() if root is not None}
-    settings = None if resume else settings_of.resolve(settings_of.compose(preset, config, own, words or []))
+    settings = None if resume else _settings(preset, config, source, target, val, words)
     finished = run(settings, out, resume=resume, console=_screen())
     typer.echo(f"{finished.folder}")
+
+
+@app.command("check-data")
+def check_data(
+    words: Words = None,
+    preset: Annotated[str | None, typer.Option(help="as for train")] = None,
+    config: Annotated[Path | None, typer.Option(help="as for train")] = None,
+    source: Annotated[Path | None, typer.Option(help="as for train")] = None,
+    target: Annotated[Path | None, typer.Option(help="as for train")] = None,
+    val: Annotated[Path | None, typer.Option(help="as for train")] = None,
+    out: Annotated[Path, typer.Option(help="where report, contact sheet and class statistics go")] = Path("runs/check"),
+) -> None:
+    """Decode every image and label of a run: counts, colours, classes, and all that is wrong. Code 2: cannot train."""
+    from ssrseg.data.data_report import report_data
+
+    report = report_data(_settings(preset, config, source, target, val, words), out, console=_screen())
+    if not report.trainable:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -143,6 +163,19 @@ def demo(out: Annotated[Path, typer.Option(help="where data, runs and report go"
     show(out, console=_screen())
 
 
+def _settings(
+    preset: str | None,
+    config: Path | None,
+    source: Path | None,
+    target: Path | None,
+    val: Path | None,
+    words: list[str] | None,
+) -> Any:
+    roots = {"source": source, "target": target, "val": val}
+    own = {name: {"root": str(root)} for name, root in roots.items() if root is not None}
+    return settings_of.resolve(settings_of.compose(preset, config, own, words or []))
+
+
 def _inference(mode: str) -> Any:
     return settings_of.resolve_group(settings_of.InferenceConfig, {"mode": mode}, "inference settings")
 
@@ -156,5 +189,16 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _say_error(str(error))
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in FULL_OR_CLOSED:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        _say_error(f"cannot write: {error.strerror}{where}. Make room, or write elsewhere with --out.")
+        sys.exit(2)
+
+
+def _say_error(text: str) -> None:
+    shown = text.encode(errors="replace").decode()  # a name that is no UTF-8 cannot be printed
+    Console(stderr=True).print(f"error: {shown}", style="red", markup=False, highlight=False, soft_wrap=True)
