@@ -156,7 +156,7 @@ def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
 def test_bad_data_are_refused_before_a_folder_is_made(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     (tmp_path / "game" / "labels" / "01.png").unlink()
-    with pytest.raises(UserError, match="have no label"):
+    with pytest.raises(UserError, match="has no label"):
         train(settings, tmp_path / "run", foundation=tiny_frozen())
     assert not (tmp_path / "run").exists()
 
