@@ -8,23 +8,25 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from PIL import Image
 from torch import Generator, Tensor
 
-from factories import CLASSES
+from factories import CLASSES, tiny_segmenter
 from several import UNDROPPED, adapting, record
-from ssrseg.adapt import BlockMask, ClassMix, StrongAugment, ranks
+from ssrseg.adapt import BlockMask, ClassMix, StrongAugment, build_method, ranks
 from ssrseg.adapt.augment import PhotometricDistortion
-from ssrseg.config import TrainConfig
+from ssrseg.config import MethodConfig, TrainConfig
 from ssrseg.errors import UserError
-from ssrseg.training.processes import build_fabric, placement
+from ssrseg.training.processes import build_fabric, joined, placement
 from ssrseg.training.watchdog import Seen, is_own, judge
 from test_training import records, settings_for
 
@@ -177,6 +179,13 @@ def test_a_place_is_in_the_users_code_or_ours() -> None:
     assert is_own(ranks.__file__)
     assert not is_own(json.__file__)
     assert not is_own(torch.__file__)
+
+
+def test_synchronised_batchnorm_needs_cuda() -> None:
+    method = build_method(MethodConfig(), tiny_segmenter(), classes=CLASSES)
+    two = SimpleNamespace(world_size=2, device=torch.device("cpu"))
+    with pytest.raises(UserError, match="sync_batchnorm needs CUDA devices, but this run is on cpu"):
+        joined(method, cast(Fabric, two), sync_batchnorm=True, shard=False)
 
 
 def test_slurm_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
