@@ -38,15 +38,20 @@ def train(
     val: Annotated[Path | None, typer.Option(help="labelled target images, only to score with")] = None,
     out: Annotated[Path, typer.Option(help="the run folder")] = Path("runs/run"),
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
+    devices: Annotated[int | None, typer.Option(help="processes per machine: train.devices")] = None,
+    nodes: Annotated[int | None, typer.Option(help="machines: train.nodes")] = None,
 ) -> None:
     """Train, and leave a run folder with the model, its scores, curves and pictures."""
     from ssrseg.training import train as run
 
+    several = [f"train.{name}={count}" for name, count in (("devices", devices), ("nodes", nodes)) if count is not None]
+    words = [*(words or []), *several]
     if resume and (words or preset or config or source or target or val):
         raise UserError("--resume reads the settings of the run in --out: give no others.")
     settings = None if resume else _settings(preset, config, source, target, val, words)
     finished = run(settings, out, resume=resume, console=_screen())
-    typer.echo(f"{finished.folder}")
+    if finished.first:
+        typer.echo(f"{finished.folder}")
 
 
 @app.command("check-data")

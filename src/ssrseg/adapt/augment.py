@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from ssrseg.adapt import ranks
+
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
     """Add factor - 1; clamped to [0, 1]. Images (B, 3, H, W), factor (B, 1, 1)."""
@@ -104,10 +106,10 @@ def blur_length(side: int) -> int:
 
 @dataclass(frozen=True)
 class StrongAugment:
-    """Colour jitter, then blur; whether each happens is drawn once for the whole batch (DACS).
+    """Colour jitter, then blur; whether each happens is drawn once for the whole batch, over all processes (DACS).
 
     Args:
-        generator: on the CPU.
+        generator: on the CPU, alike in every process.
         strength: brightness, contrast and saturation factors lie in 1 +- strength, hue in +- strength turns.
         jitter_skipped: chance of no jitter (the references call this their probability).
         blur_skipped: chance of no blur.
@@ -126,18 +128,21 @@ class StrongAugment:
         if jitter > self.jitter_skipped:
             images = self._jitter(images)
         if blur > self.blur_skipped:
-            count = len(images) if self.per_image else 1
+            count = ranks.world() * len(images) if self.per_image else 1
             sigma = (0.15 + torch.rand(count, generator=self.generator)).tolist()
-            images = gaussian_blur(images, sigma if self.per_image else sigma * len(images))
+            own = sigma[ranks.rows(len(images))] if self.per_image else sigma * len(images)
+            images = gaussian_blur(images, own)
         return images
 
     def _jitter(self, images: Tensor) -> Tensor:
-        factors = (2 * torch.rand(4, len(images), generator=self.generator) - 1) * self.strength
+        count, rows = ranks.world() * len(images), ranks.rows(len(images))
+        factors = (2 * torch.rand(4, count, generator=self.generator) - 1) * self.strength
         factors[:3] += 1
         if not self.per_image:
-            return color_jitter(images, factors, self._order())
-        jittered = [color_jitter(images[i : i + 1], factors[:, i : i + 1], self._order()) for i in range(len(images))]
-        return torch.cat(jittered)
+            return color_jitter(images, factors[:, rows], self._order())
+        orders = [self._order() for _ in range(count)]
+        own = zip(images, factors[:, rows].T, orders[rows], strict=True)
+        return torch.cat([color_jitter(image[None], factor[:, None], order) for image, factor, order in own])
 
     def _order(self) -> list[int]:
         order: list[int] = torch.randperm(4, generator=self.generator).tolist()
@@ -156,11 +161,15 @@ class PhotometricDistortion:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Distorted images in [0, 1]."""
-        return torch.cat([self._distort(image[None]) for image in images])
+        draws = [self._draw() for _ in range(ranks.world() * len(images))][ranks.rows(len(images))]
+        return torch.cat([self._distort(image[None], *draw) for image, draw in zip(images, draws, strict=True)])
 
-    def _distort(self, image: Tensor) -> Tensor:
-        chosen = (torch.rand(5, generator=self.generator) < 0.5).tolist()
-        draws = 2 * torch.rand(4, 1, 1, 1, generator=self.generator) - 1
+    def _draw(self) -> tuple[list[bool], Tensor]:
+        """Which steps are chosen, and by how much each changes the image."""
+        chosen: list[bool] = (torch.rand(5, generator=self.generator) < 0.5).tolist()
+        return chosen, 2 * torch.rand(4, 1, 1, 1, generator=self.generator) - 1
+
+    def _distort(self, image: Tensor, chosen: list[bool], draws: Tensor) -> Tensor:
         brightness, contrast, saturation, hue = draws.to(image) * torch.tensor([32 / 255, 0.5, 0.5, 0.1]).view(
             4, 1, 1, 1
         ).to(image)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -46,23 +47,35 @@ class Learner(nn.Module):
 def adapt(
     learner: Callable[[View], dict[str, Tensor]],
     teacher: Callable[[Tensor, Tensor], Pseudo],
-    makers: Iterable[ViewMaker],
+    makers: Sequence[ViewMaker],
     batch: Batch,
     backward: Callable[[Tensor], None],
+    around: Callable[[bool], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Tensor]:
     """One step's gradients: the teacher labels the target; each view has its own backward, which frees its graph.
 
     The gradients are those of the sum of all losses, at a fraction of the saved activations. The optimiser and
     the teacher's average are the caller's: `teacher.update` comes before, `optimizer.step` after.
 
+    Args:
+        learner: a view's losses.
+        teacher: labels target images.
+        makers: of the views, in order.
+        batch: of this process.
+        backward: of a loss.
+        around: the context of each view's forward and backward, told whether the view is the last: processes
+            exchange their gradients then, and only then.
+
     Returns:
         Detached losses, named `view/term`.
     """
     pseudo = teacher(batch.target, batch.valid)
     values: dict[str, Tensor] = {}
-    for make in makers:
-        losses = learner(make(batch, pseudo))
-        backward(sum_of(losses))
+    for left, make in zip(reversed(range(len(makers))), makers, strict=True):
+        view = make(batch, pseudo)
+        with around(left == 0):
+            losses = learner(view)
+            backward(sum_of(losses))
         values |= {name: loss.detach() for name, loss in losses.items()}
     return values
 

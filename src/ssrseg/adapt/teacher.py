@@ -9,6 +9,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from ssrseg.adapt import ranks
 from ssrseg.adapt.batch import IGNORE, Pseudo
 from ssrseg.models.segmenter import Segmenter
 
@@ -57,6 +58,8 @@ class Teacher(nn.Module):
 def pseudo_label(logits: Tensor, valid: Tensor, threshold: float | None) -> Pseudo:
     """Argmax labels, and one confidence share for the whole batch as weight (DACS), taken before `valid` cuts rows.
 
+    The whole batch is that of all processes.
+
     Args:
         logits: (B, K, H, W).
         valid: (B, H, W) bool.
@@ -65,7 +68,7 @@ def pseudo_label(logits: Tensor, valid: Tensor, threshold: float | None) -> Pseu
     confidence, labels = logits.softmax(dim=1).max(dim=1)
     weights = valid.to(confidence.dtype)
     if threshold is not None:
-        weights = weights * (confidence >= threshold).to(confidence.dtype).mean()
+        weights = weights * ranks.mean((confidence >= threshold).to(confidence.dtype).mean())
     return Pseudo(labels, weights)
 
 

@@ -8,12 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssrseg.adapt import ranks
 from ssrseg.adapt.batch import IGNORE, View
 from ssrseg.models.segmenter import Segmenter
 
 
 class Term(nn.Module):
-    """A loss on the views it names. A subclass writes `forward` and returns a scalar."""
+    """A loss on the views it names. A subclass writes `forward` and returns a scalar.
+
+    The gradients of several processes are averaged: a mean over the local batch becomes the mean over the whole one.
+    A loss that divides by something counted in the batch counts with `ranks.total`, as `feature_distance` does.
+    """
 
     def __init__(self, views: Iterable[str], weight: float = 1.0) -> None:
         super().__init__()
@@ -88,6 +93,8 @@ class FeatureDistance(Term):
 def feature_distance(features: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over the masked locations of the L2 distance over channels; 0, with zero gradient, where the mask is empty.
 
+    Of several processes, each gives its share times their number: averaged, they are the mean over the whole batch.
+
     Args:
         features: (B, C, h, w).
         reference: (B, C, h, w).
@@ -96,7 +103,8 @@ def feature_distance(features: Tensor, reference: Tensor, mask: Tensor | None = 
     distance: Tensor = torch.linalg.vector_norm(features - reference, dim=1)
     if mask is None:
         return distance.mean()
-    return torch.where(mask, distance, 0).sum() / mask.sum().clamp(min=1)
+    count = ranks.total(mask.sum()).clamp(min=1)
+    return torch.where(mask, distance, 0).sum() * ranks.world() / count
 
 
 def downscale_labels(labels: Tensor, factor: int, num_classes: int, min_share: float) -> Tensor:

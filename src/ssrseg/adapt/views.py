@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from ssrseg.adapt import ranks
 from ssrseg.adapt.batch import Batch, Pseudo, View
 
 Images = Callable[[Tensor], Tensor]
@@ -69,8 +70,9 @@ class ClassMix:
     and a sort on the device: nothing waits for the labels.
 
     Args:
-        generator: on the CPU.
-        of_batch: draw from the classes of the whole batch (MIC's port of DACS), else of each image (DACS).
+        generator: on the CPU, alike in every process.
+        of_batch: draw from the classes of the whole batch, over all processes (MIC's port of DACS), else of each
+            image (DACS).
     """
 
     generator: Generator
@@ -80,9 +82,10 @@ class ClassMix:
         """Labels (B, H, W) -> pasted pixels (B, H, W) bool."""
         present = classes_present(labels)
         if self.of_batch:
-            present = present.any(dim=0, keepdim=True).expand_as(present)
-        keys = torch.rand(present.shape, generator=self.generator).to(labels.device, non_blocking=True)
-        return class_mask(labels, choose_half(present, keys))
+            present = ranks.union(present.any(dim=0, keepdim=True)).expand_as(present)
+        count, values = present.shape
+        keys = torch.rand(ranks.world() * count, values, generator=self.generator)[ranks.rows(count)]
+        return class_mask(labels, choose_half(present, keys.to(labels.device, non_blocking=True)))
 
 
 def classes_present(labels: Tensor) -> Tensor:
@@ -140,7 +143,7 @@ def of_source(batch: Batch, pseudo: Pseudo) -> View:
 
 
 def of_both(batch: Batch, pseudo: Pseudo) -> View:
-    """The first source and the first target image (the reference's mode `separate`)."""
+    """The first source and the first target image of this process (the reference's mode `separate`)."""
     weights = torch.stack([torch.ones_like(pseudo.weights[0]), pseudo.weights[0]])
     images = torch.stack([batch.source[0], batch.target[0]])
     return View("both", images, torch.stack([batch.labels[0], pseudo.labels[0]]), weights)
@@ -157,8 +160,9 @@ class BlockMask:
     def __call__(self, shape: torch.Size) -> Tensor:
         """Image shape (B, C, H, W) -> visible pixels (B, 1, H, W) bool."""
         batch, _, height, width = shape
-        grid = (batch, 1, round(height / self.block), round(width / self.block))
-        return block_mask(torch.rand(grid, generator=self.generator), self.ratio, (height, width))
+        grid = (ranks.world() * batch, 1, round(height / self.block), round(width / self.block))
+        draw = torch.rand(grid, generator=self.generator)[ranks.rows(batch)]
+        return block_mask(draw, self.ratio, (height, width))
 
 
 def block_mask(draw: Tensor, ratio: float, size: tuple[int, int]) -> Tensor:

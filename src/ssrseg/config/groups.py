@@ -161,6 +161,8 @@ class FoundationConfig(Strict):
     """`hub`, a local file, or `none` (random: a control, not a method)."""
     input_size: Positive | Literal["native"] = 1024
     """Images are resized to this square, or go in at crop size."""
+    shard: bool = False
+    """Each process holds a part of the weights and gathers the rest when it needs them (FSDP)."""
 
 
 class RegularizerConfig(Strict):
@@ -224,6 +226,15 @@ class TrainConfig(Strict):
     steps: Positive = 40_000
     seed: int = 0
     devices: Positive = 1
+    """Processes per machine, each with its own device. torchrun and SLURM say themselves how many they started."""
+    nodes: Positive = 1
+    """Machines."""
+    accumulate: Positive = 1
+    """Batches per step and process, one after the other; their gradients are averaged."""
+    sync_batchnorm: bool = False
+    """BatchNorm uses the statistics of the whole batch, over all processes (CUDA only), not of each process's."""
+    timeout_minutes: Rate = 30.0
+    """A process that stands still for so long while the others wait ends the run."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     evaluate_every: Positive = 4_000

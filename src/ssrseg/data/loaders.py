@@ -49,7 +49,7 @@ def eval_samples(data: DataConfig, settings: Settings) -> LabelledImages:
 def train_batches(
     settings: Settings, *, start: int = 0, rank: int = 0, world: int = 1, cache: Path | None = None
 ) -> Iterator[Raw]:
-    """Batches from step `start` to the last one.
+    """Batches from step `start` to the last one, `train.accumulate` of them for each step.
 
     Args:
         settings: of the run.
@@ -60,7 +60,9 @@ def train_batches(
     """
     seed, config = settings.train.seed, settings.loader
     draws = Draws(source_images(settings, cache), target_images(settings), seed)
-    numbers = DrawNumbers(range(start, settings.train.steps), config.batch, rank, world)
+    accumulate = settings.train.accumulate
+    turns = range(start * accumulate, settings.train.steps * accumulate)
+    numbers = DrawNumbers(turns, config.batch, rank, world)
     loader: DataLoader[Any] = DataLoader(
         draws,
         batch_sampler=numbers,
@@ -119,20 +121,23 @@ class Draws(Dataset[Sample]):
 
 @dataclass(frozen=True)
 class DrawNumbers(Sampler[list[int]]):
-    """The draw numbers of each step's batch: no two steps or processes share one."""
+    """The draw numbers of each turn's batch: no two turns or processes share one.
 
-    steps: range
+    A step takes one turn, or as many as it accumulates batches.
+    """
+
+    turns: range
     batch: int
     rank: int
     world: int
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in self.steps:
-            first = (step * self.world + self.rank) * self.batch
+        for turn in self.turns:
+            first = (turn * self.world + self.rank) * self.batch
             yield list(range(first, first + self.batch))
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.turns)
 
 
 def collate(samples: list[Sample]) -> Raw:

@@ -46,6 +46,19 @@ class Journal:
         self._board.close()
 
 
+class Silent(Journal):
+    """The journal of every process but the first: writes nothing."""
+
+    def __init__(self) -> None:
+        """No file."""
+
+    def write(self, kind: str, step: int, **fields: Any) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
 def _keep_until(path: Path, step: int) -> None:
     kept = []
     for line in path.read_text().splitlines():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ssrseg.adapt import ranks
 from ssrseg.adapt.batch import Batch, Pseudo, View
 from ssrseg.adapt.learner import ViewMaker, adapt
 from ssrseg.adapt.methods import Method
@@ -26,7 +29,7 @@ class Moment:
     step: int
     """Completed steps."""
     losses: dict[str, Tensor]
-    """Detached, on the device, named `view/term`."""
+    """Detached, on the device, named `view/term`: means over all processes."""
     rate: float
     """Learning rate of the backbone in this step."""
     images: int
@@ -35,6 +38,9 @@ class Moment:
 
 class Observer:
     """Watches a run: journals, scores, saves, draws. Each method does nothing until overridden."""
+
+    everywhere: ClassVar[bool] = False
+    """Whether it watches in every process, because it computes with all of them; else in the first only."""
 
     def saw(self, step: int, view: View) -> None:
         """A view was made in the step that follows `step` completed ones."""
@@ -69,7 +75,7 @@ def fit(
         fabric: launched.
         method: on any device; moved.
         optimizer: over the parameters of `method.learner`.
-        batches: from step `start` on.
+        batches: from step `start` on, `train.accumulate` of them for each step.
         settings: schedule and length.
         start: completed steps.
         observers: told of every view and step, in order.
@@ -83,19 +89,37 @@ def fit(
             pseudo: Pseudo = method.teacher(images, valid)
             return pseudo
 
-    for step, raw in zip(range(start, settings.train.steps), batches, strict=False):
-        set_learning_rates(optimizer, settings.optim, step, settings.train.steps)
+    def backward(loss: Tensor) -> None:
+        fabric.backward(loss / settings.train.accumulate)
+
+    def exchanging(last_batch: bool, last_view: bool) -> AbstractContextManager[None]:
+        # Gradients are exchanged in a step's last backward, those of all its views and batches at once.
+        return fabric.no_backward_sync(learner, enabled=not (last_batch and last_view))
+
+    accumulate, steps = settings.train.accumulate, settings.train.steps
+    stream = iter(batches)
+    for step in range(start, steps):
+        set_learning_rates(optimizer, settings.optim, step, steps)
         method.teacher.update(method.learner.student, step)
         optimizer.zero_grad(set_to_none=True)
         makers = [shown(make, observers, step) for make in method.makers]
-        losses = adapt(learner, label, makers, to_batch(raw, fabric.device), fabric.backward)
+        parts = []
+        for left, raw in zip(reversed(range(accumulate)), stream, strict=False):
+            batch = to_batch(raw, fabric.device)
+            parts.append(adapt(learner, label, makers, batch, backward, partial(exchanging, left == 0)))
         wrapped.step()
-        rate = optimizer.param_groups[0]["lr"]
-        moment = Moment(step + 1, losses, rate, len(raw.source) * fabric.world_size)
+        images = settings.loader.batch * accumulate * fabric.world_size
+        moment = Moment(step + 1, mean_of(parts), optimizer.param_groups[0]["lr"], images)
         for observer in observers:
             observer.stepped(moment)
     for observer in observers:
         observer.finished()
+
+
+def mean_of(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean losses over the batches of a step and over all processes."""
+    means = ranks.mean(torch.stack([torch.stack(list(part.values())) for part in parts]).mean(dim=0))
+    return dict(zip(parts[0], means, strict=True))
 
 
 def to_batch(raw: Raw, device: torch.device) -> Batch:
@@ -103,7 +127,7 @@ def to_batch(raw: Raw, device: torch.device) -> Batch:
     source, labels, target, valid = (
         part.to(device, non_blocking=True) for part in (raw.source, raw.labels, raw.target, raw.valid)
     )
-    return Batch(source.float() / 255, labels.long(), target.float() / 255, valid)
+    return Batch(source / 255, labels.long(), target / 255, valid)
 
 
 def shown(make: ViewMaker, observers: Sequence[Observer], step: int) -> ViewMaker:

@@ -29,6 +29,8 @@ class Run:
     folder: Path
     student: Segmenter
     """In eval mode."""
+    first: bool = True
+    """Whether this process is the first of the run's: the one that speaks and writes."""
 
 
 def train(
@@ -68,12 +70,13 @@ def train(
     if fabric.is_global_zero and not resume:
         folder.create(settings)
     fabric.barrier()
-    batches = train_batches(
-        settings, start=start, rank=fabric.global_rank, world=fabric.world_size, cache=folder.class_statistics
-    )
+    with fabric.rank_zero_first():  # the others find the classes counted
+        batches = train_batches(
+            settings, start=start, rank=fabric.global_rank, world=fabric.world_size, cache=folder.class_statistics
+        )
     with watched(setup, console, observers, start=start, states=states) as watching:
         fit(fabric, setup.method, setup.optimizer, batches, settings, start=start, observers=watching)
-    return Run(folder.path, setup.method.learner.student.eval())
+    return Run(folder.path, setup.method.learner.student.eval(), fabric.is_global_zero)
 
 
 def _settings(settings: Settings | None, folder: RunFolder, resume: bool) -> Settings:

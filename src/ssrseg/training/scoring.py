@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sized
+from typing import Any, cast
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
+from ssrseg.adapt import ranks
 from ssrseg.evaluation import Scores, evaluate_model
 from ssrseg.files import write_json
 from ssrseg.inference import Infer
@@ -16,20 +17,25 @@ from ssrseg.training.checkpoints import save_checkpoint
 from ssrseg.training.console import Screen
 from ssrseg.training.journal import Journal
 from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.processes import same_buffers
 from ssrseg.training.setup import Setup
 
 
 class Scoring(Observer):
     """Evaluates every `every` steps and after the last, keeps the best student, writes scores.json.
 
-    The last student is the result; the best one is an oracle's choice, made with target labels.
+    Every process scores its share of the images with the same weights; the first one writes. The last student is the
+    result; the best one is an oracle's choice, made with target labels.
     """
+
+    everywhere = True
 
     def __init__(self, setup: Setup, dataset: Dataset[Any], infer: Infer, journal: Journal, screen: Screen) -> None:
         self._device, self._method, self._folder = setup.fabric.device, setup.method, setup.folder
         self._every, self._steps = setup.settings.train.evaluate_every, setup.settings.train.steps
         self._classes = setup.space.names
-        self._dataset, self._infer, self._journal, self._screen = dataset, infer, journal, screen
+        self._first, self._infer, self._journal, self._screen = setup.fabric.is_global_zero, infer, journal, screen
+        self._dataset = Subset(dataset, range(ranks.rank(), len(cast(Sized, dataset)), ranks.world()))
         self._best: float | None = None
 
     def state(self) -> dict[str, Any]:
@@ -49,6 +55,10 @@ class Scoring(Observer):
         student = self._evaluate(self._method.learner.student)
         averaged = self._method.teacher.segmenter
         teacher = None if averaged is None else self._evaluate(averaged)
+        if self._first:
+            self._write(step, student, teacher)
+
+    def _write(self, step: int, student: Scores, teacher: Scores | None) -> None:
         self._journal.write("eval", step, student=_summary(student), teacher=teacher and _summary(teacher))
         self._screen.score(step, student.miou, None if teacher is None else teacher.miou)
         scores = json.loads(self._folder.scores.read_text()) if self._folder.scores.exists() else {}
@@ -60,7 +70,9 @@ class Scoring(Observer):
         write_json(self._folder.scores, {**scores, "classes": self._classes, "last": record})
 
     def _evaluate(self, model: Segmenter) -> Scores:
-        return evaluate_model(model, self._dataset, self._infer, device=self._device, classes=self._classes)
+        same_buffers(model)
+        own = evaluate_model(model, self._dataset, self._infer, device=self._device, classes=self._classes)
+        return Scores(own.classes, ranks.total(own.confusion.to(self._device)).cpu())
 
 
 def _summary(scores: Scores) -> dict[str, Any]:
@@ -70,19 +82,22 @@ def _summary(scores: Scores) -> dict[str, Any]:
 
 
 class Saving(Observer):
-    """Writes the complete state every `every` steps, and the deployable student at the end."""
+    """Writes the complete state every `every` steps, and the deployable student at the end, in the first process."""
+
+    everywhere = True
 
     def __init__(self, setup: Setup, observers: Mapping[str, Observer]) -> None:
         self._method, self._optimizer, self._folder = setup.method, setup.optimizer, setup.folder
         self._every, self._steps = setup.settings.train.checkpoint_every, setup.settings.train.steps
-        self._observers = observers
+        self._observers, self._first = observers, setup.fabric.is_global_zero
 
     def stepped(self, moment: Moment) -> None:
         """Save when it is time."""
-        if moment.step % self._every == 0 or moment.step == self._steps:
+        if self._first and (moment.step % self._every == 0 or moment.step == self._steps):
             states = {name: observer.state() for name, observer in self._observers.items()}
             save_checkpoint(self._folder.checkpoint, self._method, self._optimizer, step=moment.step, observers=states)
 
     def finished(self) -> None:
         """The last student."""
-        save_segmenter(self._method.learner.student, self._folder.student_last)
+        if self._first:
+            save_segmenter(self._method.learner.student, self._folder.student_last)

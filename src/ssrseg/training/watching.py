@@ -11,11 +11,12 @@ from rich.console import Console
 from ssrseg.data import eval_samples
 from ssrseg.inference import build_inference
 from ssrseg.training.console import Screen
-from ssrseg.training.journal import Journal, Losses
+from ssrseg.training.journal import Journal, Losses, Silent
 from ssrseg.training.loop import Observer
 from ssrseg.training.scoring import Saving, Scoring
 from ssrseg.training.setup import Setup
 from ssrseg.training.snapshots import PredictedPictures, Snapshots
+from ssrseg.training.watchdog import Watchdog
 
 
 @contextmanager
@@ -29,6 +30,8 @@ def watched(
 ) -> Iterator[list[Observer]]:
     """The observers of this process, with their states put back; journal and screen are closed whatever happens.
 
+    The first process speaks and writes. The others have the observers that compute with all of them, and a watchdog.
+
     Args:
         setup: the run.
         console: shows progress; silent when absent.
@@ -36,11 +39,9 @@ def watched(
         start: completed steps.
         states: what `Saving` kept of the observers, by name.
     """
-    if not setup.fabric.is_global_zero:
-        yield []
-        return
-    journal = Journal(setup.folder.metrics, resumed_at=start)
-    screen = Screen(console, setup.settings.train.steps, start)
+    first = setup.fabric.is_global_zero
+    journal = Journal(setup.folder.metrics, resumed_at=start) if first else Silent()
+    screen = Screen(console if first else None, setup.settings.train.steps, start)
     for text in setup.notes:
         screen.say(text)
         journal.write("note", start, text=text)
@@ -50,8 +51,10 @@ def watched(
             named[name].restore(state)
     # A checkpoint holds what the others did in its step, so `Saving` is the last of ours.
     saving = Saving(setup, named)
+    watchdog = Watchdog(setup.fabric, 60 * setup.settings.train.timeout_minutes)
     try:
-        yield [*named.values(), saving, *others]
+        with watchdog:
+            yield [watchdog, *(each for each in (*named.values(), saving, *others) if first or each.everywhere)]
     finally:
         screen.close()
         journal.close()

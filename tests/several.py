@@ -1,0 +1,130 @@
+"""A run of several processes, as a program: `python several.py WHAT FOLDER`. Fabric starts the second one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from factories import tiny_frozen
+from ssrseg.adapt import View
+from ssrseg.config import Settings
+from ssrseg.data import eval_samples, train_batches
+from ssrseg.evaluation import Scores
+from ssrseg.inference import build_inference
+from ssrseg.models.heads import DAFormerHead
+from ssrseg.training import train
+from ssrseg.training.console import Screen
+from ssrseg.training.folder import RunFolder
+from ssrseg.training.journal import Silent
+from ssrseg.training.loop import Moment, Observer, fit
+from ssrseg.training.scoring import Scoring
+from ssrseg.training.setup import build_setup
+from test_training import settings_for
+
+UNDROPPED = {"dropout": 0.0, "drop_path": 0.0}
+
+
+class Recorder(Observer):
+    """Keeps every step's trust, losses and gradients."""
+
+    def __init__(self, learner: nn.Module) -> None:
+        self.learner, self.steps = learner, list[dict[str, Any]]()
+        self.trust: list[Tensor] = []
+
+    def saw(self, step: int, view: View) -> None:
+        if view.name == "masked" and view.weights is not None:
+            self.trust.append(view.weights.amax())
+
+    def stepped(self, moment: Moment) -> None:
+        gradients = {name: p.grad.clone() for name, p in self.learner.named_parameters() if p.grad is not None}
+        self.steps.append({"losses": moment.losses, "gradients": gradients})
+
+
+class Confusions(Scoring):
+    """Scores as in a run; the matrices are kept instead of written."""
+
+    found: list[Tensor]
+
+    def _write(self, step: int, student: Scores, teacher: Scores | None) -> None:
+        assert teacher is not None
+        self.found = [*getattr(self, "found", []), student.confusion, teacher.confusion]
+
+
+def record(settings: Settings, root: Path) -> dict[str, Any]:
+    """Train; give what `Recorder` and `Confusions` kept. BatchNorm is held, and a share of the pixels is trusted."""
+    setup = build_setup(settings, RunFolder(root), foundation=tiny_frozen())
+    fabric, method = setup.fabric, setup.method
+    for module in (*method.learner.modules(), *method.teacher.modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            hold(module)
+    classify = cast(DAFormerHead, method.learner.student.head).classify
+    nn.init.normal_(classify.weight, std=10, generator=torch.Generator().manual_seed(3))
+    recorder = Recorder(method.learner)
+    assert settings.val is not None
+    samples, infer = eval_samples(settings.val, settings), build_inference(settings.inference)
+    scoring = Confusions(setup, samples, infer, Silent(), Screen(None, settings.train.steps))
+    batches = train_batches(settings, rank=fabric.global_rank, world=fabric.world_size)
+    fit(fabric, method, setup.optimizer, batches, settings, observers=[recorder, scoring])
+    return {"steps": recorder.steps, "trust": recorder.trust, "confusions": scoring.found}
+
+
+def adapting(root: Path, devices: int) -> Settings:
+    """Three steps of MIC + SSR on two images a step; nothing is dropped. Two processes share the frozen encoders."""
+    return settings_for(
+        root,
+        loader={"batch": 2 // devices, "rare_class": None},  # which would draw one class again and again
+        model=UNDROPPED,
+        method={"teacher": {"threshold": 0.7}, "regularizer": {"foundation": {"shard": True}}},
+        train={"devices": devices, "steps": 3, "evaluate_every": 3},
+    )
+
+
+def hold(norm: nn.Module) -> None:
+    """Keep a module in eval mode."""
+    norm.eval()
+    norm.train = lambda mode=True: norm  # type: ignore[method-assign]
+
+
+class Fault(Observer):
+    """What the second process does after two steps."""
+
+    everywhere = True
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def stepped(self, moment: Moment) -> None:
+        if moment.step != 2 or os.environ["LOCAL_RANK"] != "1":
+            return
+        if self._kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._kind == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if self._kind == "hang":
+            threading.Event().wait()
+        raise ValueError("a fault on purpose")
+
+
+def faulty(root: Path, kind: str) -> None:
+    """A run in which the second process fails."""
+    settings = settings_for(root, train={"devices": 2, "timeout_minutes": 0.2, "steps": 400})
+    train(settings, root / f"run-{kind}", foundation=tiny_frozen(), observers=[Fault(kind)])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    what, folder = sys.argv[1], Path(sys.argv[2])
+    if what == "adapt":
+        torch.set_default_dtype(torch.float64)
+        kept = record(adapting(folder, 2), folder)
+        if os.environ["LOCAL_RANK"] == "0":
+            torch.save(kept, folder / "record.pt")
+    else:
+        faulty(folder, what)
