@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ class Moment:
     """Learning rate of the backbone in this step."""
     images: int
     """Source images per step, over all processes."""
+    waited: float = 0.0
+    """Seconds that the loop waited for the step's data."""
 
 
 class Observer:
@@ -38,6 +41,15 @@ class Observer:
 
     def saw(self, step: int, view: View) -> None:
         """A view was made in the step that follows `step` completed ones."""
+
+    def labelled(self, pseudo: Pseudo, valid: Tensor) -> None:
+        """The teacher labelled target images; `valid` (B', H, W) bool is where their labels may be trusted."""
+
+    def computed(self, step: int, raws: Sequence[Raw], losses: Sequence[Mapping[str, Tensor]]) -> None:
+        """The gradients of step number `step`, from 1, are there; the optimiser has not used them yet.
+
+        `losses` are those of each of the step's batches `raws`, in this process.
+        """
 
     def stepped(self, moment: Moment) -> None:
         """A step was completed."""
@@ -81,21 +93,45 @@ def fit(
     def label(images: Tensor, valid: Tensor) -> Pseudo:
         with fabric.autocast():
             pseudo: Pseudo = method.teacher(images, valid)
-            return pseudo
+        for observer in observers:
+            observer.labelled(pseudo, valid)
+        return pseudo
 
-    for step, raw in zip(range(start, settings.train.steps), batches, strict=False):
+    stream = Clocked(batches)
+    for step, raw in zip(range(start, settings.train.steps), stream, strict=False):
         set_learning_rates(optimizer, settings.optim, step, settings.train.steps)
         method.teacher.update(method.learner.student, step)
         optimizer.zero_grad(set_to_none=True)
         makers = [shown(make, observers, step) for make in method.makers]
         losses = adapt(learner, label, makers, to_batch(raw, fabric.device), fabric.backward)
+        for observer in observers:
+            observer.computed(step + 1, [raw], [losses])
         wrapped.step()
         rate = optimizer.param_groups[0]["lr"]
-        moment = Moment(step + 1, losses, rate, len(raw.source) * fabric.world_size)
+        moment = Moment(step + 1, losses, rate, len(raw.source) * fabric.world_size, stream.lap())
         for observer in observers:
             observer.stepped(moment)
     for observer in observers:
         observer.finished()
+
+
+class Clocked(Iterator[Raw]):
+    """Batches, and how long the loop waited for them."""
+
+    def __init__(self, batches: Iterable[Raw]) -> None:
+        self._batches, self._waited = iter(batches), 0.0
+
+    def __next__(self) -> Raw:
+        began = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self._waited += time.perf_counter() - began
+
+    def lap(self) -> float:
+        """Seconds of waiting since the lap before."""
+        waited, self._waited = self._waited, 0.0
+        return waited
 
 
 def to_batch(raw: Raw, device: torch.device) -> Batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -22,14 +22,24 @@ from ssrseg.training.setup import Setup
 class Scoring(Observer):
     """Evaluates every `every` steps and after the last, keeps the best student, writes scores.json.
 
-    The last student is the result; the best one is an oracle's choice, made with target labels.
+    The last student is the result; the best one is an oracle's choice, made with target labels. `told` hears of the
+    student's scores.
     """
 
-    def __init__(self, setup: Setup, dataset: Dataset[Any], infer: Infer, journal: Journal, screen: Screen) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        dataset: Dataset[Any],
+        infer: Infer,
+        journal: Journal,
+        screen: Screen,
+        told: Callable[[int, Scores], None],
+    ) -> None:
         self._device, self._method, self._folder = setup.fabric.device, setup.method, setup.folder
         self._every, self._steps = setup.settings.train.evaluate_every, setup.settings.train.steps
         self._classes = setup.space.names
         self._dataset, self._infer, self._journal, self._screen = dataset, infer, journal, screen
+        self._told = told
         self._best: float | None = None
 
     def state(self) -> dict[str, Any]:
@@ -50,6 +60,7 @@ class Scoring(Observer):
         averaged = self._method.teacher.segmenter
         teacher = None if averaged is None else self._evaluate(averaged)
         self._journal.write("eval", step, student=_summary(student), teacher=teacher and _summary(teacher))
+        self._told(step, student)
         self._screen.score(step, student.miou, None if teacher is None else teacher.miou)
         scores = json.loads(self._folder.scores.read_text()) if self._folder.scores.exists() else {}
         record = {"step": step, "student": student.to_dict(), "teacher": teacher and teacher.to_dict()}
@@ -80,8 +91,12 @@ class Saving(Observer):
     def stepped(self, moment: Moment) -> None:
         """Save when it is time."""
         if moment.step % self._every == 0 or moment.step == self._steps:
-            states = {name: observer.state() for name, observer in self._observers.items()}
-            save_checkpoint(self._folder.checkpoint, self._method, self._optimizer, step=moment.step, observers=states)
+            self.save(moment.step)
+
+    def save(self, step: int) -> None:
+        """Save after `step` completed steps."""
+        states = {name: observer.state() for name, observer in self._observers.items()}
+        save_checkpoint(self._folder.checkpoint, self._method, self._optimizer, step=step, observers=states)
 
     def finished(self) -> None:
         """The last student."""
