@@ -87,6 +87,8 @@ class LoaderConfig(Strict):
     batch: Positive = 2
     """Source images and target images per step and process."""
     workers: Annotated[int, Field(ge=0)] = 2
+    timeout: Annotated[int, Field(ge=0)] = 1800
+    """Seconds without a batch from the workers after which the run stops; 0 waits for ever."""
     max_class_share: Annotated[float, Field(gt=0, le=1)] = 0.75
     """A source crop is drawn again while one class covers this share of its labelled pixels or more."""
     flip: Fraction = 0.5
@@ -225,8 +227,8 @@ class GuardConfig(Strict):
     """Steps with a loss or gradient that is not finite are left out, up to so many; the next one stops the run."""
     window: Positive = 500
     """Steps over which each class's share of the pseudo-labels is taken."""
-    learned_share: Fraction = 1e-3
-    """A class was learned once it held this share of a window's pseudo-labels."""
+    learned_share: Fraction = 5e-4
+    """A class was learned once it held this share of the pseudo-labels in two windows in a row after the warm-up."""
     lost_share: Fraction = 1e-5
     """A learned class has collapsed when it holds less in two windows in a row."""
     learned_iou: Fraction = 0.1

@@ -22,18 +22,20 @@ MUCH_WAITING = 0.3
 
 
 class Watch:
-    """Tells once when a value that was `learned` is `lost`; again only after it was learned anew.
+    """Tells when a value that was learned is lost; again only after it was learned anew.
 
     Args:
-        learned: the value was reached.
-        lost: the value has fallen below.
-        patience: times in a row that it must be below.
+        learned: it is, when the value reaches this `patience` times in a row.
+        lost: it is, when the value is below this `patience` times in a row.
+        patience: how many.
     """
 
     def __init__(self, learned: float, lost: float, patience: int = 1) -> None:
         self._learned, self._lost, self._patience = learned, lost, patience
         self.highest: dict[str, float] = {}
-        self._low: dict[str, int] = {}
+        self._known: set[str] = set()
+        self._streaks: dict[str, int] = {}
+        """Times in a row: positive while a value is high, negative while it is low."""
 
     def update(self, values: Mapping[str, float | None]) -> list[str]:
         """The names that have just been lost; a value of `None` says nothing."""
@@ -42,20 +44,25 @@ class Watch:
             if value is None:
                 continue
             self.highest[name] = max(value, self.highest.get(name, 0.0))
-            if value >= self._learned:
-                self._low[name] = 0
-            elif self._low.get(name, self._patience) < self._patience:  # learned, and not lost yet
-                self._low[name] = self._low[name] + 1 if value < self._lost else 0
-                fallen += [name] if self._low[name] == self._patience else []
+            streak = self._streaks.get(name, 0)
+            high, low = value >= self._learned, value < self._lost
+            streak = max(streak, 0) + 1 if high else min(streak, 0) - 1 if low else 0
+            self._streaks[name] = streak
+            if streak >= self._patience:
+                self._known.add(name)
+            elif streak <= -self._patience and name in self._known:
+                self._known.remove(name)
+                fallen.append(name)
         return fallen
 
     def state(self) -> dict[str, Any]:
         """What was seen so far."""
-        return {"highest": dict(self.highest), "low": dict(self._low)}
+        return {"highest": dict(self.highest), "known": sorted(self._known), "streaks": dict(self._streaks)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""
-        self.highest, self._low = dict(state["highest"]), dict(state["low"])
+        self.highest, self._known = dict(state["highest"]), set(state["known"])
+        self._streaks = dict(state["streaks"])
 
 
 class ClassCollapse(Observer):
@@ -71,7 +78,7 @@ class ClassCollapse(Observer):
 
     def __init__(self, setup: Setup, journal: Journal, warn: Warn) -> None:
         train, self._classes = setup.settings.train, setup.space.names
-        self._config, self._every = train.guard, train.log_every
+        self._config, self._every, self._warmup = train.guard, train.log_every, setup.settings.optim.warmup
         self._journal, self._warn = journal, warn
         self._counts = torch.zeros(256, dtype=torch.int64)
         self._window, self._steps = [0] * len(self._classes), 0
@@ -109,13 +116,14 @@ class ClassCollapse(Observer):
         self._window = [before + now for before, now in zip(self._window, counts, strict=True)]
         if self._steps < self._config.window:
             return
-        for name in self._shares.update(self._named(self._window)):
-            self._warn(
-                step,
-                f"The class {name} has collapsed in the pseudo-labels: it held {self._shares.highest[name]:.2%} of "
-                f"them at most, and less than {self._config.lost_share:.3%} of those of steps "
-                f"{step - 2 * self._steps + 1} to {step}.",
-            )
+        if step - self._steps >= self._warmup:  # before, the labels are noise, in which any class may be frequent
+            for name in self._shares.update(self._named(self._window)):
+                self._warn(
+                    step,
+                    f"The class {name} has collapsed in the pseudo-labels: it held {self._shares.highest[name]:.2%} of "
+                    f"them at most, and less than {self._config.lost_share:.3%} of those of steps "
+                    f"{step - 2 * self._steps + 1} to {step}.",
+                )
         self._window, self._steps = [0] * len(self._classes), 0
 
     def scored(self, step: int, student: Scores) -> None:
@@ -210,7 +218,7 @@ class Waiting(Observer):
         if moment.waited > self._long:
             self._warn(
                 moment.step,
-                f"Step {moment.step} waited {moment.waited:.0f} seconds for its data, more than {self._long:g}: a slow "
+                f"Step {moment.step} waited {moment.waited:.0f} s for its data, more than {self._long:g} s: a slow "
                 "or hanging disk, or a worker that was stopped.",
             )
         if moment.step % self._every == 0:

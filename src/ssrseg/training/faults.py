@@ -44,6 +44,8 @@ class Finding:
     """Sum of absolute values by parameter."""
     raws: tuple[Raw, ...]
     """The batches of the step."""
+    origin: tuple[int, str] | None = None
+    """Batch and view whose backward made the gradients so, where it was one of this process."""
     process: str = ""
     """Which one, where there are several."""
 
@@ -63,8 +65,10 @@ class Finding:
 
     @property
     def suspects(self) -> list[Raw]:
-        """The batches with a loss that is not finite; all of the step when its losses are."""
+        """The batches with a loss that is not finite, else the one of the gradient, else all of the step."""
         bad = [not all(map(math.isfinite, part.values())) for part in self.losses]
+        if not any(bad) and self.origin is not None:
+            return [self.raws[self.origin[0]]]
         return [raw for raw, is_bad in zip(self.raws, bad, strict=True) if is_bad or not any(bad)]
 
     @property
@@ -86,7 +90,12 @@ class Finding:
 
     def _gradients(self) -> str:
         parts = [f"{bad} of {of} in {part} (first {name})" for part, (bad, of, name) in self.bad_parts.items()]
-        return f"but these gradients are not: {', '.join(parts)}"
+        where = ""
+        if self.origin is not None:
+            batch, view = self.origin
+            terms = [name.partition("/")[2] for name in self.losses[batch] if name.startswith(f"{view}/")]
+            where = f" after the backward of view {view} (terms {', '.join(terms)})"
+        return f"but{where} these gradients are not: {', '.join(parts)}"
 
     def write(self, folder: Path) -> None:
         """The suspected batches as `batch.safetensors`, and everything else as `fault.json`."""
@@ -102,6 +111,7 @@ class Finding:
                 part: {"not_finite": bad, "parameters": of, "first": name}
                 for part, (bad, of, name) in self.bad_parts.items()
             },
+            "view": self.origin and self.origin[1],
             "source": source,
             "target": target,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ssrseg.adapt.batch import View
 from ssrseg.data.loaders import Raw
 from ssrseg.training.faults import Fault, Finding
 from ssrseg.training.loop import Moment, Observer
@@ -18,6 +20,8 @@ from ssrseg.training.setup import Setup
 
 Warn = Callable[[int, str], None]
 """Tells the user, and everything that is written down, of something at a step."""
+LAG = {"cuda": 1}
+"""Steps by which the host looks later, by kind of device; a host that computes itself has the numbers at once."""
 
 
 class Readback:
@@ -82,8 +86,10 @@ class Evidence:
     """Names, for each batch."""
     parameters: tuple[str, ...]
     """Names of those with a gradient."""
+    views: tuple[str, ...]
+    """In the order of their backwards, over all batches."""
     numbers: Readback
-    """Losses, norms of gradients, and whether any process found one that is not finite."""
+    """Losses, gradients, all gradients before each view but the first, and whether any process found a bad one."""
 
     def finding(self, process: str) -> Finding | None:
         """What is wrong with the step, if anything."""
@@ -93,7 +99,14 @@ class Evidence:
         left = iter(numbers)
         losses = tuple({name: next(left) for name in names} for names in self.losses)
         gradients = {name: next(left) for name in self.parameters}
-        return Finding(self.step, losses, gradients, self.raws, process)
+        return Finding(self.step, losses, gradients, self.raws, self._origin(gradients, [*left]), process)
+
+    def _origin(self, gradients: Mapping[str, float], before: Sequence[float]) -> tuple[int, str] | None:
+        """Batch and view of the first backward after which the gradients are not finite."""
+        for number, total in enumerate([*before, sum(gradients.values())]):
+            if not math.isfinite(total) and number < len(self.views):
+                return number * len(self.raws) // len(self.views), self.views[number]
+        return None
 
 
 class Guard(Observer):
@@ -118,7 +131,9 @@ class Guard(Observer):
         self._rank = fabric.global_rank if fabric.world_size > 1 else None
         self._statistics = Statistics([setup.method.learner, setup.method.teacher])
         self._named = list(setup.method.learner.named_parameters())
-        self._lag = 1 if fabric.device.type == "cuda" else 0
+        self._lag = LAG.get(fabric.device.type, 0)
+        self._views: list[str] = []
+        self._before: list[Tensor] = []
         self._pending: deque[Evidence] = deque()
         self._skipped, self._completed = 0, 0
 
@@ -131,18 +146,29 @@ class Guard(Observer):
         """Go on counting."""
         self._skipped = state["skipped"]
 
+    def saw(self, step: int, view: View) -> None:
+        """Note the gradients of the views before, so that the view that spoils them can be named."""
+        if self._views:
+            self._before.append(torch.stack(self._gradients()[1]).sum())
+        self._views.append(view.name)
+
     def computed(self, step: int, raws: Sequence[Raw], losses: Sequence[Mapping[str, Tensor]]) -> None:
         """Tell the optimiser whether the step is to be left out, and send the numbers off."""
-        named = [(name, parameter.grad) for name, parameter in self._named if parameter.grad is not None]
         values = [loss.detach() for part in losses for loss in part.values()]
-        norms = torch._foreach_norm([gradient for _, gradient in named], 1)  # the sum of squares overflows earlier
-        numbers = torch.stack([*values, *norms])
+        parameters, norms = self._gradients()
+        numbers = torch.stack([*values, *norms, *self._before])
         found = _anywhere(numbers.isfinite().all().logical_not().float())
         self._optimizer.found_inf = found  # type: ignore[attr-defined]
         self._statistics.settle(found.bool())
         names = tuple(tuple(part) for part in losses)
         read = Readback(torch.cat([numbers, found[None]]))
-        self._pending.append(Evidence(step, tuple(raws), names, tuple(name for name, _ in named), read))
+        self._pending.append(Evidence(step, tuple(raws), names, parameters, tuple(self._views), read))
+        self._views, self._before = [], []
+
+    def _gradients(self) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+        """Names of the parameters that have one, and its sum of absolute values: that of squares overflows earlier."""
+        named = {name: parameter.grad for name, parameter in self._named if parameter.grad is not None}
+        return tuple(named), tuple(torch._foreach_norm(list(named.values()), 1))
 
     def stepped(self, moment: Moment) -> None:
         """Look at the step before; at this one where a checkpoint follows, which all processes do alike."""
