@@ -394,3 +394,14 @@ def test_synthias_means_stand_beside_that_of_all_where_it_is_the_source(tmp_path
     assert "| mIoU of synthia13 | – |" in markdown
     assert "its mIoU of synthia16</dt><dd>60.0" in page(folders[:1])
     assert "mIoU of synthia16" in page([*folders, write_run(tmp_path / "other", PARTS["MIC"])])
+
+
+def test_the_report_shows_what_the_teacher_labelled(tmp_path: Path) -> None:
+    one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other", classes=("road", "sea", "train"))
+    for step, car in ((50, 0.25), (100, 0.00002)):
+        append(one, json.dumps({"kind": "labels", "step": step, "shares": {"road": 1 - car, "car": car}}) + "\n")
+    append(other, json.dumps({"kind": "labels", "step": 50, "shares": {"sea": 1.0}}) + "\n")
+    page = re.sub(r"\s+", "", report([one, other], tmp_path / "report.html").read_text())
+    absent = '<tdclass="n">–</td>'
+    assert f'<th>car</th><tdclass="n">0.002</td><tdclass="n">25</td>{absent}{absent}' in page
+    assert f'<th>sea</th>{absent}{absent}<tdclass="n">100</td><tdclass="n">100</td>' in page

@@ -190,12 +190,15 @@ def _screen() -> Console:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and exit code 2, never a traceback."""
+    """Entry point: a user's mistake is one message and an exit code, never a traceback.
+
+    The code is 2, or 3 when a run stopped because its numbers went wrong (`docs/guards.md`).
+    """
     try:
         app()
     except UserError as error:
         _say_error(str(error))
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in FULL_OR_CLOSED:
             raise

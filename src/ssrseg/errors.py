@@ -4,5 +4,7 @@
 class UserError(Exception):
     """What was found, what was expected, where, and what to do.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with `exit_code`.
     """
+
+    exit_code = 2

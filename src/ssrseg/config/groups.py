@@ -87,6 +87,8 @@ class LoaderConfig(Strict):
     batch: Positive = 2
     """Source images and target images per step and process."""
     workers: Annotated[int, Field(ge=0)] = 2
+    timeout: Annotated[int, Field(ge=0)] = 1800
+    """Seconds without a batch from the workers after which the run stops; 0 waits for ever."""
     max_class_share: Annotated[float, Field(gt=0, le=1)] = 0.75
     """A source crop is drawn again while one class covers this share of its labelled pixels or more."""
     flip: Fraction = 0.5
@@ -220,6 +222,27 @@ class InferenceConfig(Strict):
     """Average with the mirrored image."""
 
 
+class GuardConfig(Strict):
+    """What a run does when its numbers go wrong, and when it warns; the reasons stand in `docs/guards.md`."""
+
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Steps with a loss or gradient that is not finite are left out, up to so many; the next one stops the run."""
+    window: Positive = 500
+    """Steps over which each class's share of the pseudo-labels is taken."""
+    learned_share: Fraction = 5e-4
+    """A class was learned once it held this share of the pseudo-labels in two windows in a row after the warm-up."""
+    lost_share: Fraction = 1e-5
+    """A learned class has collapsed when it holds less in two windows in a row."""
+    learned_iou: Fraction = 0.1
+    """A class was learned once an evaluation gave the student this IoU."""
+    lost_iou: Fraction = 0.01
+    """A learned class has collapsed when an evaluation gives less."""
+    apart: Rate = 0.5
+    """Distance of student and teacher, as a share of the student's own length, that is too far."""
+    stall_seconds: Rate = 60.0
+    """A step that waits longer for its data is warned of."""
+
+
 class TrainConfig(Strict):
     """The loop."""
 
@@ -241,6 +264,7 @@ class TrainConfig(Strict):
     checkpoint_every: Positive = 2_000
     log_every: Positive = 50
     pictures_every: Positive = 1_000
+    guard: GuardConfig = GuardConfig()
 
 
 class Settings(Strict):

@@ -17,6 +17,7 @@ from ssrseg.data.codes import code_for, resolve_space
 from ssrseg.data.datasets import LabelledImages, SourceImages, TargetImages
 from ssrseg.data.sampling import SOURCE, TARGET, RareClassSampler, Shuffled, class_statistics, generator_of
 from ssrseg.data.specs import find_images, find_pairs
+from ssrseg.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,23 @@ def train_batches(
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         generator=Generator().manual_seed(seed),  # else it would take its seed from the global generator
+        timeout=config.timeout if config.workers else 0,
     )
-    return iter(loader)
+    return punctual(iter(loader), config.timeout)
+
+
+def punctual(batches: Iterator[Raw], timeout: int) -> Iterator[Raw]:
+    """The batches; raises `UserError` when the loader has given up on its workers."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "timed out after" not in str(error):
+            raise
+        raise UserError(
+            f"No batch has come from the loader's workers for {timeout} seconds: a file that cannot be read to its end "
+            "(a network disk that hangs?), or a worker that was stopped. Try loader.workers=0 to see where, or raise "
+            "loader.timeout (seconds; 0 waits for ever)."
+        ) from error
 
 
 def source_images(settings: Settings, cache: Path | None = None) -> SourceImages:

@@ -87,6 +87,7 @@ def render(runs: Sequence[RunRecord]) -> str:
         configs=[yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) for run in runs],
         miou=_miou_chart(runs, names, colours),
         losses=list(_loss_charts(runs, names, colours)),
+        labelled=_labelled(runs),
         classes=scores.classes,
         columns=_columns(scores, runs),
         galleries=[_gallery(name, run, budget, len(runs)) for name, run in zip(names, runs, strict=True)],
@@ -159,6 +160,17 @@ def _loss_charts(
             points = tuple((float(e.step), e.losses[loss]) for e in run.train if loss in e.losses)
             curves.append(Curve(name, points, colour))
         yield loss, chart(f"Loss {loss} over steps", curves)
+
+
+def _labelled(runs: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Rows of class and, for each run, its last share of the pseudo-labels and its largest."""
+    classes = dict.fromkeys(name for run in runs for shares in run.shares for name in shares)
+    return [(name, [_last_and_most(run, name) for run in runs]) for name in classes]
+
+
+def _last_and_most(run: RunRecord, name: str) -> tuple[str, str]:
+    seen = [shares[name] for shares in run.shares if name in shares]
+    return (f"{100 * seen[-1]:.3g}", f"{100 * max(seen):.3g}") if seen else (ABSENT, ABSENT)
 
 
 def _columns(scores: Table, runs: Sequence[RunRecord]) -> list[Column]:

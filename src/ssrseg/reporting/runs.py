@@ -79,6 +79,8 @@ class RunRecord:
     last: Evaluation | None
     best: Evaluation | None
     """The best evaluation: chosen with the target's labels, so an oracle choice."""
+    shares: tuple[dict[str, float], ...]
+    """Class -> share of the teacher's labels, at each log step."""
     views: tuple[Sheet, ...]
     predictions: tuple[Sheet, ...]
 
@@ -121,6 +123,7 @@ def read_run(folder: Path) -> RunRecord:
         classes=tuple(str(name) for name in scores.get("classes", ())),
         last=_scored(scores, "last", folder),
         best=_scored(scores, "best", folder),
+        shares=tuple(entry["shares"] for entry in entries if entry.get("kind") == "labels"),
         views=_sheets(folder, PICTURE),
         predictions=_sheets(folder, PREDICTION),
     )

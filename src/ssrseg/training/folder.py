@@ -69,6 +69,10 @@ class RunFolder:
         """Pixels per class and source file."""
         return self.path / "class-statistics.json"
 
+    def fault(self, step: int, rank: int | None = None) -> Path:
+        """The batch of a step that was not finite; one per process where there are several."""
+        return self.path / "faults" / (f"step-{step:06}" + ("" if rank is None else f"-process-{rank}"))
+
     def refuse_overwriting(self) -> None:
         """Raises `UserError` when a run is there already."""
         if self.config.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -102,6 +103,7 @@ class Losses(Observer):
         means = torch.stack(list(self._sums.values())).div(self._steps).tolist()
         losses = dict(zip(self._sums, means, strict=True))
         speed = self._steps * moment.images / (time.perf_counter() - self._since)
-        self._journal.write("train", moment.step, lr=moment.rate, losses=losses, images_per_second=round(speed, 3))
+        finite = {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}  # as JSON has it
+        self._journal.write("train", moment.step, lr=moment.rate, losses=finite, images_per_second=round(speed, 3))
         self._screen.losses(moment.step, losses, speed)
         self._sums, self._steps, self._since = {}, 0, time.perf_counter()

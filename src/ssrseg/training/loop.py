@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,8 @@ class Moment:
     """Learning rate of the backbone in this step."""
     images: int
     """Source images per step, over all processes."""
+    waited: float = 0.0
+    """Seconds that the loop waited for the step's data."""
 
 
 class Observer:
@@ -44,6 +47,15 @@ class Observer:
 
     def saw(self, step: int, view: View) -> None:
         """A view was made in the step that follows `step` completed ones."""
+
+    def labelled(self, pseudo: Pseudo, valid: Tensor) -> None:
+        """The teacher labelled target images; `valid` (B', H, W) bool is where their labels may be trusted."""
+
+    def computed(self, step: int, raws: Sequence[Raw], losses: Sequence[Mapping[str, Tensor]]) -> None:
+        """The gradients of step number `step`, from 1, are there; the optimiser has not used them yet.
+
+        `losses` are those of each of the step's batches `raws`, in this process.
+        """
 
     def stepped(self, moment: Moment) -> None:
         """A step was completed."""
@@ -87,7 +99,9 @@ def fit(
     def label(images: Tensor, valid: Tensor) -> Pseudo:
         with fabric.autocast():
             pseudo: Pseudo = method.teacher(images, valid)
-            return pseudo
+        for observer in observers:
+            observer.labelled(pseudo, valid)
+        return pseudo
 
     def backward(loss: Tensor) -> None:
         fabric.backward(loss / settings.train.accumulate)
@@ -97,19 +111,21 @@ def fit(
         return fabric.no_backward_sync(learner, enabled=not (last_batch and last_view))
 
     accumulate, steps = settings.train.accumulate, settings.train.steps
-    stream = iter(batches)
+    stream = Clocked(batches)
     for step in range(start, steps):
         set_learning_rates(optimizer, settings.optim, step, steps)
         method.teacher.update(method.learner.student, step)
         optimizer.zero_grad(set_to_none=True)
         makers = [shown(make, observers, step) for make in method.makers]
-        parts = []
-        for left, raw in zip(reversed(range(accumulate)), stream, strict=False):
+        raws, parts = [next(stream) for _ in range(accumulate)], []
+        for number, raw in enumerate(raws, start=1):
             batch = to_batch(raw, fabric.device)
-            parts.append(adapt(learner, label, makers, batch, backward, partial(exchanging, left == 0)))
+            parts.append(adapt(learner, label, makers, batch, backward, partial(exchanging, number == accumulate)))
+        for observer in observers:
+            observer.computed(step + 1, raws, parts)
         wrapped.step()
         images = settings.loader.batch * accumulate * fabric.world_size
-        moment = Moment(step + 1, mean_of(parts), optimizer.param_groups[0]["lr"], images)
+        moment = Moment(step + 1, mean_of(parts), optimizer.param_groups[0]["lr"], images, stream.lap())
         for observer in observers:
             observer.stepped(moment)
     for observer in observers:
@@ -120,6 +136,25 @@ def mean_of(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Mean losses over the batches of a step and over all processes."""
     means = ranks.mean(torch.stack([torch.stack(list(part.values())) for part in parts]).mean(dim=0))
     return dict(zip(parts[0], means, strict=True))
+
+
+class Clocked(Iterator[Raw]):
+    """Batches, and how long the loop waited for them."""
+
+    def __init__(self, batches: Iterable[Raw]) -> None:
+        self._batches, self._waited = iter(batches), 0.0
+
+    def __next__(self) -> Raw:
+        began = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self._waited += time.perf_counter() - began
+
+    def lap(self) -> float:
+        """Seconds of waiting since the lap before."""
+        waited, self._waited = self._waited, 0.0
+        return waited
 
 
 def to_batch(raw: Raw, device: torch.device) -> Batch:

@@ -43,8 +43,11 @@ def parameter_groups(learner: nn.Module, config: OptimConfig) -> list[dict[str, 
 
 
 def build_optimizer(learner: Learner, config: OptimConfig) -> Optimizer:
-    """AdamW, betas 0.9 and 0.999, eps 1e-8."""
-    return AdamW(parameter_groups(learner, config), lr=config.lr)
+    """AdamW, betas 0.9 and 0.999, eps 1e-8.
+
+    Fused: its kernel leaves weights and state alone where the attribute `found_inf`, a tensor on the device, is 1.
+    """
+    return AdamW(parameter_groups(learner, config), lr=config.lr, fused=True)
 
 
 def learning_rate(

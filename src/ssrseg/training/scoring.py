@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Any, cast
 
 from torch.utils.data import Dataset, Subset
@@ -25,17 +25,26 @@ class Scoring(Observer):
     """Evaluates every `every` steps and after the last, keeps the best student, writes scores.json.
 
     Every process scores its share of the images with the same weights; the first one writes. The last student is the
-    result; the best one is an oracle's choice, made with target labels.
+    result; the best one is an oracle's choice, made with target labels. `told` hears of the student's scores.
     """
 
     everywhere = True
 
-    def __init__(self, setup: Setup, dataset: Dataset[Any], infer: Infer, journal: Journal, screen: Screen) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        dataset: Dataset[Any],
+        infer: Infer,
+        journal: Journal,
+        screen: Screen,
+        told: Callable[[int, Scores], None],
+    ) -> None:
         self._device, self._method, self._folder = setup.fabric.device, setup.method, setup.folder
         self._every, self._steps = setup.settings.train.evaluate_every, setup.settings.train.steps
         self._classes = setup.space.names
         self._first, self._infer, self._journal, self._screen = setup.fabric.is_global_zero, infer, journal, screen
         self._dataset = Subset(dataset, range(ranks.rank(), len(cast(Sized, dataset)), ranks.world()))
+        self._told = told
         self._best: float | None = None
 
     def state(self) -> dict[str, Any]:
@@ -60,6 +69,7 @@ class Scoring(Observer):
 
     def _write(self, step: int, student: Scores, teacher: Scores | None) -> None:
         self._journal.write("eval", step, student=_summary(student), teacher=teacher and _summary(teacher))
+        self._told(step, student)
         self._screen.score(step, student.miou, None if teacher is None else teacher.miou)
         scores = json.loads(self._folder.scores.read_text()) if self._folder.scores.exists() else {}
         record = {"step": step, "student": student.to_dict(), "teacher": teacher and teacher.to_dict()}
@@ -93,9 +103,14 @@ class Saving(Observer):
 
     def stepped(self, moment: Moment) -> None:
         """Save when it is time."""
-        if self._first and (moment.step % self._every == 0 or moment.step == self._steps):
+        if moment.step % self._every == 0 or moment.step == self._steps:
+            self.save(moment.step)
+
+    def save(self, step: int) -> None:
+        """Save after `step` completed steps."""
+        if self._first:
             states = {name: observer.state() for name, observer in self._observers.items()}
-            save_checkpoint(self._folder.checkpoint, self._method, self._optimizer, step=moment.step, observers=states)
+            save_checkpoint(self._folder.checkpoint, self._method, self._optimizer, step=step, observers=states)
 
     def finished(self) -> None:
         """The last student."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 
 from ssrseg.data import eval_samples
 from ssrseg.inference import build_inference
+from ssrseg.training.alarms import ClassCollapse, Divergence, Waiting
 from ssrseg.training.console import Screen
+from ssrseg.training.faults import Fault
+from ssrseg.training.guards import Guard
 from ssrseg.training.journal import Journal, Losses, Silent
 from ssrseg.training.loop import Observer
 from ssrseg.training.scoring import Saving, Scoring
@@ -55,6 +59,10 @@ def watched(
     try:
         with watchdog:
             yield [watchdog, *(each for each in (*named.values(), saving, *others) if first or each.everywhere)]
+    except Fault as fault:
+        journal.write("warning", fault.step, text=str(fault))
+        saving.save(fault.completed)
+        raise
     finally:
         screen.close()
         journal.close()
@@ -63,14 +71,25 @@ def watched(
 def observers_of(setup: Setup, journal: Journal, screen: Screen) -> dict[str, Observer]:
     """The package's own observers by name; their states lie in a checkpoint under these names."""
     config, space, pictures = setup.settings.train, setup.space, setup.folder.pictures
+
+    def tell(kind: str, step: int, text: str) -> None:
+        journal.write(kind, step, text=text)
+        screen.say(f"{kind}: {text}")
+
+    warn, note = partial(tell, "warning"), partial(tell, "note")
+
     named: dict[str, Observer] = {
         "losses": Losses(journal, screen, config.log_every),
         "snapshots": Snapshots(pictures, space.colors, config.pictures_every),
+        "waiting": Waiting(setup, journal, warn, note),
+        "divergence": Divergence(setup, journal, warn),
+        "collapse": (collapse := ClassCollapse(setup, journal, warn)),
     }
     if setup.settings.val is not None:
         samples = eval_samples(setup.settings.val, setup.settings)
         infer = build_inference(setup.settings.inference)
         student, device = setup.method.learner.student, setup.fabric.device
         named["predicted"] = PredictedPictures(pictures, space.colors, samples, student, infer, device)
-        named["scoring"] = Scoring(setup, samples, infer, journal, screen)
+        named["scoring"] = Scoring(setup, samples, infer, journal, screen, collapse.scored)
+    named["guard"] = Guard(setup, warn)  # the others have seen the step that it may stop at
     return named
