@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -218,6 +218,21 @@ class InferenceConfig(Strict):
     """Average with the mirrored image."""
 
 
+Criterion = Literal["im", "snd", "agreement", "confidence"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+
+
+class SelectionConfig(Strict):
+    """Which student is best, told from unlabelled target images alone (`docs/selection.md`)."""
+
+    images: Positive = 32
+    """Target images that are looked at, evenly spread over all."""
+    pixels: Annotated[int, Field(ge=2)] = 100
+    """Of each image, for soft neighbourhood density."""
+    keep: tuple[Criterion, ...] = CRITERIA
+    """Criteria whose best student is kept as a file; students of the same step share one on disk."""
+
+
 class TrainConfig(Strict):
     """The loop."""
 
@@ -230,6 +245,10 @@ class TrainConfig(Strict):
     checkpoint_every: Positive = 2_000
     log_every: Positive = 50
     pictures_every: Positive = 1_000
+    track: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Services that get the journal's numbers, beside TensorBoard (`docs/tracking.md`)."""
+    track_project: str = "ssrseg"
+    """Project of wandb, experiment of mlflow."""
 
 
 class Settings(Strict):
@@ -245,6 +264,8 @@ class Settings(Strict):
     method: MethodConfig = MethodConfig()
     optim: OptimConfig = OptimConfig()
     inference: InferenceConfig = InferenceConfig()
+    selection: SelectionConfig | None = SelectionConfig()
+    """Scores without labels; not computed when absent, or without a target."""
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")

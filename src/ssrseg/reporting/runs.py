@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssrseg.config import read_yaml
+from ssrseg.config import flatten, read_yaml
 from ssrseg.errors import UserError
 
 VIEWS = ("source", "mixed", "masked", "target")
@@ -132,14 +132,6 @@ def setting(config: dict[str, Any], path: str) -> Any:
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return value
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree as dotted path -> leaf."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def method_name(config: dict[str, Any]) -> str:

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from ssrseg.config import flatten
 from ssrseg.reporting.noise import Difference, Spread, difference, spread
-from ssrseg.reporting.runs import RunRecord, Score, flatten, method_name, setting
+from ssrseg.reporting.runs import RunRecord, Score, method_name, setting
 
 SEED = "train.seed"
 ABSENT = "–"

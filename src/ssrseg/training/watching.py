@@ -14,8 +14,10 @@ from ssrseg.training.console import Screen
 from ssrseg.training.journal import Journal, Losses
 from ssrseg.training.loop import Observer
 from ssrseg.training.scoring import Saving, Scoring
+from ssrseg.training.selection import Selection
 from ssrseg.training.setup import Setup
 from ssrseg.training.snapshots import PredictedPictures, Snapshots
+from ssrseg.training.tracking import track
 
 
 @contextmanager
@@ -41,6 +43,7 @@ def watched(
         return
     journal = Journal(setup.folder.metrics, resumed_at=start)
     screen = Screen(console, setup.settings.train.steps, start)
+    track(journal, setup, screen, start)
     for text in setup.notes:
         screen.say(text)
         journal.write("note", start, text=text)
@@ -70,4 +73,8 @@ def observers_of(setup: Setup, journal: Journal, screen: Screen) -> dict[str, Ob
         student, device = setup.method.learner.student, setup.fabric.device
         named["predicted"] = PredictedPictures(pictures, space.colors, samples, student, infer, device)
         named["scoring"] = Scoring(setup, samples, infer, journal, screen)
+    target, selection = setup.settings.target, setup.settings.selection
+    if target is not None and selection is not None:  # after the scoring, whose result it notes beside its choices
+        infer = build_inference(setup.settings.inference)
+        named["selection"] = Selection(setup, target, selection, infer, journal, screen)
     return named
