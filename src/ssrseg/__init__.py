@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ssrseg.models.weights import convert
     from ssrseg.prediction import predict
     from ssrseg.reporting import report
-    from ssrseg.training import train
+    from ssrseg.training import train, train_seeds
 
 __version__ = metadata.version("ssrseg")
 
@@ -37,6 +37,7 @@ _WHERE = {
     "report": "ssrseg.reporting:report",
     "resolve": "ssrseg.config:resolve",
     "train": "ssrseg.training:train",
+    "train_seeds": "ssrseg.training:train_seeds",
 }
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "report",
     "resolve",
     "train",
+    "train_seeds",
 ]
 
 

@@ -39,6 +39,14 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class LabelFree:
+    """What unlabelled target images say of the student at one step: criteria by name, `None` where one is silent."""
+
+    step: int
+    criteria: dict[str, float | None]
+
+
+@dataclass(frozen=True)
 class TrainStep:
     """One logged training step; losses are named `view/term`."""
 
@@ -81,6 +89,7 @@ class RunRecord:
     """The best evaluation: chosen with the target's labels, so an oracle choice."""
     views: tuple[Sheet, ...]
     predictions: tuple[Sheet, ...]
+    selections: tuple[LabelFree, ...] = ()
 
     @property
     def seed(self) -> int | None:
@@ -108,6 +117,7 @@ def read_run(folder: Path) -> RunRecord:
     entries, notes = _read_metrics(folder / "metrics.jsonl")
     train = {entry["step"]: _train_step(entry) for entry in entries if entry.get("kind") == "train"}
     evaluations = {entry["step"]: _evaluation(entry) for entry in entries if entry.get("kind") == "eval"}
+    selections = {entry["step"]: _label_free(entry) for entry in entries if entry.get("kind") == "selection"}
     said = [entry for entry in entries if entry.get("kind") in ("note", "warning")]
     notes += [Note(str(entry.get("text", "")), entry["step"], entry["kind"] == "warning") for entry in said]
     scores = _read_json(folder / "scores.json")
@@ -123,6 +133,7 @@ def read_run(folder: Path) -> RunRecord:
         best=_scored(scores, "best", folder),
         views=_sheets(folder, PICTURE),
         predictions=_sheets(folder, PREDICTION),
+        selections=tuple(selections[step] for step in sorted(selections)),
     )
 
 
@@ -199,6 +210,11 @@ def _score(entry: dict[str, Any]) -> Score:
     iou = tuple(_finite(value) for value in entry.get("iou") or ())
     subsets = {str(name): _finite(value) for name, value in (entry.get("subsets") or {}).items()}
     return Score(_finite(entry.get("miou")), _finite(entry.get("pixel_accuracy")), iou, subsets)
+
+
+def _label_free(entry: dict[str, Any]) -> LabelFree:
+    values = entry.get("criteria") or {}
+    return LabelFree(entry["step"], {str(name): _finite(value) for name, value in values.items()})
 
 
 def _train_step(entry: dict[str, Any]) -> TrainStep:

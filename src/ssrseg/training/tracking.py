@@ -171,7 +171,7 @@ def track(journal: Journal, setup: Setup, screen: Screen, step: int) -> None:
         journal.write("warning", step, text=text)
 
     config, folder = setup.settings.train, setup.folder.path
-    if not config.track:
+    if not config.track or not setup.fabric.is_global_zero:
         return
     known = folder / "tracking.json"
     identities: dict[str, str] = json.loads(known.read_text()) if known.exists() else {}
