@@ -407,7 +407,7 @@ def test_spearman_by_hand() -> None:
 
 
 def test_choices_without_labels_are_held_against_the_truth(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", 0.5)
+    folder = write_run(tmp_path / "run", miou=0.5)
     assert "Choosing without labels" not in page([folder])
     # The true mIoU rises to 0.5 at step 500: `im` falls, `snd` peaks at step 300, `agreement` says nothing.
     for step, snd in zip(range(100, 600, 100), (1, 2, 5, 4, 3), strict=True):
@@ -427,7 +427,7 @@ def test_choices_without_labels_are_held_against_the_truth(tmp_path: Path) -> No
 
 
 def test_choices_without_any_labels_are_steps_alone(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", 0.5)
+    folder = write_run(tmp_path / "run", miou=0.5)
     lines = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"eval"' not in line]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     append(folder, json.dumps({"kind": "selection", "step": 100, "criteria": {"im": 1.0}}) + "\n")

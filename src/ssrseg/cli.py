@@ -173,6 +173,24 @@ def report(
 
 
 @app.command()
+def card(
+    run: Annotated[Path, typer.Argument(help="a run folder, or the folder of a group")],
+    out: Annotated[Path | None, typer.Option(help="the file; printed when absent")] = None,
+    license: Annotated[str | None, typer.Option(help="under which you publish the weights, e.g. cc-by-nc-4.0")] = None,
+) -> None:
+    """Write the model card of a run: method, data, scores with seeds, whose terms apply, what it is not for."""
+    from ssrseg.files import write_atomically
+    from ssrseg.reporting import model_card
+
+    text = model_card(run, license=license)
+    if out is None:
+        typer.echo(text)
+    else:
+        write_atomically(out, lambda partial: partial.write_text(text, encoding="utf-8"))
+        typer.echo(f"{out}")
+
+
+@app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="a published checkpoint: DAFormer, MIC, SSR, SegFormer ...")],
     out: Annotated[Path, typer.Argument(help="the .safetensors file")],

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssrseg.errors import UserError
+from ssrseg.reporting.card import model_card
+from ssrseg.reporting.groups import members
 from ssrseg.reporting.page import render
 from ssrseg.reporting.runs import RunRecord, method_name, read_run
 from ssrseg.reporting.tables import Table, statements, table, to_console, to_markdown
-from ssrseg.seeded import GroupFolder
 
 __all__ = [
     "RunRecord",
     "Table",
     "members",
     "method_name",
+    "model_card",
     "read_run",
     "report",
     "statements",
@@ -24,16 +26,6 @@ __all__ = [
     "to_console",
     "to_markdown",
 ]
-
-
-def members(folder: Path) -> list[Path]:
-    """The runs of a group, or the run itself; raises `UserError` for a group in which no run has begun."""
-    group = GroupFolder(folder)
-    if not group.exists:
-        return [folder]
-    if not (runs := group.runs()):
-        raise UserError(f"No run of the group {folder} has begun. Train it with --resume --out {folder}.")
-    return runs
 
 
 def report(runs: Sequence[Path], out: Path | None = None) -> Path:
