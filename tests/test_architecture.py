@@ -27,6 +27,7 @@ DEPLOYED = ("models", "inference", "scores", "evaluation", "prediction", "export
 LAW: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
+    "seeded": set(),  # what training writes and reporting reads: the layout of a group of runs
     "config": {"errors"},
     "models": {"errors"},
     "inference": {"models", "config", "errors"},
@@ -37,8 +38,19 @@ LAW: dict[str, set[str]] = {
     "data": {"config", "errors", "files", "demo"},
     "foundation": {"models", "config", "errors", "demo"},
     "adapt": {"foundation", "models", "config", "errors"},
-    "training": {"adapt", "foundation", "data", "evaluation", "inference", "models", "config", "errors", "files"},
-    "reporting": {"config", "errors", "files"},
+    "training": {
+        "adapt",
+        "foundation",
+        "data",
+        "evaluation",
+        "inference",
+        "models",
+        "config",
+        "errors",
+        "files",
+        "seeded",
+    },
+    "reporting": {"config", "errors", "files", "seeded"},
     "demo": {"models", "config", "errors", "files"},
 }
 """A part and what it may import; `cli` and `demo.show`, the demonstration, may import all, and nobody imports them."""

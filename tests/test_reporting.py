@@ -23,6 +23,7 @@ from ssrseg.reporting import method_name, read_run, report, table, to_console, t
 from ssrseg.reporting.charts import ticks
 from ssrseg.reporting.noise import difference, spread, t_quantile
 from ssrseg.reporting.pictures import spaced
+from ssrseg.reporting.selection import choices, ranks, spearman
 from ssrseg.reporting.tables import statements
 
 PARTS: dict[str, dict[str, Any]] = {
@@ -405,3 +406,41 @@ def test_the_report_shows_what_the_teacher_labelled(tmp_path: Path) -> None:
     absent = '<tdclass="n">–</td>'
     assert f'<th>car</th><tdclass="n">0.002</td><tdclass="n">25</td>{absent}{absent}' in page
     assert f'<th>sea</th>{absent}{absent}<tdclass="n">100</td><tdclass="n">100</td>' in page
+
+
+def test_spearman_by_hand() -> None:
+    # Ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: covariance 4.5, variances 4.5 and 5 (sums), so 4.5 / sqrt(22.5).
+    assert ranks([1, 5, 5, 9]) == [1, 2.5, 2.5, 4]
+    assert spearman([1, 5, 5, 9], [0.1, 0.3, 0.2, 0.4]) == pytest.approx(4.5 / 22.5**0.5)
+    assert spearman([1, 2, 3], [9, 5, 1]) == pytest.approx(-1)
+    assert spearman([1, 2], [1, 2]) is None
+    assert spearman([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_choices_without_labels_are_held_against_the_truth(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", miou=0.5)
+    assert "Choosing without labels" not in page([folder])
+    # The true mIoU rises to 0.5 at step 500: `im` falls, `snd` peaks at step 300, `agreement` says nothing.
+    for step, snd in zip(range(100, 600, 100), (1, 2, 5, 4, 3), strict=True):
+        criteria = {"im": -step, "snd": snd, "agreement": None}
+        append(folder, json.dumps({"kind": "selection", "step": step, "criteria": criteria}) + "\n")
+    im, snd, last, oracle = choices(read_run(folder))
+    assert (im.step, im.correlation, im.miou) == (100, pytest.approx(-1), pytest.approx(0.1))
+    assert im.regret == pytest.approx(0.4)
+    # Ranks 1 2 5 4 3 against 1 2 3 4 5: 1 - 6 * (0 + 0 + 4 + 0 + 4) / (5 * 24).
+    assert (snd.step, snd.correlation) == (300, pytest.approx(0.6))
+    assert snd.regret == pytest.approx(0.2)
+    assert (last.step, last.regret) == (500, 0)
+    assert (oracle.step, oracle.miou) == (500, 0.5)
+    text = page([folder])
+    assert "soft neighbourhood density" in text
+    assert "oracle* (target labels)" in text
+
+
+def test_choices_without_any_labels_are_steps_alone(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", miou=0.5)
+    lines = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"eval"' not in line]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    append(folder, json.dumps({"kind": "selection", "step": 100, "criteria": {"im": 1.0}}) + "\n")
+    (only,) = choices(read_run(folder))
+    assert (only.step, only.correlation, only.miou, only.regret) == (100, None, None, None)

@@ -79,6 +79,7 @@ def test_a_run_leaves_what_the_readme_says(tmp_path: Path) -> None:
         "class-statistics.json",
         "student-last.safetensors",
         "student-best.safetensors",
+        *(f"student-best-by-{name}.safetensors" for name in ("im", "snd", "agreement", "confidence")),
         "checkpoints",
     }
     losses = records(folder, "train")[-1]["losses"]

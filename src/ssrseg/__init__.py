@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from ssrseg.errors import UserError
     from ssrseg.evaluation import evaluate
     from ssrseg.exporting import export
-    from ssrseg.models import load_segmenter as load
+    from ssrseg.models import load
     from ssrseg.models.weights import convert
     from ssrseg.prediction import predict
-    from ssrseg.reporting import report
-    from ssrseg.training import train
+    from ssrseg.reporting import model_card, report
+    from ssrseg.training import train, train_seeds
 
 __version__ = metadata.version("ssrseg")
 
@@ -31,12 +31,14 @@ _WHERE = {
     "convert": "ssrseg.models.weights:convert",
     "evaluate": "ssrseg.evaluation:evaluate",
     "export": "ssrseg.exporting:export",
-    "load": "ssrseg.models:load_segmenter",
+    "load": "ssrseg.models:load",
+    "model_card": "ssrseg.reporting:model_card",
     "predict": "ssrseg.prediction:predict",
     "presets": "ssrseg.config:preset_summaries",
     "report": "ssrseg.reporting:report",
     "resolve": "ssrseg.config:resolve",
     "train": "ssrseg.training:train",
+    "train_seeds": "ssrseg.training:train_seeds",
 }
 
 __all__ = [
@@ -47,11 +49,13 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "model_card",
     "predict",
     "presets",
     "report",
     "resolve",
     "train",
+    "train_seeds",
 ]
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ssrseg import config as settings_of
 from ssrseg.errors import UserError
+from ssrseg.seeded import GroupFolder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,7 +38,8 @@ def train(
     target: Annotated[Path | None, typer.Option(help="your unlabelled images")] = None,
     val: Annotated[Path | None, typer.Option(help="labelled target images, only to score with")] = None,
     out: Annotated[Path, typer.Option(help="the run folder")] = Path("runs/run"),
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run, or the group, in --out")] = False,
+    seeds: Annotated[str | None, typer.Option(help="a group of runs, e.g. 0,1,2, in --out/seed-0 and so on")] = None,
     devices: Annotated[int | None, typer.Option(help="processes per machine: train.devices")] = None,
     nodes: Annotated[int | None, typer.Option(help="machines: train.nodes")] = None,
 ) -> None:
@@ -49,6 +51,9 @@ def train(
     if resume and (words or preset or config or source or target or val):
         raise UserError("--resume reads the settings of the run in --out: give no others.")
     settings = None if resume else _settings(preset, config, source, target, val, words)
+    if seeds is not None or (resume and GroupFolder(out).exists):
+        _train_group(settings, out, seeds, resume)
+        return
     finished = run(settings, out, resume=resume, console=_screen())
     if finished.first:
         typer.echo(f"{finished.folder}")
@@ -70,6 +75,30 @@ def check_data(
     report = report_data(_settings(preset, config, source, target, val, words), out, console=_screen())
     if not report.trainable:
         raise typer.Exit(2)
+
+
+def _train_group(settings: settings_of.Settings | None, out: Path, seeds: str | None, resume: bool) -> None:
+    """A failed seed is exit code 1: the others are trained nevertheless."""
+    from ssrseg.reporting import read_run, table, to_console
+    from ssrseg.training import train_seeds
+
+    group = train_seeds(settings, out, _seeds(seeds), resume=resume, console=_screen())
+    if group.finished:
+        to_console(table([read_run(run) for run in GroupFolder(out).runs()]), _screen())
+    typer.echo(f"{group.folder}")
+    for seed, why in group.failed.items():
+        typer.echo(f"seed {seed} failed: {why}\nContinue the group with --resume --out {out}", err=True)
+    if group.failed:
+        raise typer.Exit(1)
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise UserError(
+            f"--seeds takes whole numbers with commas between them, such as 0,1,2; found {text!r}."
+        ) from error
 
 
 @app.command()
@@ -146,6 +175,24 @@ def report(
     from ssrseg.reporting import report as write
 
     typer.echo(str(write(runs, out)))
+
+
+@app.command()
+def card(
+    run: Annotated[Path, typer.Argument(help="a run folder, or the folder of a group")],
+    out: Annotated[Path | None, typer.Option(help="the file; printed when absent")] = None,
+    license: Annotated[str | None, typer.Option(help="under which you publish the weights, e.g. cc-by-nc-4.0")] = None,
+) -> None:
+    """Write the model card of a run: method, data, scores with seeds, whose terms apply, what it is not for."""
+    from ssrseg.files import write_atomically
+    from ssrseg.reporting import model_card
+
+    text = model_card(run, license=license)
+    if out is None:
+        typer.echo(text)
+    else:
+        write_atomically(out, lambda partial: partial.write_text(text, encoding="utf-8"))
+        typer.echo(f"{out}")
 
 
 @app.command()

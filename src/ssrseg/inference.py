@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ssrseg.config import InferenceConfig
 from ssrseg.errors import UserError
-from ssrseg.models.segmenter import Segmenter, load_segmenter
+from ssrseg.models.hub import load
+from ssrseg.models.segmenter import WEIGHTS, Segmenter
 
 Size = tuple[int, int]
 """(height, width)."""
@@ -122,19 +123,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def open_model(model: Path | str | Segmenter) -> Segmenter:
-    """The model itself, or the one that lies in a file.
+    """The model itself, or the one that lies in a file, a folder of `save_pretrained`, or on the Hub.
 
     Raises:
-        UserError: no such file, not a model of ours, or a folder (the models in it are named).
+        UserError: no such model, not one of ours, or another folder (the models in it are named).
     """
     if isinstance(model, Segmenter):
         return model
     path = Path(model)
-    if path.is_dir():
+    if path.is_dir() and not (path / WEIGHTS).is_file():
         inside = sorted(str(found) for found in path.glob("*.safetensors"))
         names = f": give one of {', '.join(inside)}." if inside else " without a *.safetensors file."
         raise UserError(f"Expected a model file, found the folder {path}{names}")
-    return load_segmenter(path)
+    return load(model)
 
 
 def pick_device(name: str = "auto") -> torch.device:

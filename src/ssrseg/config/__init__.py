@@ -1,6 +1,7 @@
 """Typed settings, in YAML or on the command line as `key.path=value`; an unknown key names the nearest valid one."""
 
 from ssrseg.config.groups import (
+    CRITERIA,
     AugmentConfig,
     ClassConfig,
     DataConfig,
@@ -16,15 +17,17 @@ from ssrseg.config.groups import (
     OptimConfig,
     RareClassConfig,
     RegularizerConfig,
+    SelectionConfig,
     Settings,
     Strict,
     TeacherConfig,
     TrainConfig,
 )
 from ssrseg.config.recipes import assignments, compose, merge, preset_names, preset_summaries, read_preset, read_yaml
-from ssrseg.config.resolve import dump, resolve, resolve_group
+from ssrseg.config.resolve import dump, flatten, resolve, resolve_group
 
 __all__ = [
+    "CRITERIA",
     "AugmentConfig",
     "ClassConfig",
     "DataConfig",
@@ -40,6 +43,7 @@ __all__ = [
     "OptimConfig",
     "RareClassConfig",
     "RegularizerConfig",
+    "SelectionConfig",
     "Settings",
     "Strict",
     "TeacherConfig",
@@ -47,6 +51,7 @@ __all__ = [
     "assignments",
     "compose",
     "dump",
+    "flatten",
     "merge",
     "preset_names",
     "preset_summaries",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -243,6 +243,21 @@ class GuardConfig(Strict):
     """A step that waits longer for its data is warned of."""
 
 
+Criterion = Literal["im", "snd", "agreement", "confidence"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+
+
+class SelectionConfig(Strict):
+    """Which student is best, told from unlabelled target images alone (`docs/selection.md`)."""
+
+    images: Positive = 32
+    """Target images that are looked at, evenly spread over all."""
+    pixels: Annotated[int, Field(ge=2)] = 100
+    """Of each image, for soft neighbourhood density."""
+    keep: tuple[Criterion, ...] = CRITERIA
+    """Criteria whose best student is kept as a file; students of the same step share one on disk."""
+
+
 class TrainConfig(Strict):
     """The loop."""
 
@@ -265,6 +280,10 @@ class TrainConfig(Strict):
     log_every: Positive = 50
     pictures_every: Positive = 1_000
     guard: GuardConfig = GuardConfig()
+    track: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Services that get the journal's numbers, beside TensorBoard (`docs/tracking.md`)."""
+    track_project: str = "ssrseg"
+    """Project of wandb, experiment of mlflow."""
 
 
 class Settings(Strict):
@@ -280,6 +299,8 @@ class Settings(Strict):
     method: MethodConfig = MethodConfig()
     optim: OptimConfig = OptimConfig()
     inference: InferenceConfig = InferenceConfig()
+    selection: SelectionConfig | None = SelectionConfig()
+    """Scores without labels; not computed when absent, or without a target."""
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from ssrseg.models.backbones import BACKBONES, Backbone, build_backbone
 from ssrseg.models.heads import HEADS, build_head
+from ssrseg.models.hub import load
 from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, load_segmenter, save_segmenter
 from ssrseg.models.weights import LoadReport, convert, load_pretrained, load_published
 
@@ -16,6 +17,7 @@ __all__ = [
     "build_head",
     "build_segmenter",
     "convert",
+    "load",
     "load_pretrained",
     "load_published",
     "load_segmenter",

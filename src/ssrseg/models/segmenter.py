@@ -7,8 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn, tensor
@@ -32,8 +34,22 @@ class Description:
     """Width of the head; the published one when absent."""
 
 
-class Segmenter(nn.Module):
-    """RGB in [0, 1] (B, 3, H, W) -> logits (B, K, H, W). Knows nothing of how it was trained."""
+WEIGHTS = "model.safetensors"
+"""The file of a Hub repository or folder; it is what `save_segmenter` writes."""
+
+
+class Segmenter(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="ssrseg",
+    pipeline_tag="image-segmentation",
+    tags=["semantic-segmentation", "domain-adaptation"],
+):
+    """RGB in [0, 1] (B, 3, H, W) -> logits (B, K, H, W). Knows nothing of how it was trained.
+
+    `save_pretrained(folder)` and `push_to_hub("user/model")` write model.safetensors, config.json (the description)
+    and README.md; what stands in the last is `model_card_kwargs={"card": ssrseg.model_card(run)}`.
+    """
 
     mean: Tensor
     std: Tensor
@@ -57,6 +73,29 @@ class Segmenter(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images in [0, 1] -> logits at image size."""
         return self.decode(self.encode(images), images.shape[-2:])
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_segmenter(self, save_directory / WEIGHTS)
+        assert self.description is not None  # else it could not have been saved
+        (save_directory / "config.json").write_text(json.dumps(dataclasses.asdict(self.description), indent=1) + "\n")
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Segmenter:
+        """From a folder, or from the Hub, where `options` hold what `hf_hub_download` takes."""
+        folder = Path(model_id)
+        known = {"revision", "cache_dir", "force_download", "token", "local_files_only"}
+        wanted = {name: value for name, value in options.items() if name in known}
+        return load_segmenter(
+            folder / WEIGHTS if folder.is_dir() else Path(hf_hub_download(model_id, WEIGHTS, **wanted))
+        )
+
+    def generate_model_card(self, *args: Any, card: str | None = None, **kwargs: Any) -> ModelCard:
+        """The text given, or one that says no more than the model itself knows."""
+        if card is None:
+            about = dataclasses.asdict(self.description) if self.description else {}
+            facts = "\n".join(f"- {name}: {value}" for name, value in about.items() if name != "colors")
+            card = f"---\n{self._hub_mixin_info.model_card_data.to_yaml()}\n---\n\nA model of ssrseg.\n\n{facts}\n"
+        return ModelCard(card)
 
 
 def build_segmenter(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssrseg.errors import UserError
+from ssrseg.reporting.card import model_card
+from ssrseg.reporting.groups import members
 from ssrseg.reporting.page import render
 from ssrseg.reporting.runs import RunRecord, method_name, read_run
 from ssrseg.reporting.tables import Table, statements, table, to_console, to_markdown
@@ -14,7 +16,9 @@ from ssrseg.reporting.tables import Table, statements, table, to_console, to_mar
 __all__ = [
     "RunRecord",
     "Table",
+    "members",
     "method_name",
+    "model_card",
     "read_run",
     "report",
     "statements",
@@ -27,17 +31,19 @@ __all__ = [
 def report(runs: Sequence[Path], out: Path | None = None) -> Path:
     """Write one HTML page about one run or several, and return its path.
 
-    The first run's settings are what the others are compared with. Without `out` the page is `report.html`: in the
-    run folder for one run, in the folder that holds them all for several.
+    The folder of a group stands for its runs. The first run's settings are what the others are compared with.
+    Without `out` the page is `report.html`: in the folder given if there is one, in the folder that holds them all for
+    several.
 
     Raises:
         UserError: no run given, a folder that is no run folder, or a page that cannot be written.
     """
-    folders = list(dict.fromkeys(Path(run).resolve() for run in runs))
+    given = list(dict.fromkeys(Path(run).resolve() for run in runs))
+    folders = list(dict.fromkeys(folder for each in given for folder in members(each)))
     if not folders:
         raise UserError("No run to report: give at least one run folder.")
     page = render([read_run(folder) for folder in folders])
-    home = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.parent for folder in folders]))
+    home = given[0] if len(given) == 1 else Path(os.path.commonpath([folder.parent for folder in folders]))
     path = home / "report.html" if out is None else Path(out)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from ssrseg.reporting.charts import Curve, chart
 from ssrseg.reporting.pictures import Album, Picture, spaced
 from ssrseg.reporting.runs import Evaluation, RunRecord, Score, Sheet, setting
+from ssrseg.reporting.selection import LEGEND, choice_rows
 from ssrseg.reporting.tables import ABSENT, Group, Table, cells, legend, percent, statements, table, to_markdown
 
 BUDGET = 8_000_000
@@ -90,6 +91,8 @@ def render(runs: Sequence[RunRecord]) -> str:
         labelled=_labelled(runs),
         classes=scores.classes,
         columns=_columns(scores, runs),
+        selections=[(name, choice_rows(run)) for name, run in zip(names, runs, strict=True)],
+        selection_legend=LEGEND,
         galleries=[_gallery(name, run, budget, len(runs)) for name, run in zip(names, runs, strict=True)],
     )
 

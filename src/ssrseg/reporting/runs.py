@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssrseg.config import read_yaml
+from ssrseg.config import flatten, read_yaml
 from ssrseg.errors import UserError
 
 VIEWS = ("source", "mixed", "masked", "target")
@@ -36,6 +36,14 @@ class Evaluation:
     step: int
     student: Score
     teacher: Score | None = None
+
+
+@dataclass(frozen=True)
+class LabelFree:
+    """What unlabelled target images say of the student at one step: criteria by name, `None` where one is silent."""
+
+    step: int
+    criteria: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,7 @@ class RunRecord:
     """Class -> share of the teacher's labels, at each log step."""
     views: tuple[Sheet, ...]
     predictions: tuple[Sheet, ...]
+    selections: tuple[LabelFree, ...] = ()
 
     @property
     def seed(self) -> int | None:
@@ -110,6 +119,7 @@ def read_run(folder: Path) -> RunRecord:
     entries, notes = _read_metrics(folder / "metrics.jsonl")
     train = {entry["step"]: _train_step(entry) for entry in entries if entry.get("kind") == "train"}
     evaluations = {entry["step"]: _evaluation(entry) for entry in entries if entry.get("kind") == "eval"}
+    selections = {entry["step"]: _label_free(entry) for entry in entries if entry.get("kind") == "selection"}
     said = [entry for entry in entries if entry.get("kind") in ("note", "warning")]
     notes += [Note(str(entry.get("text", "")), entry["step"], entry["kind"] == "warning") for entry in said]
     scores = _read_json(folder / "scores.json")
@@ -126,6 +136,7 @@ def read_run(folder: Path) -> RunRecord:
         shares=tuple(entry["shares"] for entry in entries if entry.get("kind") == "labels"),
         views=_sheets(folder, PICTURE),
         predictions=_sheets(folder, PREDICTION),
+        selections=tuple(selections[step] for step in sorted(selections)),
     )
 
 
@@ -135,14 +146,6 @@ def setting(config: dict[str, Any], path: str) -> Any:
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return value
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree as dotted path -> leaf."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def method_name(config: dict[str, Any]) -> str:
@@ -210,6 +213,11 @@ def _score(entry: dict[str, Any]) -> Score:
     iou = tuple(_finite(value) for value in entry.get("iou") or ())
     subsets = {str(name): _finite(value) for name, value in (entry.get("subsets") or {}).items()}
     return Score(_finite(entry.get("miou")), _finite(entry.get("pixel_accuracy")), iou, subsets)
+
+
+def _label_free(entry: dict[str, Any]) -> LabelFree:
+    values = entry.get("criteria") or {}
+    return LabelFree(entry["step"], {str(name): _finite(value) for name, value in values.items()})
 
 
 def _train_step(entry: dict[str, Any]) -> TrainStep:

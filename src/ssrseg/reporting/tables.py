@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from ssrseg.config import flatten
 from ssrseg.reporting.noise import Difference, Spread, difference, spread
-from ssrseg.reporting.runs import RunRecord, Score, flatten, method_name, setting
+from ssrseg.reporting.runs import RunRecord, Score, method_name, setting
 
 SEED = "train.seed"
 ABSENT = "–"
@@ -70,6 +71,18 @@ def statements(scores: Table) -> list[str]:
     return [_statement(group, scores.groups[0]) for group in scores.groups[1:]]
 
 
+def by_seed(scores: Table) -> list[str]:
+    """One line per group of several runs: the mIoU of every seed, in per cent."""
+    lines = []
+    for group in scores.groups:
+        if len(group.runs) > 1:
+            values = ((run.seed, run.last.student.miou if run.last else None) for run in group.runs)
+            lines.append(
+                f"{group.name}, mIoU by seed: {', '.join(f'{seed}: {percent(miou)}' for seed, miou in values)}."
+            )
+    return lines
+
+
 def cells(scores: Table) -> list[list[str]]:
     """The table as text in per cent, header row first: a column per group, a row per measure and class."""
     rows = [["", *(group.name for group in scores.groups)]]
@@ -88,7 +101,12 @@ def to_markdown(scores: Table) -> str:
     rule = ["---", *["---:"] * (len(header) - 1)]
     lines = ["| " + " | ".join(row) + " |" for row in (header, rule, *body)]
     return "\n".join(
-        [*lines, "", *(f"- {line}" for line in (legend(scores), *statements(scores), *scores.caveats)), ""]
+        [
+            *lines,
+            "",
+            *(f"- {line}" for line in (legend(scores), *by_seed(scores), *statements(scores), *scores.caveats)),
+            "",
+        ]
     )
 
 
@@ -102,7 +120,7 @@ def to_console(scores: Table, console: Console | None = None) -> None:
     for row in body:
         printed.add_row(*map(escape, row))
     console.print(printed)
-    for line in (legend(scores), *statements(scores), *scores.caveats):
+    for line in (legend(scores), *by_seed(scores), *statements(scores), *scores.caveats):
         console.print(line, markup=False, highlight=False)
 
 

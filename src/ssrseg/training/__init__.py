@@ -2,5 +2,6 @@
 
 from ssrseg.training.loop import Moment, Observer, fit
 from ssrseg.training.run import Run, train
+from ssrseg.training.seeds import Group, train_seeds
 
-__all__ = ["Moment", "Observer", "Run", "fit", "train"]
+__all__ = ["Group", "Moment", "Observer", "Run", "fit", "train", "train_seeds"]

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import torch
 from torch import Tensor
@@ -16,6 +16,16 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ssrseg.training.console import Screen
 from ssrseg.training.loop import Moment, Observer
+
+
+class Follower(Protocol):
+    """Gets the numbers of every record, by their names in TensorBoard, and is closed with the journal."""
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """The numbers of a record."""
+
+    def close(self) -> None:
+        """There will be no more."""
 
 
 class Journal:
@@ -30,17 +40,23 @@ class Journal:
         if path.exists():
             _keep_until(path, resumed_at)
         self._file: TextIO = path.open("a")
+        self.followers: list[Follower] = []
         self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=resumed_at or None)
 
     def write(self, kind: str, step: int, **fields: Any) -> None:
         """One record; numbers among its fields become TensorBoard curves."""
         self._file.write(json.dumps({"kind": kind, "step": step, **fields}) + "\n")
         self._file.flush()
-        for name, value in _flat(fields):
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+        numbers = {f"{kind}/{name}": value for name, value in _flat(fields)}
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+        for follower in self.followers:
+            follower.log(step, numbers)
 
     def close(self) -> None:
         """Flush everything to disk."""
+        for follower in self.followers:  # first, for they may have something to say
+            follower.close()
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

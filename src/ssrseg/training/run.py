@@ -19,6 +19,7 @@ from ssrseg.training.checkpoints import load_checkpoint
 from ssrseg.training.folder import RunFolder
 from ssrseg.training.loop import Observer, fit
 from ssrseg.training.setup import build_setup
+from ssrseg.training.tracking import check_trackers
 from ssrseg.training.watching import watched
 
 
@@ -61,6 +62,7 @@ def train(
     """
     folder = RunFolder(Path(out))
     settings = _settings(settings, folder, resume)
+    check_trackers(settings.train)
     notes = check_data(settings)
     setup = build_setup(
         settings, folder, foundation=foundation, extra_terms=extra_terms, extra_makers=extra_makers, notes=notes

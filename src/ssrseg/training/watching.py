@@ -18,8 +18,10 @@ from ssrseg.training.guards import Guard
 from ssrseg.training.journal import Journal, Losses, Silent
 from ssrseg.training.loop import Observer
 from ssrseg.training.scoring import Saving, Scoring
+from ssrseg.training.selection import Selection
 from ssrseg.training.setup import Setup
 from ssrseg.training.snapshots import PredictedPictures, Snapshots
+from ssrseg.training.tracking import track
 from ssrseg.training.watchdog import Watchdog
 
 
@@ -46,6 +48,8 @@ def watched(
     first = setup.fabric.is_global_zero
     journal = Journal(setup.folder.metrics, resumed_at=start) if first else Silent()
     screen = Screen(console if first else None, setup.settings.train.steps, start)
+    if first:
+        track(journal, setup, screen, start)
     for text in setup.notes:
         screen.say(text)
         journal.write("note", start, text=text)
@@ -91,5 +95,9 @@ def observers_of(setup: Setup, journal: Journal, screen: Screen) -> dict[str, Ob
         student, device = setup.method.learner.student, setup.fabric.device
         named["predicted"] = PredictedPictures(pictures, space.colors, samples, student, infer, device)
         named["scoring"] = Scoring(setup, samples, infer, journal, screen, collapse.scored)
+    target, selection = setup.settings.target, setup.settings.selection
+    if target is not None and selection is not None:  # after the scoring, whose result it notes beside its choices
+        infer = build_inference(setup.settings.inference)
+        named["selection"] = Selection(setup, target, selection, infer, journal, screen)
     named["guard"] = Guard(setup, warn)  # the others have seen the step that it may stop at
     return named

@@ -1,0 +1,153 @@
+"""One training with several seeds: a group of runs, each of which can be resumed, and one can fail alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from rich.console import Console
+
+from ssrseg.config import Settings, flatten, read_yaml, resolve
+from ssrseg.data import check_data
+from ssrseg.errors import UserError
+from ssrseg.files import write_atomically
+from ssrseg.seeded import GroupFolder
+from ssrseg.training.run import train
+from ssrseg.training.tracking import check_trackers
+
+
+class Training(Protocol):
+    """How one run of a group is trained: `ssrseg.train`, or a function that calls it with parts of your own."""
+
+    def __call__(self, settings: Settings | None, out: Path, *, resume: bool, console: Console | None) -> object:
+        """Train into `out`, or resume what lies there; raise what stops this run alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """What became of the runs of a group in this call."""
+
+    folder: Path
+    finished: tuple[int, ...]
+    """Seeds that are trained to the end, earlier ones included."""
+    failed: dict[int, str]
+    """Why, by seed."""
+
+
+def train_seeds(
+    settings: Settings | None,
+    out: Path,
+    seeds: Sequence[int] | None = None,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    each: Training = train,
+) -> Group:
+    """Train one run per seed, one after the other, in `out`/seed-0, `out`/seed-1 and so on.
+
+    A run that fails does not stop the others. Jobs that get one seed each may share `out`.
+
+    Args:
+        settings: of every run, whatever its seed; absent when resuming, which reads them from `out`.
+        out: the folder of the group. It may hold a group of the same settings: seeds are added to it.
+        seeds: to train; when resuming, all seeds of the group unless given.
+        resume: finish the group: keep finished runs, resume interrupted ones, start missing ones.
+        console: shows progress; silent when absent.
+        each: how one run is trained.
+
+    Raises:
+        UserError: the settings, the data or the folder allow no run at all; nothing was trained or overwritten.
+    """
+    folder = GroupFolder(Path(out))
+    settings = _settings(settings, folder, resume)
+    wanted = sorted(set(seeds if seeds is not None else folder.seeds()))
+    _refuse(settings, wanted, folder, resume)
+    check_trackers(settings.train)
+    check_data(settings)  # what is wrong for every seed is said once
+    _create(folder, settings, wanted)
+    finished, failed = [], {}
+    for seed in wanted:
+        if console is not None:
+            console.print(f"seed {seed}: {folder.run(seed)}", soft_wrap=True, highlight=False, markup=False)
+        try:
+            _train(folder.run(seed), seeded(settings, seed), each, console)
+            finished.append(seed)
+        except (UserError, RuntimeError, OSError) as error:  # RuntimeError: torch's own, out of memory among them
+            failed[seed] = str(error) or type(error).__name__
+            if console is not None:
+                console.print(f"seed {seed} failed: {failed[seed]}", soft_wrap=True, highlight=False, markup=False)
+    return Group(folder.path, tuple(finished), failed)
+
+
+def seeded(settings: Settings, seed: int) -> Settings:
+    """The same settings with another seed."""
+    return settings.model_copy(update={"train": settings.train.model_copy(update={"seed": seed})})
+
+
+def _train(run: Path, settings: Settings, each: Training, console: Console | None) -> None:
+    if (run / "student-last.safetensors").is_file():
+        return
+    begun = (run / "config.yaml").is_file()
+    each(None if begun else settings, run, resume=begun, console=console)
+
+
+def _settings(settings: Settings | None, folder: GroupFolder, resume: bool) -> Settings:
+    if resume:
+        if not folder.exists:
+            raise UserError(f"There is no group of runs in {folder.path} (no group.yaml): nothing to resume.")
+        return resolve(read_yaml(folder.config))
+    if settings is None:
+        raise UserError("Training needs settings: a preset, a YAML file, or key.path=value words.")
+    return settings
+
+
+def _refuse(settings: Settings, seeds: Sequence[int], folder: GroupFolder, resume: bool) -> None:
+    if not seeds:
+        raise UserError("No seed to train: give at least one, for example --seeds 0,1,2.")
+    if len(seeds) > 1 and settings.train.devices > 1:
+        raise UserError(
+            f"{len(seeds)} seeds with train.devices={settings.train.devices}: processes are launched once per command. "
+            "Give each seed a command of its own with the same --out: --seeds 0, then --seeds 1."
+        )
+    if (folder.path / "config.yaml").is_file():
+        raise UserError(f"{folder.path} holds a single run: a group needs a folder of its own. Give another --out.")
+    if resume:
+        return
+    taken = [str(seed) for seed in seeds if (folder.run(seed) / "config.yaml").is_file()]
+    if taken:
+        raise UserError(
+            f"{folder.path} holds a run of seed {', '.join(taken)} already. "
+            "Continue the group with --resume, or give other seeds or another --out."
+        )
+    if folder.exists and (unlike := _unlike(read_yaml(folder.config), _shared(settings))):
+        raise UserError(
+            f"{folder.path} holds a group with other settings ({', '.join(unlike[:5])} differ); the runs of a group "
+            "differ in the seed alone. Give another --out."
+        )
+
+
+def _create(folder: GroupFolder, settings: Settings, seeds: Sequence[int]) -> None:
+    """The folders first, for they are the list of seeds; two jobs that do this at once do the same."""
+    try:
+        for seed in seeds:
+            folder.run(seed).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {folder.path}: {error.strerror}.") from error
+    if not folder.exists:
+        text = yaml.safe_dump(_shared(settings), sort_keys=False, allow_unicode=True)
+        write_atomically(folder.config, lambda partial: partial.write_text(text))
+
+
+def _shared(settings: Settings) -> dict[str, Any]:
+    tree = settings.model_dump(mode="json")
+    del tree["train"]["seed"]
+    return tree
+
+
+def _unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    mine, theirs = flatten(one), flatten(other)
+    return [key for key in dict.fromkeys([*mine, *theirs]) if mine.get(key) != theirs.get(key)]
