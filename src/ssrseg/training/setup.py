@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.optim import Optimizer
 
@@ -21,6 +22,7 @@ from ssrseg.models.segmenter import Description, Segmenter, build_segmenter
 from ssrseg.models.weights import load_pretrained
 from ssrseg.training.folder import RunFolder
 from ssrseg.training.optim import build_optimizer
+from ssrseg.training.preparation import prepare
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,33 @@ def build_setup(
     )
     torch.manual_seed(seed)
     optimizer = build_optimizer(method.learner, settings.optim)
-    return Setup(fabric, settings, space, folder, method, optimizer, (note, *method.notes, *notes))
+    economy = prepare(method, settings.train, fabric.device)
+    return Setup(fabric, settings, space, folder, method, optimizer, (note, *method.notes, *economy, *notes))
 
 
 def build_fabric(config: TrainConfig) -> Fabric:
     """One process or many, as the settings say."""
-    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if config.precision == "bf16" else "32-true"
+    plugins: list[Any] = [Autocast("bf16-mixed", device_type(config))] if config.precision == "bf16" else []
     # A view need not use every term, so a step may leave parameters without gradient.
     strategy = DDPStrategy(find_unused_parameters=True) if config.devices > 1 else "auto"
-    return Fabric(accelerator=config.accelerator, devices=config.devices, precision=precision, strategy=strategy)
+    return Fabric(accelerator=config.accelerator, devices=config.devices, plugins=plugins, strategy=strategy)
+
+
+class Autocast(MixedPrecision):
+    """Fabric's bfloat16 autocast, which takes a view as it is: images keep their 32 bits until the first layer."""
+
+    def convert_input(self, data: Any) -> Any:
+        """The same view; Fabric's own cannot change a frozen dataclass."""
+        return data
+
+
+def device_type(config: TrainConfig) -> str:
+    """`cuda`, `mps` or `cpu`: what `train.accelerator` means on this machine."""
+    if config.accelerator != "auto":
+        return config.accelerator
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str]:
