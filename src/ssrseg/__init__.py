@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ssrseg.exporting import export
     from ssrseg.models import load_segmenter as load
     from ssrseg.models.weights import convert
+    from ssrseg.planning import plan
     from ssrseg.prediction import predict
     from ssrseg.reporting import report
     from ssrseg.training import train
@@ -32,6 +33,7 @@ _WHERE = {
     "evaluate": "ssrseg.evaluation:evaluate",
     "export": "ssrseg.exporting:export",
     "load": "ssrseg.models:load_segmenter",
+    "plan": "ssrseg.planning:plan",
     "predict": "ssrseg.prediction:predict",
     "presets": "ssrseg.config:preset_summaries",
     "report": "ssrseg.reporting:report",
@@ -47,6 +49,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "plan",
     "predict",
     "presets",
     "report",
