@@ -14,16 +14,22 @@ from torch.utils._pytree import tree_leaves
 
 WORKING = "working memory"
 SAVED = "saved for backward"
+SCRATCH = "scratch of convolutions"
+CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
 class LiveBytes(TorchDispatchMode):
     """Follows every storage from the operation that makes it to the moment when nothing refers to it.
 
     Python and autograd let go of a tensor without data when they would let go of a real one, so the course of the
-    memory is that of the real step, but for what kernels allocate inside.
+    memory is that of the real step. What kernels allocate inside is estimated: a convolution reorders its inputs and
+    outputs for the hardware (oneDNN's blocks, cuDNN's channels-last), which takes as much memory again.
+
+    Args:
+        device: `cuda` has kernels of its own for depthwise convolutions, which reorder nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._live: dict[int, tuple[weakref.ref[Any], int, str]] = {}
         self.parts: Counter[str] = Counter()
@@ -31,6 +37,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak: Counter[str] = Counter()
         """The parts when most was alive."""
         self._now = self._most = 0
+        self._depthwise_reorders = device != "cuda"
 
     def label(self, tensors: Iterable[Tensor | None], part: str) -> None:
         """Count the storages of these tensors to `part`, from now on."""
@@ -40,7 +47,13 @@ class LiveBytes(TorchDispatchMode):
 
     def forget_peak(self) -> None:
         """Look for the peak from here on."""
-        self._most, self.peak = self._now, self.parts.copy()
+        self._most, self.peak = 0, Counter()
+        self._compare()
+
+    def _compare(self, scratch: int = 0) -> None:
+        if self._now + scratch > self._most:
+            self._most = self._now + scratch
+            self.peak = self.parts + Counter({SCRATCH: scratch})
 
     def pack(self, tensor: Tensor) -> Tensor:
         """A hook for what autograd saves: counted as such where it was working memory."""
@@ -59,8 +72,7 @@ class LiveBytes(TorchDispatchMode):
             self._now += size
         self._live[key] = reference, size, part
         self.parts[part] += size
-        if self._now > self._most:
-            self.forget_peak()
+        self._compare()
 
     def _drop(self, key: int) -> None:
         _, size, part = self._live.pop(key)
@@ -75,4 +87,6 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in self._live:
                 self._follow(leaf.untyped_storage(), WORKING)
+        if func in CONVOLUTIONS and (args[-1 if func is CONVOLUTIONS[0] else -2] == 1 or self._depthwise_reorders):
+            self._compare(sum(leaf.nbytes for leaf in tree_leaves((args, output)) if isinstance(leaf, Tensor)))
         return output
