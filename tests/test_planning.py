@@ -103,23 +103,23 @@ def test_every_part_is_counted(whole: Rehearsal) -> None:
 
 def test_weights_are_what_they_are(whole: Rehearsal) -> None:
     trained = sum(whole.parameters[part] for part in ("student backbone", "student head", "terms"))
-    assert whole.memory["gradients"] <= 4 * trained
+    assert whole.memory.get("gradients", 0) <= 4 * trained
     assert whole.memory["optimiser states"] == pytest.approx(8 * trained, rel=0.01)
     assert whole.memory["foundation encoder"] == pytest.approx(4 * whole.parameters["foundation encoder"], rel=0.01)
 
 
 @pytest.mark.parametrize(
-    ("word", "part"),
+    ("word", "part", "most"),
     [
-        ("train.activation_checkpointing=true", SAVED),
-        ("train.precision=bf16", SAVED),
-        ("loader.batch=1", SAVED),
-        ("method.regularizer.foundation.precision=half", "foundation encoder"),
+        ("train.activation_checkpointing=true", SAVED, 0.95),  # this backbone is a tenth of what is saved
+        ("train.precision=bf16", SAVED, 0.8),
+        ("loader.batch=1", SAVED, 0.55),
+        ("method.regularizer.foundation.precision=half", "foundation encoder", 0.51),
     ],
 )
-def test_each_economy_lowers_its_part(whole: Rehearsal, word: str, part: str) -> None:
+def test_each_economy_lowers_its_part(whole: Rehearsal, word: str, part: str, most: float) -> None:
     changed = rehearse(with_words(settings(), (word,)), "cpu", flops=False)
-    assert changed.memory[part] < 0.8 * whole.memory[part]
+    assert changed.memory[part] < most * whole.memory[part]
     assert changed.peak < whole.peak
     assert changed.parameters == whole.parameters
 
