@@ -50,6 +50,7 @@ LAW: dict[str, set[str]] = {
         "files",
         "seeded",
     },
+    "planning": {"training", "adapt", "foundation", "data", "models", "config", "errors"},
     "reporting": {"config", "errors", "files", "seeded"},
     "demo": {"models", "config", "errors", "files"},
 }
@@ -196,7 +197,8 @@ def test_every_word_is_a_function_even_after_all_modules_are_imported() -> None:
     program = """
 import ssrseg
 import ssrseg.training, ssrseg.evaluation, ssrseg.prediction, ssrseg.exporting, ssrseg.reporting, ssrseg.models.weights
-words = "check_data train evaluate predict export report convert presets resolve load".split()
+import ssrseg.planning
+words = "check_data train plan evaluate predict export report convert presets resolve load".split()
 assert all(callable(getattr(ssrseg, word)) for word in words)
 assert set(words) <= set(ssrseg.__all__)
 """

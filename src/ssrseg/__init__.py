@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ssrseg.exporting import export
     from ssrseg.models import load
     from ssrseg.models.weights import convert
+    from ssrseg.planning import plan
     from ssrseg.prediction import predict
     from ssrseg.reporting import model_card, report
     from ssrseg.training import train, train_seeds
@@ -33,6 +34,7 @@ _WHERE = {
     "export": "ssrseg.exporting:export",
     "load": "ssrseg.models:load",
     "model_card": "ssrseg.reporting:model_card",
+    "plan": "ssrseg.planning:plan",
     "predict": "ssrseg.prediction:predict",
     "presets": "ssrseg.config:preset_summaries",
     "report": "ssrseg.reporting:report",
@@ -50,6 +52,7 @@ __all__ = [
     "export",
     "load",
     "model_card",
+    "plan",
     "predict",
     "presets",
     "report",

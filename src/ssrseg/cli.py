@@ -102,6 +102,31 @@ def _seeds(text: str | None) -> list[int] | None:
 
 
 @app.command()
+def plan(
+    words: Words = None,
+    preset: Annotated[str | None, typer.Option(help="a published recipe; `ssrseg presets` lists them")] = None,
+    config: Annotated[Path | None, typer.Option(help="settings in a YAML file, laid over the preset")] = None,
+    source: Annotated[Path | None, typer.Option(help="your labelled data: it need not exist yet")] = None,
+    target: Annotated[Path | None, typer.Option(help="your unlabelled images: they need not exist yet")] = None,
+    probe: Annotated[bool, typer.Option(help="time three real steps on noise")] = True,
+    memory: Annotated[float | None, typer.Option(help="GiB of the device; asked of the device when absent")] = None,
+    out: Annotated[Path | None, typer.Option(help="the plan as JSON")] = None,
+) -> None:
+    """Say what a run will need, before it runs: FLOPs, memory, time, and what to change if it does not fit."""
+    from ssrseg.files import write_json
+    from ssrseg.planning import plan as foresee
+    from ssrseg.planning import plan_tables
+
+    roots = {"source": source, "target": target}
+    own = {name: {"root": str(root)} for name, root in roots.items() if root is not None}
+    settings = settings_of.resolve(settings_of.compose(preset, config, own, words or []))
+    planned = foresee(settings, probe=probe, memory=memory)
+    if out is not None:
+        write_json(out, planned.to_dict())
+    _screen().print(plan_tables(planned))
+
+
+@app.command()
 def presets() -> None:
     """List the published recipes."""
     table = Table("preset", "what it is", box=None)

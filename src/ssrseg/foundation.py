@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -41,6 +41,7 @@ class Frozen:
         std: tuple[float, ...],
         input_size: tuple[int, int] | None = None,
         divisor: int = 1,
+        precision: Literal["fp32", "half", "auto"] = "fp32",
         note: str = "",
     ) -> None:
         self.module = module.eval().requires_grad_(False)
@@ -48,11 +49,16 @@ class Frozen:
         self.channels = channels
         self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
         self.input_size, self.divisor, self.note = input_size, divisor, note
+        self.precision: Literal["fp32", "half", "auto"] = precision
+        self.half = False
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Frozen:
-        """Moved in place."""
+        """Moved in place, and to bfloat16 where `precision` asks for it on this device."""
         self.module.to(device, dtype)
         self.mean, self.std = self.mean.to(device, dtype), self.std.to(device, dtype)
+        self.half = self.runs_half(torch.device(device).type)
+        if self.half:  # the features are still in the type of the images
+            self.module.to(torch.bfloat16)
         return self
 
     def shard(self) -> Frozen:
@@ -68,6 +74,10 @@ class Frozen:
             register_fsdp_forward_method(self.module, "forward_features")
         return self
 
+    def runs_half(self, device_type: str) -> bool:
+        """Does `precision` ask for bfloat16 on this kind of device?"""
+        return self.precision == "half" or (self.precision == "auto" and device_type == "cuda")
+
     # Not inference_mode: its tensors may not enter the student's graph.
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -75,7 +85,11 @@ class Frozen:
         height, width = self.input_size or _padded(images.shape[-2:], self.divisor)
         if images.shape[-2:] != (height, width):
             images = F.interpolate(images, (height, width), mode="bilinear", align_corners=False)
-        return self.features((images - self.mean) / self.std)
+        images = (images - self.mean) / self.std
+        if not self.half:
+            return self.features(images)
+        with torch.autocast(images.device.type, enabled=False):  # its casts would only cost time
+            return self.features(images.to(torch.bfloat16)).to(images.dtype)
 
 
 def _padded(size: torch.Size, divisor: int) -> tuple[int, int]:
@@ -123,7 +137,13 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
 
         module = demo.untrained_encoder() if config.weights == "none" else demo.demo_encoder()
         return Frozen(
-            module, feature_map(module), channels=demo.CHANNELS, mean=demo.MEAN, std=demo.STD, divisor=demo.PATCH
+            module,
+            feature_map(module),
+            channels=demo.CHANNELS,
+            mean=demo.MEAN,
+            std=demo.STD,
+            divisor=demo.PATCH,
+            precision=config.precision,
         )
     record = ENCODERS.get(config.encoder)
     if record is None:
@@ -143,6 +163,7 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
         std=tuple(settings["std"]),
         input_size=None if config.input_size == "native" else size,
         divisor=record.divisor,
+        precision=config.precision,
         note=note,
     )
 

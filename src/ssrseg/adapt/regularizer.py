@@ -5,16 +5,16 @@ Training only. The regularised branch shares backbone and head with the shadow b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssrseg.adapt.batch import View
 from ssrseg.adapt.terms import Term, segmentation_loss
 from ssrseg.errors import UserError
+from ssrseg.models.recompute import still_statistics
 from ssrseg.models.segmenter import Segmenter
 
 
@@ -109,17 +109,3 @@ class Regularizer(Term):
 def default_heads(channels: int) -> int:
     """The most heads of at least 64 channels each that divide the channels evenly; at least one."""
     return next(heads for heads in range(max(1, channels // 64), 0, -1) if channels % heads == 0)
-
-
-@contextmanager
-def still_statistics(module: nn.Module) -> Iterator[None]:
-    """BatchNorm inside normalises by batch statistics as ever but leaves its running statistics alone."""
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum

@@ -165,6 +165,8 @@ class FoundationConfig(Strict):
     """Images are resized to this square, or go in at crop size."""
     shard: bool = False
     """Each process holds a part of the weights and gathers the rest when it needs them (FSDP)."""
+    precision: Literal["fp32", "half", "auto"] = "fp32"
+    """`half` keeps and runs the encoder in bfloat16; `auto` does so on CUDA. The published runs have `fp32`."""
 
 
 class RegularizerConfig(Strict):
@@ -275,6 +277,11 @@ class TrainConfig(Strict):
     """A process that stands still for so long while the others wait ends the run."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: autocast; the weights stay in 32 bits."""
+    activation_checkpointing: bool = False
+    """The student's blocks keep only their inputs and run again in the backward pass: less memory, more time."""
+    compile: Literal["off", "on", "auto"] = "off"
+    """`torch.compile` of student, teacher and frozen encoders at the size of the crops; `auto` does so on CUDA."""
     evaluate_every: Positive = 4_000
     checkpoint_every: Positive = 2_000
     log_every: Positive = 50

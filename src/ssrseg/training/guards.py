@@ -30,7 +30,7 @@ class Readback:
     def __init__(self, numbers: Tensor) -> None:
         on_cuda = numbers.is_cuda
         self._numbers = numbers.to("cpu", non_blocking=on_cuda)  # into page-locked memory
-        self._arrived = torch.cuda.Event() if on_cuda else None  # type: ignore[no-untyped-call]
+        self._arrived = torch.cuda.Event() if on_cuda else None
         if self._arrived is not None:
             self._arrived.record()
 

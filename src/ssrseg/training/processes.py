@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
@@ -27,7 +29,7 @@ def build_fabric(config: TrainConfig) -> Fabric:
         UserError: launcher and settings disagree.
     """
     devices, nodes = placement(config)
-    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if config.precision == "bf16" else "32-true"
+    plugins: list[Any] = [Autocast("bf16-mixed", device_type(config))] if config.precision == "bf16" else []
     strategy: DDPStrategy | Literal["auto"] = "auto"
     if devices * nodes > 1:
         strategy = DDPStrategy(
@@ -36,9 +38,24 @@ def build_fabric(config: TrainConfig) -> Fabric:
             # The watchdog comes first and says more; processes may start minutes apart.
             timeout=timedelta(minutes=10 + 2 * config.timeout_minutes),
         )
-    return Fabric(
-        accelerator=config.accelerator, devices=devices, num_nodes=nodes, precision=precision, strategy=strategy
-    )
+    return Fabric(accelerator=config.accelerator, devices=devices, num_nodes=nodes, plugins=plugins, strategy=strategy)
+
+
+class Autocast(MixedPrecision):
+    """Fabric's bfloat16 autocast, which takes a view as it is: images keep their 32 bits until the first layer."""
+
+    def convert_input(self, data: Any) -> Any:
+        """The same view; Fabric's own cannot change a frozen dataclass."""
+        return data
+
+
+def device_type(config: TrainConfig) -> str:
+    """`cuda`, `mps` or `cpu`: what `train.accelerator` means on this machine."""
+    if config.accelerator != "auto":
+        return config.accelerator
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def placement(config: TrainConfig) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from ssrseg.models.segmenter import Description, Segmenter, build_segmenter
 from ssrseg.models.weights import load_pretrained
 from ssrseg.training.folder import RunFolder
 from ssrseg.training.optim import build_optimizer
+from ssrseg.training.preparation import prepare
 from ssrseg.training.processes import build_fabric, joined
 
 
@@ -75,7 +76,8 @@ def build_setup(
     )
     torch.manual_seed(settings.train.seed + fabric.global_rank)  # dropout and drop path differ
     optimizer = build_optimizer(method.learner, settings.optim)
-    return Setup(fabric, settings, space, folder, method, optimizer, (note, *method.notes, *notes))
+    economy = prepare(method, settings.train, fabric.device)
+    return Setup(fabric, settings, space, folder, method, optimizer, (note, *method.notes, *economy, *notes))
 
 
 def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str]:

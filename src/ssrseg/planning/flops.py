@@ -1,0 +1,123 @@
+"""Floating point operations of a step, by part, forward and backward."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from ssrseg.foundation import Frozen
+
+REST = "terms"
+"""What happens outside the networks belongs to the terms."""
+
+
+class Flops:
+    """Counts matrix products, convolutions and attention; a multiplication and an addition are two.
+
+    Every operation belongs to the part that is running; in the backward pass, to the part whose forward made the node.
+
+    Args:
+        parts: networks by name, none of which contains another.
+        encoders: frozen encoders by name; they are called as functions.
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module], encoders: Mapping[str, Frozen]) -> None:
+        self.forward: Counter[str] = Counter()
+        self.backward: Counter[str] = Counter()
+        self._part, self._counting, self._total = REST, self.forward, 0
+        self._owned: set[Node] = set()
+        self._mode: Any = FlopCounterMode(display=False, custom_mapping=CORRECTED)
+        for name, part in parts.items():
+            part.forward = self._counted(name, part.forward)
+        for name, encoder in encoders.items():
+            encoder.features = self._counted(name, encoder.features)
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what happens inside."""
+        with self._mode:
+            yield
+            self._enter(REST)
+
+    def run_backward(self, loss: Tensor) -> None:
+        """The loss's backward pass."""
+        self._own(REST, [loss], ())
+        self._enter(REST, self.backward)
+        loss.backward()
+        self._enter(REST, self.forward)
+        self._owned.clear()
+
+    def by_part(self) -> dict[str, tuple[int, int]]:
+        """(forward, backward) of every part that has any."""
+        names = (*self.forward, *(name for name in self.backward if name not in self.forward))
+        found = {name: (self.forward[name], self.backward[name]) for name in names}
+        return {name: both for name, both in found.items() if any(both)}
+
+    def _enter(self, part: str, counting: Counter[str] | None = None) -> None:
+        total: int = self._mode.get_total_flops()
+        self._counting[self._part] += total - self._total
+        self._part, self._total = part, total
+        self._counting = self._counting if counting is None else counting
+
+    def _counted(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any) -> Any:
+            before = self._part
+            self._enter(name)
+            output = run(*args)
+            self._enter(before)
+            self._own(name, tree_leaves(output), tree_leaves(args))
+            return output
+
+        return counted
+
+    def _own(self, name: str, outputs: Iterable[Any], inputs: Iterable[Any]) -> None:
+        """The nodes between inputs and outputs that nobody owns yet say, when they run, that `name` is running."""
+        passed = {leaf.grad_fn for leaf in inputs if isinstance(leaf, Tensor)}
+        waiting = [leaf.grad_fn for leaf in outputs if isinstance(leaf, Tensor)]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in passed:
+                continue
+            passed.add(node)
+            if node not in self._owned:
+                self._owned.add(node)
+                node.register_prehook(lambda *_: self._enter(name))
+            waiting += [following for following, _ in node.next_functions]
+
+
+def convolution_backward(
+    grad: Sequence[int], images: Sequence[int], weight: Sequence[int], *args: Any, **kwargs: Any
+) -> int:
+    """Each gradient costs as much as the forward pass; torch 2.14 counts a depthwise weight's as if it were dense."""
+    transposed, wanted = args[4], args[7]
+    count, _, *places = images if transposed else grad
+    flops: int = 2 * count * prod(places) * prod(weight) * sum(wanted[:2])
+    return flops
+
+
+def attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    """Attention on the CPU, which torch does not count."""
+    count: int = sdpa_flop_count(query, key, value)
+    return count
+
+
+def attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    """Its backward pass."""
+    count: int = sdpa_backward_flop_count(grad, query, key, value)
+    return count
+
+
+CORRECTED = {
+    torch.ops.aten.convolution_backward: convolution_backward,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+}
