@@ -28,7 +28,7 @@ LAW: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "config": {"errors"},
-    "models": {"errors"},
+    "models": {"errors", "files"},  # a model file is whole or not there
     "inference": {"models", "config", "errors"},
     "scores": {"data", "errors"},
     "evaluation": {"scores", "inference", "models", "data", "config", "errors", "files"},

@@ -226,6 +226,8 @@ class TrainConfig(Strict):
     devices: Positive = 1
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    deterministic: bool = False
+    """Only operations that give the same bits every time; an error names one that cannot (docs/reproducibility.md)."""
     evaluate_every: Positive = 4_000
     checkpoint_every: Positive = 2_000
     log_every: Positive = 50
