@@ -11,6 +11,13 @@ import torch
 from torch import Generator, Tensor
 
 
+def seed_generators(seed: int) -> None:
+    """Start the global generators of Python, NumPy and torch (all its devices), for terms and views of one's own."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.manual_seed(seed)
+
+
 def generator_states(views: Generator, device: torch.device) -> dict[str, Tensor]:
     """The states of Python's, NumPy's and torch's global generators, the device's, and that of the view makers.
 

@@ -20,6 +20,7 @@ from ssrseg.foundation import Frozen
 from ssrseg.models.segmenter import Description, Segmenter, build_segmenter
 from ssrseg.models.weights import load_pretrained
 from ssrseg.training.folder import RunFolder
+from ssrseg.training.generators import seed_generators
 from ssrseg.training.optim import build_optimizer
 
 
@@ -68,7 +69,7 @@ def build_setup(
         extra_terms=extra_terms,
         extra_makers=extra_makers,
     )
-    torch.manual_seed(seed)
+    seed_generators(seed)
     optimizer = build_optimizer(method.learner, settings.optim)
     return Setup(fabric, settings, space, folder, method, optimizer, (note, *method.notes, *notes))
 
