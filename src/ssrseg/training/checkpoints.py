@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
@@ -96,7 +97,8 @@ def load_checkpoint(path: Path, fabric: Fabric, method: Method, optimizer: Optim
         optimizer.load_state_dict(state["optimizer"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise UserError(f"{file} belongs to another method than config.yaml describes: {error}") from error
-    mine = {name: states[fabric.global_rank] for name, states in generators.items()}
+    # A copy: torch reads the state of a generator from the beginning of the storage, and crashes on a part of one.
+    mine = {name: states[fabric.global_rank].clone() for name, states in generators.items()}
     set_generators(mine, method.generator, fabric.device)
     fallen_back = f"{path} is missing or damaged: resumed from {file.name}, step {state['step']}"
     return Beginning(state["step"], state["observers"], () if file == path else (fallen_back,))
@@ -110,7 +112,12 @@ def previous(path: Path) -> Path:
 def _of_all_processes(states: Mapping[str, Tensor], fabric: Fabric) -> dict[str, Tensor]:
     if fabric.world_size == 1:
         return {name: state[None] for name, state in states.items()}
-    return {name: cast(Tensor, fabric.all_gather(state)).cpu() for name, state in states.items()}
+    gathered: dict[str, Tensor] = {}
+    for name, state in states.items():
+        parts = [torch.empty_like(state, device=fabric.device) for _ in range(fabric.world_size)]
+        torch.distributed.all_gather(parts, state.to(fabric.device))
+        gathered[name] = torch.stack(parts).cpu()
+    return gathered
 
 
 def _keep(path: Path) -> None:
