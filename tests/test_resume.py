@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 from contextlib import ExitStack, closing
 from importlib import metadata
@@ -19,7 +20,7 @@ from factories import tiny_frozen
 from ssrseg.config import dump, read_yaml, resolve
 from ssrseg.errors import UserError
 from ssrseg.training import Interrupted, train
-from ssrseg.training.environment import changes, environment
+from ssrseg.training.environment import changes, data_fingerprint, environment
 from ssrseg.training.folder import RunFolder
 from ssrseg.training.journal import Journal
 from ssrseg.training.loop import Moment, Observer
@@ -240,6 +241,13 @@ def test_the_same_environment_has_not_changed(whole: Path) -> None:
     now = environment(settings_for(whole.parent, **ODD))
     assert changes(json.loads((whole / "environment.json").read_text()), now) == ()
     assert set(now["git"]) in (set(), {"commit", "diff"})
+
+
+def test_packed_data_have_the_fingerprint_of_the_folder(whole: Path, tmp_path: Path) -> None:
+    settings = settings_for(whole.parent, **ODD)
+    shutil.make_archive(str(tmp_path / "game"), "zip", settings.source.root)
+    packed = settings.model_copy(update={"source": settings.source.model_copy(update={"root": tmp_path / "game.zip"})})
+    assert data_fingerprint(packed) == data_fingerprint(settings)
 
 
 def test_deterministic_mode_lasts_as_long_as_the_run(whole: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from ssrseg.config import Settings
 from ssrseg.data import find_images, find_pairs
+from ssrseg.data.storage import size_of
 
 LIBRARIES = (
     "ssrseg",
@@ -73,7 +74,7 @@ def _labelled(data: Any) -> list[Path]:
 
 
 def _fingerprint(root: Path, files: Iterable[Path]) -> dict[str, Any]:
-    lines = [f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\n" for path in files]
+    lines = [f"{path.relative_to(root).as_posix()}\0{size_of(path)}\n" for path in files]
     return {"files": len(lines), "names_and_sizes": hashlib.sha256("".join(lines).encode()).hexdigest()[:16]}
 
 
