@@ -1,7 +1,7 @@
 """Kill real training at random moments, resume it, and compare it with the run that was never disturbed.
 
     python benchmarks/crash_test.py --out runs/crash-test
-    python benchmarks/crash_test.py --out runs/crash-test --kills 5 --no-results
+    python benchmarks/crash_test.py --out runs/crash-test --kills 5 --steps 6 --no-results
 
 MIC + SSR with a small residual network and the demo's foundation encoder, in a process of its own per attempt. Half of
 the SIGKILLs fall at a random time, half shortly after a temporary checkpoint file has appeared. Every attempt has
@@ -56,7 +56,7 @@ class Trial:
     """What is not that of the undisturbed run."""
 
 
-def crash_settings(data: Path) -> Settings:
+def crash_settings(data: Path, steps: int = 10) -> Settings:
     """MIC + SSR; no interval is a multiple of another."""
     tree = {
         "classes": [{"name": name, "color": color} for name, color in CLASSES],
@@ -74,7 +74,7 @@ def crash_settings(data: Path) -> Settings:
         },
         "optim": {"warmup": 2, "lr": 1e-3},
         "train": {
-            "steps": 10,
+            "steps": steps,
             "evaluate_every": 4,
             "checkpoint_every": 3,
             "log_every": 2,
@@ -127,9 +127,9 @@ def at_random(seconds: float, draw: random.Random) -> tuple[str, Callable[[], bo
     return "any time", lambda: time.monotonic() > moment
 
 
-def in_writing(folder: Path, draw: random.Random) -> tuple[str, Callable[[], bool]]:
-    """Up to 20 ms after the temporary file of the first to fourth checkpoint has appeared."""
-    wanted, delay, seen = draw.randint(1, 4), draw.uniform(0, 0.02), set[str]()
+def in_writing(folder: Path, checkpoints: int, draw: random.Random) -> tuple[str, Callable[[], bool]]:
+    """Up to 20 ms after the temporary file of one of the checkpoints has appeared."""
+    wanted, delay, seen = draw.randint(1, checkpoints), draw.uniform(0, 0.02), set[str]()
 
     def due() -> bool:
         seen.update(partials(folder))
@@ -157,7 +157,8 @@ def try_once(
         shutil.rmtree(folder, ignore_errors=True)
         workers = draw.randint(0, 2), draw.randint(0, 2)
         process = start(folder, settings, workers[0])
-        moment, due = in_writing(folder, draw) if late else at_random(seconds, draw)
+        checkpoints = -(-settings.train.steps // settings.train.checkpoint_every)
+        moment, due = in_writing(folder, checkpoints, draw) if late else at_random(seconds, draw)
         if kill_when(process, due):
             break
     checkpoint = folder / "checkpoints" / "last.ckpt"
@@ -243,12 +244,13 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--out", type=Path, required=True, help="where data and runs go")
     words.add_argument("--kills", type=int, default=50)
+    words.add_argument("--steps", type=int, default=10, help="of each training")
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--no-results", action="store_true", help="leave benchmarks/results as it is")
     given = words.parse_args()
     torch.set_num_threads(1)
     write_dataset(given.out / "data", source=6, target=6, val=2, size=(64, 128))
-    settings, whole = crash_settings(given.out / "data"), given.out / "whole"
+    settings, whole = crash_settings(given.out / "data", given.steps), given.out / "whole"
     shutil.rmtree(whole, ignore_errors=True)
     began = time.monotonic()
     finish(start(whole, settings, 0))
