@@ -87,7 +87,7 @@ def main() -> None:
         folder = options.out / f"{method}-{seed}"
         if (folder / "student-last.safetensors").exists():
             continue
-        resume = (folder / "checkpoints" / "last.ckpt").exists()
+        resume = (folder / "config.yaml").exists()
         tree = settings_tree(method, seed, options.data, options.weights, options.steps)
         print(f"== {method}, seed {seed}", flush=True)
         train(None if resume else resolve(tree), folder, resume=resume, console=Console(force_terminal=False))

@@ -29,7 +29,7 @@ LAW: dict[str, set[str]] = {
     "files": set(),
     "seeded": set(),  # what training writes and reporting reads: the layout of a group of runs
     "config": {"errors"},
-    "models": {"errors"},
+    "models": {"errors", "files"},  # a model file is whole or not there
     "inference": {"models", "config", "errors"},
     "scores": {"data", "errors"},
     "evaluation": {"scores", "inference", "models", "data", "config", "errors", "files"},

@@ -136,6 +136,7 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> Non
     whole = run(tmp_path, "whole")
     reference = weights(whole)
     (whole / "checkpoints" / "last.ckpt").write_bytes(b"half of a checkp")
+    (whole / "student-last.safetensors").unlink()
     train(None, whole, resume=True, foundation=tiny_frozen())
     again = weights(whole)
     assert all(torch.equal(reference[name], again[name]) for name in reference)

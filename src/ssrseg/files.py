@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+PARTIAL = ".partial"
+"""How the names of half-written files end; they start with a dot."""
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says when a disk, a quota or a file-size limit is exhausted."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour, then put it in the place of `path`.
 
-    A crash at any moment leaves the old file or the new one, never half of one.
+    A crash or a power loss at any moment leaves the old file or the new one, never half of one. The neighbour's name
+    is unique: two processes that write the same file do not write into each other's.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
     try:
         write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(partial)
         partial.replace(path)
+        sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -27,3 +36,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_json(path: Path, content: Any) -> None:
     """`content` as indented JSON, atomically."""
     write_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed processes have left half-written in a folder and below."""
+    for partial in folder.rglob(f".*{PARTIAL}"):
+        partial.unlink(missing_ok=True)

@@ -282,6 +282,8 @@ class TrainConfig(Strict):
     """The student's blocks keep only their inputs and run again in the backward pass: less memory, more time."""
     compile: Literal["off", "on", "auto"] = "off"
     """`torch.compile` of student, teacher and frozen encoders at the size of the crops; `auto` does so on CUDA."""
+    deterministic: bool = False
+    """Only operations that give the same bits every time; an error names one that cannot (docs/reproducibility.md)."""
     evaluate_every: Positive = 4_000
     checkpoint_every: Positive = 2_000
     log_every: Positive = 50

@@ -97,6 +97,11 @@ def stamp(path: Path) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, on the disk or, unpacked, in an archive; raises `UserError` when it is missing."""
+    return int(stamp(path).split()[0])
+
+
 def _is_archive(path: Path) -> bool:
     return path.suffix.lower() == ".zip" and path.is_file()
 

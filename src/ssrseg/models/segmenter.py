@@ -12,10 +12,11 @@ from typing import Any
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn, tensor
 
 from ssrseg.errors import UserError
+from ssrseg.files import write_atomically
 from ssrseg.models.backbones import Backbone, build_backbone
 from ssrseg.models.heads import build_head
 
@@ -138,9 +139,8 @@ def save_segmenter(segmenter: Segmenter, path: Path) -> None:
         raise ValueError("set segmenter.description before saving: without it the file cannot become a model again")
     metadata = {"ssrseg": json.dumps(dataclasses.asdict(segmenter.description))}
     state = {name: value.contiguous() for name, value in segmenter.state_dict().items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, metadata=metadata)
-    partial.replace(path)
+    content = save(state, metadata=metadata)  # its `save_file` would hide that a disk is full
+    write_atomically(path, lambda partial: partial.write_bytes(content))
 
 
 def load_segmenter(path: Path) -> Segmenter:

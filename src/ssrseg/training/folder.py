@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import sys
+import json
+import shutil
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from ssrseg.config import Settings, dump, read_yaml, resolve
 from ssrseg.errors import UserError
-from ssrseg.files import write_atomically, write_json
-
-LIBRARIES = ("ssrseg", "torch", "torchvision", "timm", "lightning-fabric", "torchmetrics", "numpy", "pydantic")
+from ssrseg.files import remove_partials, write_atomically, write_json
+from ssrseg.training.environment import changes, environment
 
 
 @dataclass(frozen=True)
@@ -31,13 +27,18 @@ class RunFolder:
 
     @property
     def environment(self) -> Path:
-        """Versions, device, revision."""
+        """Versions, device, state of the checkout, fingerprint of the data."""
         return self.path / "environment.json"
 
     @property
     def metrics(self) -> Path:
         """One JSON object a line."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The same as curves."""
+        return self.path / "tensorboard"
 
     @property
     def scores(self) -> Path:
@@ -56,7 +57,7 @@ class RunFolder:
 
     @property
     def student_last(self) -> Path:
-        """The deployable model after the last step."""
+        """The deployable model after the last step: written last of all, so where it lies the run is finished."""
         return self.path / "student-last.safetensors"
 
     @property
@@ -83,7 +84,7 @@ class RunFolder:
         try:
             for folder in (self.path, self.pictures, self.checkpoint.parent):
                 folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.environment, environment())
+            write_json(self.environment, environment(settings))
             write_atomically(self.config, lambda partial: partial.write_text(dump(settings)))
         except OSError as error:
             raise UserError(f"Cannot make the run folder {self.path}: {error.strerror}.") from error
@@ -94,25 +95,17 @@ class RunFolder:
             raise UserError(f"There is no run in {self.path} (no config.yaml): nothing to resume.")
         return resolve(read_yaml(self.config))
 
+    def tidy(self, settings: Settings) -> tuple[str, ...]:
+        """Clear away what a killed process left half-written; returns what has changed since the run began."""
+        remove_partials(self.path)
+        try:
+            before: dict[str, Any] = json.loads(self.environment.read_text())
+        except (OSError, ValueError):
+            before = {}
+        return changes(before, environment(settings))
 
-def environment() -> dict[str, str]:
-    """What a reader needs to judge or repeat the numbers."""
-    versions = {name: metadata.version(name) for name in LIBRARIES}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return versions | {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": device,
-        "threads": str(torch.get_num_threads()),
-        "git": _revision(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-
-
-def _revision() -> str:
-    """Commit of the working directory, marked when it has changes; empty outside a checkout."""
-    try:
-        words = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    def restart(self) -> None:
+        """Remove what a run left that was killed before its first checkpoint."""
+        for file in (self.metrics, self.scores, self.student_best, *self.pictures.glob("*.png")):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.tensorboard, ignore_errors=True)

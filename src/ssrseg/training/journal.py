@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,39 +29,72 @@ class Follower(Protocol):
         """There will be no more."""
 
 
-class Journal:
+class Journal(Observer):
     """Appends records to metrics.jsonl and TensorBoard.
 
     Args:
-        path: of metrics.jsonl; TensorBoard's events lie beside it.
-        resumed_at: completed steps of the run that is continued: later records are dropped.
+        path: of metrics.jsonl.
+        board: folder of TensorBoard's events.
+        start: completed steps of the run that is continued: TensorBoard shows none of its later ones.
     """
 
-    def __init__(self, path: Path, *, resumed_at: int = 0) -> None:
-        if path.exists():
-            _keep_until(path, resumed_at)
-        self._file: TextIO = path.open("a")
+    def __init__(self, path: Path, board: Path, *, start: int = 0) -> None:
+        self._path, self._start = path, start
+        self._file = path.open("ab", buffering=0)
         self.followers: list[Follower] = []
-        self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=resumed_at or None)
+        self._board: SummaryWriter | None = SummaryWriter(str(board), purge_step=start + 1 if start else None)
 
     def write(self, kind: str, step: int, **fields: Any) -> None:
         """One record; numbers among its fields become TensorBoard curves."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **fields}) + "\n")
-        self._file.flush()
+        line = (json.dumps({"kind": kind, "step": step, **fields}) + "\n").encode()
+        while line:  # a disk that fills up takes a part first, and then says why
+            line = line[self._file.write(line) :]
         numbers = {f"{kind}/{name}": value for name, value in _flat(fields)}
-        for name, value in numbers.items():
-            self._board.add_scalar(name, value, step)
         for follower in self.followers:
             follower.log(step, numbers)
+        if self._board is None:
+            return
+        try:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            self._drop_board(step, error)
+
+    def state(self) -> dict[str, Any]:
+        """Bytes of metrics.jsonl, which are on the disk by then, as are TensorBoard's."""
+        os.fsync(self._file.fileno())
+        try:
+            if self._board is not None:
+                self._board.flush()
+        except OSError as error:
+            self._drop_board(self._start, error)
+        return {"bytes": self._file.tell()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Cut off what was written after the checkpoint."""
+        missing = state["bytes"] - self._path.stat().st_size
+        if missing > 0:
+            lost = f"{missing} bytes of {self._path.name} that the checkpoint knows are missing: records were lost"
+            self.write("warning", self._start, text=lost)
+            return
+        self._file.truncate(state["bytes"])
+        self._file.seek(0, os.SEEK_END)
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush everything to disk."""
         for follower in self.followers:  # first, for they may have something to say
             follower.close()
-        self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            with contextlib.suppress(OSError):
+                self._board.close()
+
+    def _drop_board(self, step: int, error: OSError) -> None:
+        """Curves are no reason to stop: metrics.jsonl has the numbers."""
+        self._board = None
+        self.write("warning", step, text=f"TensorBoard's events cannot be written any more: {error}")
 
 
 class Silent(Journal):
@@ -72,20 +106,15 @@ class Silent(Journal):
     def write(self, kind: str, step: int, **fields: Any) -> None:
         """Nothing."""
 
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to cut."""
+
     def close(self) -> None:
         """Nothing to close."""
-
-
-def _keep_until(path: Path, step: int) -> None:
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # the line that a crash cut
-            continue
-        if record["step"] <= step:
-            kept.append(line + "\n")
-    path.write_text("".join(kept))
 
 
 def _flat(fields: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -105,6 +134,14 @@ class Losses(Observer):
         self._journal, self._screen, self._every = journal, screen, every
         self._sums: dict[str, Tensor] = {}
         self._steps, self._since = 0, time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """The sums since the last record."""
+        return {"sums": self._sums, "steps": self._steps}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on adding up."""
+        self._sums, self._steps = state["sums"], state["steps"]
 
     def stepped(self, moment: Moment) -> None:
         """Add up; write when it is time."""

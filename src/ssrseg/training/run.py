@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -14,11 +14,13 @@ from ssrseg.config import Settings
 from ssrseg.data import check_data, train_batches
 from ssrseg.errors import UserError
 from ssrseg.foundation import Frozen
-from ssrseg.models.segmenter import Segmenter
-from ssrseg.training.checkpoints import load_checkpoint
+from ssrseg.models.segmenter import Segmenter, load_segmenter
+from ssrseg.training.checkpoints import Beginning, load_checkpoint
+from ssrseg.training.determinism import determinism
 from ssrseg.training.folder import RunFolder
 from ssrseg.training.loop import Observer, fit
-from ssrseg.training.setup import build_setup
+from ssrseg.training.setup import Setup, build_setup
+from ssrseg.training.stopping import signals_noted
 from ssrseg.training.tracking import check_trackers
 from ssrseg.training.watching import watched
 
@@ -50,35 +52,57 @@ def train(
     Args:
         settings: of the run; absent when resuming, which reads them from the run folder.
         out: the run folder. It must not hold a run yet, unless resuming.
-        resume: continue the run in `out` from its last checkpoint.
+        resume: continue the run in `out` from its last checkpoint. A finished run is given back as it is.
         console: shows progress; silent when absent.
         foundation: SSR's frozen encoder itself, instead of the one that the settings name.
         extra_terms: terms of your own, by name.
         extra_makers: view makers of your own.
-        observers: watch the run beside the package's own, in the first process.
+        observers: watch the run beside the package's own, in the first process; their `state` is kept.
 
     Raises:
-        UserError: the settings, the data or the folder do not allow the run; nothing was trained or overwritten.
+        UserError: the settings, the data or the folder do not allow the run, and nothing was trained or overwritten;
+            or the disk is full.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 has ended it; its state was saved.
     """
     folder = RunFolder(Path(out))
     settings = _settings(settings, folder, resume)
     check_trackers(settings.train)
-    notes = check_data(settings)
-    setup = build_setup(
-        settings, folder, foundation=foundation, extra_terms=extra_terms, extra_makers=extra_makers, notes=notes
-    )
-    fabric = setup.fabric
-    start, states = load_checkpoint(folder.checkpoint, setup.method, setup.optimizer) if resume else (0, {})
-    if fabric.is_global_zero and not resume:
-        folder.create(settings)
-    fabric.barrier()
-    with fabric.rank_zero_first():  # the others find the classes counted
-        batches = train_batches(
-            settings, start=start, rank=fabric.global_rank, world=fabric.world_size, cache=folder.class_statistics
+    if resume and folder.student_last.exists():
+        if console is not None:
+            console.print(f"The run in {folder.path} is finished: nothing to resume.", soft_wrap=True, markup=False)
+        return Run(folder.path, load_segmenter(folder.student_last))
+    with determinism(settings.train.deterministic), signals_noted() as stop:
+        notes = check_data(settings)
+        setup = build_setup(
+            settings, folder, foundation=foundation, extra_terms=extra_terms, extra_makers=extra_makers, notes=notes
         )
-    with watched(setup, console, observers, start=start, states=states) as watching:
-        fit(fabric, setup.method, setup.optimizer, batches, settings, start=start, observers=watching)
-    return Run(folder.path, setup.method.learner.student.eval(), fabric.is_global_zero)
+        fabric, method, optimizer = setup.fabric, setup.method, setup.optimizer
+        beginning = resumed(setup) if resume else begun(setup)
+        start, rank, world = beginning.step, fabric.global_rank, fabric.world_size
+        with fabric.rank_zero_first():  # the others find the classes counted
+            batches = train_batches(settings, start=start, rank=rank, world=world, cache=folder.class_statistics)
+        with watched(setup, console, observers, beginning, stop) as watching:
+            fit(fabric, method, optimizer, batches, settings, start=start, observers=watching)
+    return Run(folder.path, method.learner.student.eval(), fabric.is_global_zero)
+
+
+def begun(setup: Setup) -> Beginning:
+    """A new run: its folder is made."""
+    if setup.fabric.is_global_zero:
+        setup.folder.create(setup.settings)
+    setup.fabric.barrier()
+    return Beginning()
+
+
+def resumed(setup: Setup) -> Beginning:
+    """The run of the folder, at its last checkpoint; from the start when it was killed before there was one."""
+    folder, fabric = setup.folder, setup.fabric
+    changed = folder.tidy(setup.settings) if fabric.is_global_zero else ()
+    beginning = load_checkpoint(folder.checkpoint, fabric, setup.method, setup.optimizer)
+    if beginning.step == 0 and fabric.is_global_zero:
+        folder.restart()
+    fabric.barrier()
+    return replace(beginning, warnings=(*changed, *beginning.warnings))
 
 
 def _settings(settings: Settings | None, folder: RunFolder, resume: bool) -> Settings:

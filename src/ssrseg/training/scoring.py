@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Sized
 from typing import Any, cast
 
 from torch.utils.data import Dataset, Subset
@@ -13,7 +13,6 @@ from ssrseg.evaluation import Scores, evaluate_model
 from ssrseg.files import write_json
 from ssrseg.inference import Infer
 from ssrseg.models.segmenter import Segmenter, save_segmenter
-from ssrseg.training.checkpoints import save_checkpoint
 from ssrseg.training.console import Screen
 from ssrseg.training.journal import Journal
 from ssrseg.training.loop import Moment, Observer
@@ -89,30 +88,3 @@ def _summary(scores: Scores) -> dict[str, Any]:
     """The means, as JSON takes them: what was not measured is null."""
     whole = scores.to_dict()
     return {name: whole[name] for name in ("miou", "pixel_accuracy")}
-
-
-class Saving(Observer):
-    """Writes the complete state every `every` steps, and the deployable student at the end, in the first process."""
-
-    everywhere = True
-
-    def __init__(self, setup: Setup, observers: Mapping[str, Observer]) -> None:
-        self._method, self._optimizer, self._folder = setup.method, setup.optimizer, setup.folder
-        self._every, self._steps = setup.settings.train.checkpoint_every, setup.settings.train.steps
-        self._observers, self._first = observers, setup.fabric.is_global_zero
-
-    def stepped(self, moment: Moment) -> None:
-        """Save when it is time."""
-        if moment.step % self._every == 0 or moment.step == self._steps:
-            self.save(moment.step)
-
-    def save(self, step: int) -> None:
-        """Save after `step` completed steps."""
-        if self._first:
-            states = {name: observer.state() for name, observer in self._observers.items()}
-            save_checkpoint(self._folder.checkpoint, self._method, self._optimizer, step=step, observers=states)
-
-    def finished(self) -> None:
-        """The last student."""
-        if self._first:
-            save_segmenter(self._method.learner.student, self._folder.student_last)

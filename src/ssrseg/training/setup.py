@@ -18,6 +18,7 @@ from ssrseg.foundation import Frozen
 from ssrseg.models.segmenter import Description, Segmenter, build_segmenter
 from ssrseg.models.weights import load_pretrained
 from ssrseg.training.folder import RunFolder
+from ssrseg.training.generators import seed_generators
 from ssrseg.training.optim import build_optimizer
 from ssrseg.training.preparation import prepare
 from ssrseg.training.processes import build_fabric, joined
@@ -74,7 +75,7 @@ def build_setup(
         sync_batchnorm=settings.train.sync_batchnorm,
         shard=regularizer is not None and regularizer.foundation.shard,
     )
-    torch.manual_seed(settings.train.seed + fabric.global_rank)  # dropout and drop path differ
+    seed_generators(settings.train.seed + fabric.global_rank)  # dropout and drop path differ
     optimizer = build_optimizer(method.learner, settings.optim)
     economy = prepare(method, settings.train, fabric.device)
     return Setup(fabric, settings, space, folder, method, optimizer, (note, *method.notes, *economy, *notes))

@@ -14,6 +14,7 @@ from torch import Tensor
 from ssrseg.adapt.batch import View
 from ssrseg.data import LabelledImages
 from ssrseg.data.transforms import resize_image
+from ssrseg.files import write_atomically
 from ssrseg.inference import Infer, evaluating, predict_ids
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.training.loop import Observer
@@ -37,8 +38,7 @@ class Snapshots(Observer):
     def saw(self, step: int, view: View) -> None:
         """Draw the view when it is time."""
         if step % self._every == 0:
-            picture = draw_view(view, self._palette)
-            Image.fromarray(picture).save(self._folder / f"step-{step:06}-{view.name}.png", compress_level=3)
+            save_picture(draw_view(view, self._palette), self._folder / f"step-{step:06}-{view.name}.png")
 
 
 class PredictedPictures(Observer):
@@ -77,7 +77,13 @@ class PredictedPictures(Observer):
                 ids = predict_ids(self._student, sample.image.to(self._device), self._infer, (height, width)).cpu()
             picture = resize_image(sample.image, (width, height)).permute(1, 2, 0).numpy()
             row = [picture, self._palette[sample.labels.numpy()], self._palette[ids.numpy()]]
-            Image.fromarray(grid([row])).save(self._folder / f"val-{number:03}.png", compress_level=3)
+            save_picture(grid([row]), self._folder / f"val-{number:03}.png")
+
+
+def save_picture(pixels: Pixels, path: Path) -> None:
+    """RGB (H, W, 3) as PNG, atomically."""
+    picture = Image.fromarray(pixels)
+    write_atomically(path, lambda partial: picture.save(partial, format="PNG", compress_level=3))
 
 
 def palette(colors: Sequence[tuple[int, int, int]]) -> Pixels:

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 from rich.console import Console
 
 from ssrseg.data import eval_samples
+from ssrseg.errors import UserError
+from ssrseg.files import FULL
 from ssrseg.inference import build_inference
 from ssrseg.training.alarms import ClassCollapse, Divergence, Waiting
+from ssrseg.training.checkpoints import Beginning
 from ssrseg.training.console import Screen
 from ssrseg.training.faults import Fault
 from ssrseg.training.guards import Guard
 from ssrseg.training.journal import Journal, Losses, Silent
 from ssrseg.training.loop import Observer
-from ssrseg.training.scoring import Saving, Scoring
+from ssrseg.training.saving import Saving
+from ssrseg.training.scoring import Scoring
 from ssrseg.training.selection import Selection
 from ssrseg.training.setup import Setup
 from ssrseg.training.snapshots import PredictedPictures, Snapshots
+from ssrseg.training.stopping import Interrupted, Stop
 from ssrseg.training.tracking import track
 from ssrseg.training.watchdog import Watchdog
 
 
 @contextmanager
 def watched(
-    setup: Setup,
-    console: Console | None,
-    others: Sequence[Observer] = (),
-    *,
-    start: int = 0,
-    states: Mapping[str, Any] | None = None,
+    setup: Setup, console: Console | None, others: Sequence[Observer], beginning: Beginning, stop: Stop
 ) -> Iterator[list[Observer]]:
     """The observers of this process, with their states put back; journal and screen are closed whatever happens.
 
@@ -41,53 +41,93 @@ def watched(
     Args:
         setup: the run.
         console: shows progress; silent when absent.
-        others: observers of the caller's.
-        start: completed steps.
-        states: what `Saving` kept of the observers, by name.
+        others: observers of the caller's; their states are kept by their place.
+        beginning: where the run begins, and the states of its observers.
+        stop: whether a signal has asked the run to end.
+
+    Raises:
+        UserError: the disk is full.
     """
-    first = setup.fabric.is_global_zero
-    journal = Journal(setup.folder.metrics, resumed_at=start) if first else Silent()
-    screen = Screen(console if first else None, setup.settings.train.steps, start)
-    if first:
-        track(journal, setup, screen, start)
-    for text in setup.notes:
-        screen.say(text)
-        journal.write("note", start, text=text)
-    named = observers_of(setup, journal, screen)
-    for name, state in (states or {}).items():
-        if name in named:
-            named[name].restore(state)
-    # A checkpoint holds what the others did in its step, so `Saving` is the last of ours.
-    saving = Saving(setup, named)
-    watchdog = Watchdog(setup.fabric, 60 * setup.settings.train.timeout_minutes)
+    folder, start, first = setup.folder, beginning.step, setup.fabric.is_global_zero
+    with full_disk_explained(folder.path), ExitStack() as stack:
+        journal: Journal = Journal(folder.metrics, folder.tensorboard, start=start) if first else Silent()
+        stack.enter_context(closing(journal))
+        screen = stack.enter_context(closing(Screen(console if first else None, setup.settings.train.steps, start)))
+        tell = Teller(journal, screen)
+        named = observers_of(setup, journal, screen, tell)
+        named |= {f"other {place}": other for place, other in enumerate(others)}
+        named["journal"] = journal  # last: a guard that gives its state may have something to write
+        for name, state in beginning.observers.items():
+            if name in named:
+                named[name].restore(state)
+        if first:
+            track(journal, setup, screen, start)
+        for text in setup.notes:
+            screen.say(text)
+            if start == 0:  # else the journal has them already
+                journal.write("note", start, text=text)
+        for text in beginning.warnings:
+            tell.warn(start, text)
+        saving = Saving(setup, named, stop, tell.warn)
+        watchdog = stack.enter_context(Watchdog(setup.fabric, 60 * setup.settings.train.timeout_minutes))
+        try:
+            yield [watchdog, *(each for each in (*named.values(), saving) if first or each.everywhere)]
+        except Fault as fault:
+            journal.write("warning", fault.step, text=str(fault))
+            saving.save(fault.completed)
+            raise
+        except Interrupted as stopped:
+            screen.say(f"{stopped.signal.name}: stopped after step {stopped.step}. {how_to_resume(folder.path)}")
+            raise
+
+
+class Teller:
+    """Says something on the screen and in the journal."""
+
+    def __init__(self, journal: Journal, screen: Screen) -> None:
+        self._journal, self._screen = journal, screen
+
+    def warn(self, step: int, text: str) -> None:
+        """Something may be wrong."""
+        self._say("warning", step, text)
+
+    def note(self, step: int, text: str) -> None:
+        """Something is worth knowing."""
+        self._say("note", step, text)
+
+    def _say(self, kind: str, step: int, text: str) -> None:
+        self._screen.say(f"{kind}: {text}")
+        self._journal.write(kind, step, text=text)
+
+
+@contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """A full disk is the user's to mend: what is in the last checkpoint can be resumed."""
     try:
-        with watchdog:
-            yield [watchdog, *(each for each in (*named.values(), saving, *others) if first or each.everywhere)]
-    except Fault as fault:
-        journal.write("warning", fault.step, text=str(fault))
-        saving.save(fault.completed)
-        raise
-    finally:
-        screen.close()
-        journal.close()
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"The run stopped, as {folder} cannot be written any more: {error}. Make room. {how_to_resume(folder)}"
+        ) from error
 
 
-def observers_of(setup: Setup, journal: Journal, screen: Screen) -> dict[str, Observer]:
+def how_to_resume(folder: Path) -> str:
+    """The command."""
+    return f"Continue with: ssrseg train --resume --out {shlex.quote(str(folder))}"
+
+
+def observers_of(setup: Setup, journal: Journal, screen: Screen, tell: Teller) -> dict[str, Observer]:
     """The package's own observers by name; their states lie in a checkpoint under these names."""
     config, space, pictures = setup.settings.train, setup.space, setup.folder.pictures
-
-    def tell(kind: str, step: int, text: str) -> None:
-        journal.write(kind, step, text=text)
-        screen.say(f"{kind}: {text}")
-
-    warn, note = partial(tell, "warning"), partial(tell, "note")
 
     named: dict[str, Observer] = {
         "losses": Losses(journal, screen, config.log_every),
         "snapshots": Snapshots(pictures, space.colors, config.pictures_every),
-        "waiting": Waiting(setup, journal, warn, note),
-        "divergence": Divergence(setup, journal, warn),
-        "collapse": (collapse := ClassCollapse(setup, journal, warn)),
+        "waiting": Waiting(setup, journal, tell.warn, tell.note),
+        "divergence": Divergence(setup, journal, tell.warn),
+        "collapse": (collapse := ClassCollapse(setup, journal, tell.warn)),
     }
     if setup.settings.val is not None:
         samples = eval_samples(setup.settings.val, setup.settings)
@@ -99,5 +139,5 @@ def observers_of(setup: Setup, journal: Journal, screen: Screen) -> dict[str, Ob
     if target is not None and selection is not None:  # after the scoring, whose result it notes beside its choices
         infer = build_inference(setup.settings.inference)
         named["selection"] = Selection(setup, target, selection, infer, journal, screen)
-    named["guard"] = Guard(setup, warn)  # the others have seen the step that it may stop at
+    named["guard"] = Guard(setup, tell.warn)  # the others have seen the step that it may stop at
     return named

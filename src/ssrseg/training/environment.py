@@ -1,0 +1,94 @@
+"""What a reader needs to judge or repeat the numbers of a run, and what of it has changed since it began."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssrseg.config import Settings
+from ssrseg.data import find_images, find_pairs
+from ssrseg.data.storage import size_of
+
+LIBRARIES = (
+    "ssrseg",
+    "torch",
+    "torchvision",
+    "timm",
+    "lightning-fabric",
+    "torchmetrics",
+    "numpy",
+    "pydantic",
+    "pillow",
+)
+
+
+def environment(settings: Settings) -> dict[str, Any]:
+    """Versions, machine, state of the checkout, fingerprint of the data, command."""
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return versions | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+        "git": git_state(),
+        "data": data_fingerprint(settings),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def git_state() -> dict[str, str]:
+    """Of the working directory: `commit`, and the checksum of the `diff` to it (empty without); nothing outside one."""
+    try:
+        commit = _git("rev-parse", "HEAD").decode().strip()
+        diff = _git("diff", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": commit, "diff": hashlib.sha256(diff).hexdigest()[:16] if diff else ""}
+
+
+def _git(*words: str) -> bytes:
+    return subprocess.run(["git", *words], capture_output=True, timeout=10, check=True).stdout
+
+
+def data_fingerprint(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Of source, target and val: how many `files`, and a checksum of their names and sizes (not of their content)."""
+    prints = {"source": _fingerprint(settings.source.root, _labelled(settings.source))}
+    if settings.target is not None:
+        prints["target"] = _fingerprint(settings.target.root, find_images(settings.target))
+    if settings.val is not None:
+        prints["val"] = _fingerprint(settings.val.root, _labelled(settings.val))
+    return prints
+
+
+def _labelled(data: Any) -> list[Path]:
+    return [path for pair in find_pairs(data) for path in (pair.image, pair.label)]
+
+
+def _fingerprint(root: Path, files: Iterable[Path]) -> dict[str, Any]:
+    lines = [f"{path.relative_to(root).as_posix()}\0{size_of(path)}\n" for path in files]
+    return {"files": len(lines), "names_and_sizes": hashlib.sha256("".join(lines).encode()).hexdigest()[:16]}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+    """What of two environments keeps a resumed run from being the same, as sentences; what is unknown is not said."""
+    said = [
+        f"{name} was {before[name]} when the run began and is {now[name]}: the rest may differ in the last bits"
+        for name in (*LIBRARIES, "python", "device", "threads")
+        if name in before and before[name] != now[name]
+    ]
+    known = before.get("data", {})
+    said += [
+        f"the files of {name} have changed since the run began: {known[name]['files']} then, {found['files']} now"
+        for name, found in now["data"].items()
+        if name in known and known[name] != found
+    ]
+    return tuple(said)
