@@ -211,7 +211,11 @@ def distort(images: Tensor, chosen: Tensor, strengths: Tensor) -> Tensor:
         (adjust_contrast, 1 + strengths[1], contrast & ~early),
     )
     for adjust, factor, wanted in steps:
-        if True in wanted.tolist():
-            adjusted = adjust(images, factor.to(images)[:, None, None])
-            images = torch.where(wanted.to(images.device)[:, None, None, None], adjusted, images)
+        wishes = wanted.tolist()
+        if True not in wishes:
+            continue
+        adjusted = adjust(images, factor.to(images)[:, None, None])
+        if False in wishes:
+            adjusted = torch.where(wanted.to(images.device)[:, None, None, None], adjusted, images)
+        images = adjusted
     return images

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import cv2
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ssrseg.data.labels import IGNORE
 
+Box = tuple[slice, slice]
+"""Rows and columns."""
 CHECKS = 10
 """Crops that are looked at before one is taken unseen (DAFormer code)."""
 
@@ -24,7 +30,7 @@ def rescale_size(width: int, height: int, bound: tuple[int, int]) -> tuple[int, 
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """RGB bytes (3, H, W) -> (3, height, width), bilinear without antialiasing, as the references' OpenCV.
+    """RGB bytes (3, H, W) -> (3, height, width), bilinear without antialiasing: the references' OpenCV.
 
     Args:
         image: uint8.
@@ -33,7 +39,30 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     width, height = size
     if image.shape[-2:] == (height, width):
         return image
-    return F.interpolate(image[None], (height, width), mode="bilinear", align_corners=False)[0]
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    return (
+        torch.from_numpy(resize_crop(pixels, size, (slice(0, height), slice(0, width)))).permute(2, 0, 1).contiguous()
+    )
+
+
+def resize_crop(pixels: npt.NDArray[np.uint8], size: tuple[int, int], box: Box) -> npt.NDArray[np.uint8]:
+    """`resize_image(...)[box]`, bit for bit, of pixels (H, W, 3); what lies right of the box or below is not computed.
+
+    Left of it and above it is: only from the corner on do all weights stay those of the whole image.
+
+    Args:
+        pixels: uint8.
+        size: (width, height) of the whole image after resizing.
+        box: in the resized image.
+    """
+    rows, columns = box
+    (height, width), (new_width, new_height) = pixels.shape[:2], size
+    if (new_width, new_height) == (width, height):
+        return pixels[rows, columns]
+    fx, fy = new_width / width, new_height / height
+    below, right = math.ceil(rows.stop / fy) + 2, math.ceil(columns.stop / fx) + 2
+    part = cv2.resize(pixels[:below, :right], None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(part[rows, columns], np.uint8)
 
 
 def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -41,12 +70,7 @@ def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     width, height = size
     if labels.shape == (height, width):
         return labels
-    return labels[_nearest(labels.shape[0], height)][:, _nearest(labels.shape[1], width)]
-
-
-def _nearest(old: int, new: int) -> Tensor:
-    """Source index of every target index, rounded as OpenCV rounds: float32 lands on the neighbour now and then."""
-    return (torch.arange(new, dtype=torch.float64) * (1 / (new / old))).long().clamp_(max=old - 1)
+    return torch.from_numpy(cv2.resize(labels.numpy(), size, interpolation=cv2.INTER_NEAREST))
 
 
 def pad(image: Tensor, size: tuple[int, int], value: int) -> Tensor:
@@ -54,9 +78,6 @@ def pad(image: Tensor, size: tuple[int, int], value: int) -> Tensor:
     height, width = image.shape[-2:]
     below, right = max(0, size[0] - height), max(0, size[1] - width)
     return F.pad(image, (0, right, 0, below), value=value) if below or right else image
-
-
-Box = tuple[slice, slice]
 
 
 def random_box(height: int, width: int, crop: tuple[int, int], generator: Generator) -> Box:
