@@ -20,13 +20,12 @@ from ssrseg.data.folds import FOLDS
 from ssrseg.data.labels import SPACES, lookup_table, map_ids, space_of
 from ssrseg.data.loaders import eval_samples
 from ssrseg.data.sampling import (
-    ClassStatistics,
     RareClassSampler,
     Shuffled,
-    class_statistics,
     rare_class_probabilities,
     scaled_min_pixels,
 )
+from ssrseg.data.statistics import ClassStatistics, class_statistics
 from ssrseg.data.transforms import is_varied, rescale_size, resize_image, resize_labels, retry
 from ssrseg.errors import UserError
 

@@ -13,13 +13,12 @@ from ssrseg.data.labels import lookup_table
 from ssrseg.data.sampling import (
     SOURCE,
     TARGET,
-    ClassStatistics,
     RareClassSampler,
     Shuffled,
-    class_statistics,
     generator_of,
     rare_class_probabilities,
 )
+from ssrseg.data.statistics import ClassStatistics, class_statistics
 from ssrseg.errors import UserError
 
 TABLE = LabelCode(lookup_table({i: i for i in range(4)}))

@@ -6,9 +6,8 @@ import contextlib
 import multiprocessing
 import signal
 import threading
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -36,7 +35,7 @@ class Raw:
     names: tuple[str, ...]
     """Image files, source then target, for messages."""
     notes: tuple[str, ...] = ()
-    """What the user should know of its making, once per image that it befell."""
+    """What the user should know of its making, once for every time that it happened."""
 
     def pin_memory(self) -> Raw:
         """The same batch in page-locked memory."""
@@ -118,8 +117,8 @@ def collate(samples: list[Sample] | UserError) -> Raw | UserError:
 class Batches(Iterator[Raw]):
     """The batches of some steps, in order.
 
-    A worker that is killed, for example because memory ran out, is noted and all are started anew at the batch that
-    was due: a batch is a function of its step, so nothing is lost or seen twice.
+    When a worker is killed, for example because memory ran out, all are started anew at the batch that was due, which
+    has a note of it: a batch is a function of its step, so nothing is lost or seen twice.
     """
 
     def __init__(self, draws: Draws, numbers: DrawNumbers, *, workers: int, start_method: str | None = None) -> None:
@@ -127,8 +126,7 @@ class Batches(Iterator[Raw]):
         self._step, self._restarts = numbers.steps.start, 0
         self._processes: set[Any] = set()
         self._iterator: Iterator[Raw | UserError] | None = None
-        self.notes: Counter[str] = Counter()
-        """What the user should know, and how often it happened."""
+        self._notes: list[str] = []
 
     def __next__(self) -> Raw:
         """The batch of the next step; raises `UserError` when a file is at fault, or workers keep dying."""
@@ -145,8 +143,8 @@ class Batches(Iterator[Raw]):
         if isinstance(raw, UserError):
             raise raw
         self._step += 1
-        self.notes.update(raw.notes)
-        return raw
+        notes, self._notes = self._notes, []
+        return replace(raw, notes=(*notes, *raw.notes)) if notes else raw
 
     def _start(self) -> Iterator[Raw | UserError]:
         numbers = self._numbers
@@ -180,7 +178,7 @@ class Batches(Iterator[Raw]):
                 f"({how}): most often memory runs out. Set loader.workers lower (now {self._workers}; 0 loads in the "
                 "training process and shows what happens), loader.batch or loader.crop smaller."
             ) from error
-        self.notes[f"a data loader worker died ({how}); all were started again at the batch that was due"] += 1
+        self._notes.append(f"a data loader worker died ({how}): all were started again at the batch that was due")
 
 
 def _prepare_worker(index: int) -> None:

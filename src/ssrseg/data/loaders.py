@@ -10,9 +10,10 @@ from ssrseg.data.batches import Batches, DrawNumbers, Draws
 from ssrseg.data.cache import ImageCache
 from ssrseg.data.codes import code_for, resolve_space
 from ssrseg.data.datasets import LabelledImages, SourceImages, TargetImages
-from ssrseg.data.sampling import SOURCE, TARGET, RareClassSampler, Shuffled, class_statistics
+from ssrseg.data.sampling import SOURCE, TARGET, RareClassSampler, Shuffled
 from ssrseg.data.scaled import ScaledFiles
 from ssrseg.data.specs import find_images, find_pairs
+from ssrseg.data.statistics import class_statistics
 
 
 def eval_samples(data: DataConfig, settings: Settings) -> LabelledImages:

@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ssrseg.data import png
+from ssrseg.data.png import Pixels
 from ssrseg.data.storage import read_bytes
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
 
 BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for files that are no image, or half of one."""
-Pixels = npt.NDArray[np.uint8]
-"""RGB (H, W, 3)."""
 ORIENTATION = 0x0112
 """The EXIF tag that turns an image; 1 leaves it."""
-TURNING = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")
-"""What a PNG holds that may turn its image."""
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """An image out of its file."""
+class Opened:
+    """An image file of which rows can be asked for."""
 
-    pixels: Pixels
-    """Smaller than `size` where it was scaled while decoding."""
     size: tuple[int, int]
     """(width, height) that the file has."""
+    grid: tuple[int, int]
+    """(width, height) of its pixels: smaller than `size` when it is scaled while it is decoded."""
+    first_rows: Callable[[int], Pixels]
+    """How many -> the first rows of the grid, so many at least; raises `UserError` when the file is broken."""
 
 
 def read_image(path: Path) -> Tensor:
@@ -43,11 +43,12 @@ def read_image(path: Path) -> Tensor:
     Raises:
         UserError: the file is missing, truncated or no image.
     """
-    return to_tensor(decode(path).pixels)
+    image = open_image(path)
+    return to_tensor(image.first_rows(image.grid[1]))
 
 
-def decode(path: Path, bound: tuple[int, int] | None = None) -> Decoded:
-    """An image as RGB bytes; see `read_image`.
+def open_image(path: Path, bound: tuple[int, int] | None = None) -> Opened:
+    """An image as RGB bytes, decoded if need be as far as it is asked for; see `read_image`.
 
     Args:
         path: the file.
@@ -57,13 +58,15 @@ def decode(path: Path, bound: tuple[int, int] | None = None) -> Decoded:
     encoded = read_bytes(path)
     try:
         with Image.open(io.BytesIO(encoded)) as file:
+            if file.format == "PNG" and png.is_plain(encoded):
+                return Opened(file.size, file.size, lambda rows: _plain_rows(encoded, rows, path))
             size = _scale_while_decoding(file, bound) if bound is not None and file.format == "JPEG" else None
-            pixels = _decode_plain(encoded) if size is None and _is_plain(file, encoded) else None
+            pixels = _decode_jpeg(encoded) if size is None and _is_plain_jpeg(file, encoded) else None
             pixels = _decode(file, path) if pixels is None else pixels
     except BROKEN as error:
         raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
-    height, width = pixels.shape[:2]
-    return Decoded(pixels, size or (width, height))
+    grid = pixels.shape[1], pixels.shape[0]
+    return Opened(size or grid, grid, lambda rows: pixels)
 
 
 def to_tensor(pixels: Pixels) -> Tensor:
@@ -87,21 +90,26 @@ def _decode(file: Image.Image, path: Path) -> Pixels:
     return np.array(image.convert("RGB"))
 
 
-def _is_plain(file: Image.Image, encoded: bytes) -> bool:
-    """Whether OpenCV decodes the file to the same bytes as Pillow, and faster: whole, 8-bit RGB, upright."""
-    if file.mode != "RGB":
-        return False
-    if file.format == "JPEG":  # of half a JPEG, OpenCV would make the rest up
-        return encoded.endswith(b"\xff\xd9") and file.getexif().get(ORIENTATION, 1) == 1
-    if file.format == "PNG":  # libpng complains about colour profiles, once per image
-        return encoded[24] == 8 and "icc_profile" not in file.info and not any(mark in encoded for mark in TURNING)
-    return False
+def _plain_rows(encoded: bytes, rows: int, path: Path) -> Pixels:
+    pixels = png.decode_rows(encoded, rows)
+    if pixels is not None:
+        return pixels
+    try:
+        with Image.open(io.BytesIO(encoded)) as file:
+            return _decode(file, path)  # which says what is wrong
+    except BROKEN as error:
+        raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
 
 
-def _decode_plain(encoded: bytes) -> Pixels | None:
-    """Pixels, or nothing for a broken file: Pillow then says what is wrong."""
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return None if image is None else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+def _is_plain_jpeg(file: Image.Image, encoded: bytes) -> bool:
+    """Whether OpenCV decodes the file to the same bytes as Pillow, and faster; half a file it would make up."""
+    upright = file.mode == "RGB" and file.getexif().get(ORIENTATION, 1) == 1
+    return file.format == "JPEG" and upright and encoded.endswith(b"\xff\xd9")
+
+
+def _decode_jpeg(encoded: bytes) -> Pixels | None:
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if image is None else np.asarray(image, np.uint8)
 
 
 def _scale_while_decoding(file: Image.Image, bound: tuple[int, int]) -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssrseg.data.cache import ImageCache, Planes, key_of
 from ssrseg.data.label_files import LabelCode, read_labels
-from ssrseg.data.reading import Pixels, decode, to_tensor
+from ssrseg.data.reading import Opened, open_image, to_tensor
 from ssrseg.data.specs import Pair
 from ssrseg.data.storage import stamp
 from ssrseg.data.transforms import Box, rescale_size, resize_crop, resize_labels
@@ -34,14 +34,14 @@ class Scaled(Protocol):
 
 @dataclass(frozen=True)
 class Fresh:
-    """An image as it was decoded: scaled only as far as a crop needs it."""
+    """An image out of its file: decoded and scaled only as far as a crop needs it."""
 
-    pixels: Pixels
+    file: Opened
     size: tuple[int, int]
 
     def crop(self, box: Box) -> Tensor:
-        """See `Scaled`."""
-        return to_tensor(resize_crop(self.pixels, self.size, box))
+        """See `Scaled`; raises `UserError` when the file is broken."""
+        return to_tensor(resize_crop(self.file.first_rows, self.file.grid, self.size, box))
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class ScaledFiles:
     def image(self, path: Path) -> Scaled:
         """An image; raises `UserError` for what is none."""
         if self.cache is None:
-            return self._fresh(path)[0]
-        return Kept(self.cache.planes(self._key(path), lambda: whole(self._fresh(path)[0]).numpy()))
+            return self._fresh(path)
+        return Kept(self.cache.planes(self._key(path), lambda: whole(self._fresh(path)).numpy()))
 
     def pair(self, pair: Pair, code: LabelCode) -> tuple[Scaled, Tensor]:
         """An image and its class ids (H, W) uint8; raises `UserError` when their sizes differ."""
@@ -105,18 +105,16 @@ class ScaledFiles:
         return key_of(path, stamp(path), self.bound, self.scale_jpeg)
 
     def _fresh_pair(self, pair: Pair, code: LabelCode) -> tuple[Fresh, Tensor]:
-        image, (width, height) = self._fresh(pair.image)
-        labels = read_labels(pair.label, code)
+        image, labels = self._fresh(pair.image), read_labels(pair.label, code)
+        width, height = image.file.size
         if labels.shape != (height, width):
             found = f"{labels.shape[1]}x{labels.shape[0]}"
             raise UserError(f"{pair.image} is {width}x{height}, its label {pair.label} is {found}.")
         return image, resize_labels(labels, image.size)
 
-    def _fresh(self, path: Path) -> tuple[Fresh, tuple[int, int]]:
-        """The image, and the (width, height) of its file."""
-        decoded = decode(path, self.bound if self.scale_jpeg else None)
-        size = rescale_size(*decoded.size, self.bound) if self.bound else decoded.size
-        return Fresh(decoded.pixels, size), decoded.size
+    def _fresh(self, path: Path) -> Fresh:
+        file = open_image(path, self.bound if self.scale_jpeg else None)
+        return Fresh(file, rescale_size(*file.size, self.bound) if self.bound else file.size)
 
 
 def whole(image: Scaled) -> Tensor:

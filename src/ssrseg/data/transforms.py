@@ -40,27 +40,34 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     if image.shape[-2:] == (height, width):
         return image
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    return (
-        torch.from_numpy(resize_crop(pixels, size, (slice(0, height), slice(0, width)))).permute(2, 0, 1).contiguous()
-    )
+    resized = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
 
 
-def resize_crop(pixels: npt.NDArray[np.uint8], size: tuple[int, int], box: Box) -> npt.NDArray[np.uint8]:
-    """`resize_image(...)[box]`, bit for bit, of pixels (H, W, 3); what lies right of the box or below is not computed.
+def rows_needed(old: int, new: int, last: int) -> int:
+    """How many of `old` rows the first `last` of `new` resized ones are made of, at most."""
+    return last if old == new else min(old, math.ceil(last * old / new) + 2)
 
-    Left of it and above it is: only from the corner on do all weights stay those of the whole image.
+
+def resize_crop(
+    first_rows: Callable[[int], npt.NDArray[np.uint8]], grid: tuple[int, int], size: tuple[int, int], box: Box
+) -> npt.NDArray[np.uint8]:
+    """A box (h, w, 3) of a resized image, bit for bit; what lies below or right of it is neither decoded nor computed.
+
+    What lies above and left is: only from the corner on do all weights stay those of the whole image.
 
     Args:
-        pixels: uint8.
+        first_rows: how many -> the first rows of the image, so many at least, uint8.
+        grid: (width, height) of the image.
         size: (width, height) of the whole image after resizing.
         box: in the resized image.
     """
     rows, columns = box
-    (height, width), (new_width, new_height) = pixels.shape[:2], size
-    if (new_width, new_height) == (width, height):
+    pixels = first_rows(rows_needed(grid[1], size[1], rows.stop))
+    if size == grid:
         return pixels[rows, columns]
-    fx, fy = new_width / width, new_height / height
-    below, right = math.ceil(rows.stop / fy) + 2, math.ceil(columns.stop / fx) + 2
+    below, right = (rows_needed(grid[i], size[i], box[1 - i].stop) for i in (1, 0))
+    fx, fy = size[0] / grid[0], size[1] / grid[1]
     part = cv2.resize(pixels[:below, :right], None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)
     return np.asarray(part[rows, columns], np.uint8)
 
