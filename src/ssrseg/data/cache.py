@@ -38,7 +38,7 @@ class ImageCache:
             kept: Planes = np.load(path, mmap_mode="r", allow_pickle=False)
             if kept.ndim == 3 and kept.dtype == np.uint8:
                 return kept
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             pass
         planes = make()
         if self.problem is None:
