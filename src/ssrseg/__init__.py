@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ssrseg.config import Settings, resolve
     from ssrseg.config import preset_summaries as presets
     from ssrseg.data.data_report import report_data as check_data
+    from ssrseg.data.packing import pack
     from ssrseg.errors import UserError
     from ssrseg.evaluation import evaluate
     from ssrseg.exporting import export
@@ -32,6 +33,7 @@ _WHERE = {
     "evaluate": "ssrseg.evaluation:evaluate",
     "export": "ssrseg.exporting:export",
     "load": "ssrseg.models:load_segmenter",
+    "pack": "ssrseg.data.packing:pack",
     "predict": "ssrseg.prediction:predict",
     "presets": "ssrseg.config:preset_summaries",
     "report": "ssrseg.reporting:report",
@@ -47,6 +49,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "pack",
     "predict",
     "presets",
     "report",

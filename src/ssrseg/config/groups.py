@@ -50,7 +50,9 @@ class DataConfig(Strict):
     """Images, with labels or without."""
 
     root: UserPath
-    """A folder, unpacked or with the zip archives as they were downloaded; or one zip archive."""
+    """A folder, unpacked or with the zip archives as they were downloaded; one zip archive; or what `pack` wrote."""
+    url: str | None = None
+    """Where what `pack` wrote was copied to, as `s3://bucket/folder`; `root` then keeps what was fetched of it."""
     spec: str = "folders"
     """A layout in `ssrseg.data.SPECS`; `folders` is any pair of globs."""
     split: str | None = None

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ssrseg.data.label_files import LabelCode, read_labels
 from ssrseg.data.specs import Pair
-from ssrseg.data.storage import stamp
+from ssrseg.data.storage import stamp, values_of
 from ssrseg.files import write_json
 
 
@@ -74,6 +74,8 @@ def _one_at_a_time(place: Path) -> Iterator[None]:
 
 def _count(pairs: Sequence[Pair], code: LabelCode, num_classes: int, workers: int) -> Tensor:
     def count(pair: Pair) -> Tensor:
+        if (values := values_of(pair.label)) is not None:
+            return torch.zeros(256, dtype=torch.int64).index_add(0, code.table.long(), values)[:num_classes]
         return torch.bincount(read_labels(pair.label, code).flatten(), minlength=256)[:num_classes]
 
     with ThreadPoolExecutor(workers) as pool:
