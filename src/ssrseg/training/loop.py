@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,12 @@ class Observer:
 
     def saw(self, step: int, view: View) -> None:
         """A view was made in the step that follows `step` completed ones."""
+
+    def computed(self, step: int, raws: Sequence[Raw], losses: Sequence[Mapping[str, Tensor]]) -> None:
+        """The gradients of step number `step`, from 1, are there; the optimiser has not used them yet.
+
+        `losses` are those of each of the step's batches `raws`, in this process.
+        """
 
     def stepped(self, moment: Moment) -> None:
         """A step was completed."""
@@ -89,6 +95,8 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         makers = [shown(make, observers, step) for make in method.makers]
         losses = adapt(learner, label, makers, to_batch(raw, fabric.device), fabric.backward)
+        for observer in observers:
+            observer.computed(step + 1, [raw], [losses])
         wrapped.step()
         rate = optimizer.param_groups[0]["lr"]
         moment = Moment(step + 1, losses, rate, len(raw.source) * fabric.world_size)

@@ -12,6 +12,7 @@ from ssrseg.data import eval_samples
 from ssrseg.inference import build_inference
 from ssrseg.training.console import Screen
 from ssrseg.training.journal import Journal, Losses
+from ssrseg.training.loading import LoaderNotes
 from ssrseg.training.loop import Observer
 from ssrseg.training.scoring import Saving, Scoring
 from ssrseg.training.setup import Setup
@@ -62,6 +63,7 @@ def observers_of(setup: Setup, journal: Journal, screen: Screen) -> dict[str, Ob
     config, space, pictures = setup.settings.train, setup.space, setup.folder.pictures
     named: dict[str, Observer] = {
         "losses": Losses(journal, screen, config.log_every),
+        "loader": LoaderNotes(journal, screen),
         "snapshots": Snapshots(pictures, space.colors, config.pictures_every),
     }
     if setup.settings.val is not None:
