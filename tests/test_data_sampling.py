@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
+import os
+import time
+
 import pytest
 import torch
 from torch import Generator
@@ -9,17 +14,17 @@ from torch import Generator
 from factories import write_pairs
 from ssrseg.config import DataConfig, RareClassConfig
 from ssrseg.data import LabelCode, find_pairs
+from ssrseg.data.batches import DrawNumbers
 from ssrseg.data.labels import lookup_table
 from ssrseg.data.sampling import (
     SOURCE,
     TARGET,
-    ClassStatistics,
     RareClassSampler,
     Shuffled,
-    class_statistics,
     generator_of,
     rare_class_probabilities,
 )
+from ssrseg.data.statistics import ClassStatistics, class_statistics
 from ssrseg.errors import UserError
 
 TABLE = LabelCode(lookup_table({i: i for i in range(4)}))
@@ -92,3 +97,103 @@ def test_a_broken_or_unwritable_cache_does_not_matter(tmp_path, capfd):
     for cache in (tmp_path / "broken.json", tmp_path / "no/such/folder.json"):
         assert torch.equal(class_statistics(pairs, TABLE, 4, cache=cache).pixels, counted)
     assert capfd.readouterr() == ("", "")  # a progress bar only where someone looks
+
+
+GTA5_LIKE = torch.tensor([36, 8, 18, 2, 0.7, 1.1, 0.15, 0.1, 7, 2.3, 16, 0.4, 0.03, 4, 1.3, 0.4, 0.07, 0.04, 0.005])
+"""Shares of the 19 classes, in percent, about as in GTA5."""
+
+
+def gta5_like_sampler():
+    present = torch.rand(300, 19, generator=Generator().manual_seed(0)) < (GTA5_LIKE / GTA5_LIKE.max()).sqrt()
+    return sampler((present * GTA5_LIKE * 20_000).long().tolist())
+
+
+def drawn_by(draws, numbers, seed=0):
+    return [draws(n, generator_of(seed, SOURCE, n)) for n in numbers]
+
+
+def test_twenty_thousand_draws_have_the_frequencies_of_the_formula():
+    """The share of each class is within 0.02 of P(c), and within four standard errors."""
+    draws = gta5_like_sampler()
+    classes = torch.tensor([draw.rare for draw in drawn_by(draws, range(20_000))])
+    measured = classes.bincount(minlength=19)[draws.classes] / 20_000
+    assert (measured - draws.probabilities).abs().max() < 0.02
+    error = (draws.probabilities * (1 - draws.probabilities) / 20_000).sqrt()
+    assert ((measured - draws.probabilities).abs() < 4 * error + 1e-4).all()
+
+
+def test_files_of_a_class_are_drawn_alike():
+    draws = gta5_like_sampler()
+    drawn = [draw for draw in drawn_by(draws, range(20_000)) if draw.rare == int(draws.classes[0])]
+    files = draws.files_of(int(draws.classes[0]))
+    counts = torch.tensor([draw.file for draw in drawn]).bincount(minlength=300)[files].float()
+    assert counts.sum() == len(drawn)
+    assert (counts - counts.mean()).abs().max() < 5 * counts.mean().sqrt()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_every_process_draws_other_numbers_and_other_images(world):
+    draws, steps, batch = gta5_like_sampler(), 40, 2
+    numbers = [[n for step in DrawNumbers(range(steps), batch, rank, world) for n in step] for rank in range(world)]
+    assert sorted(n for rank in numbers for n in rank) == list(range(steps * batch * world))
+    drawn = [[(draw.rare, draw.file) for draw in drawn_by(draws, rank)] for rank in numbers]
+    for one, other in itertools.combinations(drawn, 2):
+        alike = sum(a == b for a, b in zip(one, other, strict=True))
+        assert alike < 0.1 * len(one)
+
+
+def test_a_resumed_run_draws_on_where_it_stopped():
+    draws = gta5_like_sampler()
+    whole = drawn_by(draws, [n for step in DrawNumbers(range(30), 2, 1, 3) for n in step])
+    stopped = drawn_by(draws, [n for step in DrawNumbers(range(17), 2, 1, 3) for n in step])
+    resumed = drawn_by(draws, [n for step in DrawNumbers(range(17, 30), 2, 1, 3) for n in step])
+    assert stopped + resumed == whole
+
+
+def counting(pairs, folder, calls):
+    """`class_statistics` in a process of its own; gives how many files it counted."""
+    import ssrseg.data.statistics as module
+
+    read, seen = module.read_labels, []
+
+    def slow(path, code):
+        seen.append(path)
+        time.sleep(0.05)
+        return read(path, code)
+
+    module.read_labels = slow
+    class_statistics(pairs, TABLE, 4, cache=folder / f"{os.getpid()}.json", workers=1)
+    calls.put(len(seen))
+
+
+def test_of_several_processes_one_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    pairs = find_pairs(DataConfig(root=write_pairs(tmp_path / "data")))
+    context = multiprocessing.get_context("fork")
+    calls = context.Queue()
+    processes = [context.Process(target=counting, args=(pairs, tmp_path, calls)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert sorted(calls.get(timeout=60) for _ in processes) == [0, 0, 4]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+
+
+def test_another_run_over_the_same_data_does_not_count_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    pairs = find_pairs(DataConfig(root=write_pairs(tmp_path / "data")))
+    first = class_statistics(pairs, TABLE, 4, cache=tmp_path / "first.json").pixels
+    monkeypatch.setattr("ssrseg.data.statistics.read_labels", None)
+    assert torch.equal(class_statistics(pairs, TABLE, 4, cache=tmp_path / "second.json").pixels, first)
+    assert (tmp_path / "second.json").read_text() == (tmp_path / "first.json").read_text()
+    assert torch.equal(class_statistics(pairs, TABLE, 4).pixels, first)
+
+
+def test_without_a_users_cache_folder_the_run_still_counts(tmp_path, monkeypatch):
+    (tmp_path / "user").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    pairs = find_pairs(DataConfig(root=write_pairs(tmp_path / "data")))
+    counted = class_statistics(pairs, TABLE, 4, cache=tmp_path / "mine.json").pixels
+    assert torch.equal(counted, class_statistics(pairs, TABLE, 4).pixels)
+    assert (tmp_path / "mine.json").exists()

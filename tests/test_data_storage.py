@@ -17,7 +17,7 @@ from ssrseg.config import DataConfig, resolve
 from ssrseg.data import check_data, find_images, find_pairs, read_image, train_batches
 from ssrseg.data.codes import code_for
 from ssrseg.data.headers import read_header
-from ssrseg.data.sampling import class_statistics
+from ssrseg.data.statistics import class_statistics
 from ssrseg.data.storage import list_files, list_members, open_file, read_bytes, stamp
 from ssrseg.errors import UserError
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ssrseg.config import Settings, resolve
     from ssrseg.config import preset_summaries as presets
     from ssrseg.data.data_report import report_data as check_data
+    from ssrseg.data.packing import pack
     from ssrseg.errors import UserError
     from ssrseg.evaluation import evaluate
     from ssrseg.exporting import export
@@ -34,6 +35,7 @@ _WHERE = {
     "export": "ssrseg.exporting:export",
     "load": "ssrseg.models:load",
     "model_card": "ssrseg.reporting:model_card",
+    "pack": "ssrseg.data.packing:pack",
     "plan": "ssrseg.planning:plan",
     "predict": "ssrseg.prediction:predict",
     "presets": "ssrseg.config:preset_summaries",
@@ -52,6 +54,7 @@ __all__ = [
     "export",
     "load",
     "model_card",
+    "pack",
     "plan",
     "predict",
     "presets",

@@ -181,6 +181,23 @@ def predict(
 
 
 @app.command()
+def pack(
+    data: Annotated[Path, typer.Argument(help="folder with images, and labels")],
+    out: Annotated[Path, typer.Argument(help="a new folder")],
+    words: Annotated[
+        list[str] | None, typer.Argument(help="settings of the data as key=value, e.g. spec=gta5 'resize=[1280, 720]'")
+    ] = None,
+    images_only: Annotated[bool, typer.Option("--images-only", help="no labels, as for a target")] = False,
+) -> None:
+    """Pack a data set into a few large files, for clusters and object storage; needs the extra `litdata`."""
+    from ssrseg.data.packing import pack as write
+
+    tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
+    group = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
+    typer.echo(f"{write(group, out, images_only=images_only)} images packed: {out}")
+
+
+@app.command()
 def export(
     model: Path,
     out: Annotated[Path, typer.Argument(help="the .onnx file")],

@@ -63,7 +63,7 @@ def strong_augmentation(case, same):
     names = ("brightness", "contrast", "saturation", "hue")
     for k in range(len(params["seeds"])):
         factors = torch.stack([case.array(f"jitter_{k}/{name}_factor", torch.float32) for name in names])
-        jittered = color_jitter(images, factors, case.arrays[f"jitter_{k}/order"].tolist())
+        jittered = color_jitter(images, factors, [case.arrays[f"jitter_{k}/order"].tolist()] * len(images))
         same(f"jitter_{k}", (jittered - mean) / std, case.arrays[f"jitter_{k}"])
         blurred = gaussian_blur(images, [case.arrays[f"blur_{k}/sigma"].item()] * len(images))
         same(f"blur_{k}", (blurred - mean) / std, case.arrays[f"blur_{k}"])

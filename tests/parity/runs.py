@@ -14,8 +14,9 @@ from ssrseg.adapt import Learner
 from ssrseg.config import OptimConfig, RareClassConfig
 from ssrseg.data import SPECS
 from ssrseg.data.labels import IGNORE, lookup_table, map_ids
-from ssrseg.data.sampling import ClassStatistics, RareClassSampler, rare_class_probabilities
+from ssrseg.data.sampling import RareClassSampler, rare_class_probabilities
 from ssrseg.data.spaces import CITYSCAPES19
+from ssrseg.data.statistics import ClassStatistics
 from ssrseg.data.transforms import is_varied, pad, rescale_size, resize_image, resize_labels, retry
 from ssrseg.evaluation import evaluate_model
 from ssrseg.models.backbones import IMAGENET_MEAN, IMAGENET_STD

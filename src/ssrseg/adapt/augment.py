@@ -29,18 +29,18 @@ def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
     """S * factor in HSV, in [0, 1]."""
-    hue, saturation, value = rgb_to_hsv(images)
-    return hsv_to_rgb(hue, (saturation * factor).clamp(0, 1), value)
+    return turn_hsv(images, factor, torch.zeros_like(factor))
 
 
 def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
     """Hue turned by `factor` of a full turn."""
+    return turn_hsv(images, torch.ones_like(factor), factor)
+
+
+def turn_hsv(images: Tensor, scale: Tensor, turn: Tensor) -> Tensor:
+    """Saturation times `scale` in [0, 1], hue plus `turn` of a full turn; both (B, 1, 1)."""
     hue, saturation, value = rgb_to_hsv(images)
-    return hsv_to_rgb((hue + factor) % 1, saturation, value)
-
-
-ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-"""In the order by which a jitter's `order` counts them."""
+    return hsv_to_rgb((hue + turn) % 1, (saturation * scale).clamp(0, 1), value)
 
 
 def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,18 +67,53 @@ def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     return torch.stack([channel(5), channel(3), channel(1)], dim=1)
 
 
-def color_jitter(images: Tensor, factors: Tensor, order: Sequence[int]) -> Tensor:
-    """The four adjustments, one after the other.
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+"""As a jitter's `orders` count them."""
+IDLE = (1.0, 1.0, 1.0, 0.0)
+"""Factors that change nothing."""
+
+
+def color_jitter(images: Tensor, factors: Tensor, orders: Sequence[Sequence[int]]) -> Tensor:
+    """The four adjustments, one after the other, each image in its own order.
+
+    The whole batch is worked on at once, with as many operations for eight images as for two: whatever its order, an
+    image sees shifts and scales, a turn through HSV, shifts and scales, another turn, shifts and scales. Where an image
+    has nothing to do it is scaled by 1, shifted by 0 or turned by 0, which changes no bit.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        factors: (4, B): brightness, contrast, saturation, hue.
-        order: permutation of 0..3.
+        factors: (4, B): brightness, contrast, saturation, hue; on the CPU.
+        orders: B permutations of 0..3.
     """
-    factors = factors.to(images)[:, :, None, None]  # (4, B, 1, 1)
-    for i in order:
-        images = ADJUSTMENTS[i](images, factors[i])
+    for doing in zip(*(_rounds(order) for order in orders), strict=True):
+        if BRIGHTNESS in doing:
+            images = adjust_brightness(images, _chosen(factors, doing, BRIGHTNESS, images))
+        if CONTRAST in doing:
+            images = adjust_contrast(images, _chosen(factors, doing, CONTRAST, images))
+        if SATURATION in doing or HUE in doing:
+            scale, turn = (_chosen(factors, doing, kind, images) for kind in (SATURATION, HUE))
+            images = turn_hsv(images, scale, turn)
     return images
+
+
+def _rounds(order: Sequence[int]) -> list[int | None]:
+    """An order spread over eight rounds such that every order turns through HSV in the third and in the sixth."""
+    first, second = (place for place, kind in enumerate(order) if kind in (SATURATION, HUE))
+    stages = order[:first], order[first + 1 : second], order[second + 1 :]
+    before, between, after = ([*stage, *[None] * (2 - len(stage))] for stage in stages)
+    return [*before, order[first], *between, order[second], *after]
+
+
+def _chosen(factors: Tensor, doing: Sequence[int | None], kind: int, images: Tensor) -> Tensor:
+    """The factors (B, 1, 1) of one adjustment; idle for the images that do something else now."""
+    values = [factor if now == kind else IDLE[kind] for factor, now in zip(factors[kind].tolist(), doing, strict=True)]
+    return torch.tensor(values).to(images)[:, None, None]
+
+
+def _slices(images: Tensor) -> list[slice]:
+    """What is worked on at once: a device waits between operations, a CPU when an image does not fit its cache."""
+    size = 1 if images.device.type == "cpu" else len(images)
+    return [slice(start, start + size) for start in range(0, len(images), size)]
 
 
 def gaussian_blur(images: Tensor, sigma: Sequence[float]) -> Tensor:
@@ -138,15 +173,10 @@ class StrongAugment:
         count, rows = ranks.world() * len(images), ranks.rows(len(images))
         factors = (2 * torch.rand(4, count, generator=self.generator) - 1) * self.strength
         factors[:3] += 1
-        if not self.per_image:
-            return color_jitter(images, factors[:, rows], self._order())
-        orders = [self._order() for _ in range(count)]
-        own = zip(images, factors[:, rows].T, orders[rows], strict=True)
-        return torch.cat([color_jitter(image[None], factor[:, None], order) for image, factor, order in own])
-
-    def _order(self) -> list[int]:
-        order: list[int] = torch.randperm(4, generator=self.generator).tolist()
-        return order
+        orders = [torch.randperm(4, generator=self.generator).tolist() for _ in range(count if self.per_image else 1)]
+        orders = orders if self.per_image else orders * count
+        factors, orders = factors[:, rows], orders[rows]
+        return torch.cat([color_jitter(images[s], factors[:, s], orders[s]) for s in _slices(images)])
 
 
 @dataclass(frozen=True)
@@ -154,28 +184,45 @@ class PhotometricDistortion:
     """The loader augmentation of source-only training, per image: brightness, contrast, saturation, hue.
 
     Each with probability 1/2; contrast comes second or last. The references work on 8-bit OpenCV images and round
-    after each step; this works on [0, 1] without rounding.
+    after each step; this works on [0, 1] without rounding, on the whole batch at once.
     """
 
     generator: Generator
 
     def __call__(self, images: Tensor) -> Tensor:
         """Distorted images in [0, 1]."""
-        draws = [self._draw() for _ in range(ranks.world() * len(images))][ranks.rows(len(images))]
-        return torch.cat([self._distort(image[None], *draw) for image, draw in zip(images, draws, strict=True)])
+        count, rows = ranks.world() * len(images), ranks.rows(len(images))
+        drawn = [
+            (torch.rand(5, generator=self.generator), torch.rand(4, generator=self.generator)) for _ in range(count)
+        ]
+        chosen = torch.stack([chances < 0.5 for chances, _ in drawn[rows]], dim=1)  # (5, B)
+        strengths = torch.stack([2 * draws - 1 for _, draws in drawn[rows]], dim=1)  # (4, B)
+        strengths = strengths * torch.tensor([32 / 255, 0.5, 0.5, 0.1])[:, None]
+        return torch.cat([distort(images[s], chosen[:, s], strengths[:, s]) for s in _slices(images)])
 
-    def _draw(self) -> tuple[list[bool], Tensor]:
-        """Which steps are chosen, and by how much each changes the image."""
-        chosen: list[bool] = (torch.rand(5, generator=self.generator) < 0.5).tolist()
-        return chosen, 2 * torch.rand(4, 1, 1, 1, generator=self.generator) - 1
 
-    def _distort(self, image: Tensor, chosen: list[bool], draws: Tensor) -> Tensor:
-        brightness, contrast, saturation, hue = draws.to(image) * torch.tensor([32 / 255, 0.5, 0.5, 0.1]).view(
-            4, 1, 1, 1
-        ).to(image)
-        steps = [(adjust_saturation, 1 + saturation, chosen[2]), (adjust_hue, hue, chosen[3])]
-        steps.insert(0 if chosen[4] else 2, (adjust_contrast, 1 + contrast, chosen[1]))
-        steps.insert(0, (adjust_brightness, 1 + brightness, chosen[0]))
-        for adjust, factor, wanted in steps:
-            image = adjust(image, factor) if wanted else image
-        return image
+def distort(images: Tensor, chosen: Tensor, strengths: Tensor) -> Tensor:
+    """Images (B, 3, H, W), each by what was drawn for it.
+
+    Args:
+        images: in [0, 1].
+        chosen: (5, B) bool: brightness, contrast, saturation, hue, and contrast second rather than last; on the CPU.
+        strengths: (4, B): what the first four add to 1, or turn the hue by; on the CPU.
+    """
+    brightness, contrast, saturation, hue, early = chosen
+    steps = (
+        (adjust_brightness, 1 + strengths[0], brightness),
+        (adjust_contrast, 1 + strengths[1], contrast & early),
+        (adjust_saturation, 1 + strengths[2], saturation),
+        (adjust_hue, strengths[3], hue),
+        (adjust_contrast, 1 + strengths[1], contrast & ~early),
+    )
+    for adjust, factor, wanted in steps:
+        wishes = wanted.tolist()
+        if True not in wishes:
+            continue
+        adjusted = adjust(images, factor.to(images)[:, None, None])
+        if False in wishes:
+            adjusted = torch.where(wanted.to(images.device)[:, None, None, None], adjusted, images)
+        images = adjusted
+    return images

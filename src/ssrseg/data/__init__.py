@@ -1,10 +1,11 @@
 """Folders of images and labels to batches of bytes."""
 
+from ssrseg.data.batches import Batches, Raw
 from ssrseg.data.checks import check_data
 from ssrseg.data.codes import code_for, resolve_space
 from ssrseg.data.datasets import Labelled, LabelledImages
 from ssrseg.data.label_files import LabelCode, read_labels
-from ssrseg.data.loaders import Raw, eval_samples, train_batches
+from ssrseg.data.loaders import eval_samples, train_batches
 from ssrseg.data.reading import read_image
 from ssrseg.data.spaces import SPACES, LabelSpace
 from ssrseg.data.specs import SPECS, Pair, Spec, find_images, find_pairs
@@ -12,6 +13,7 @@ from ssrseg.data.specs import SPECS, Pair, Spec, find_images, find_pairs
 __all__ = [
     "SPACES",
     "SPECS",
+    "Batches",
     "LabelCode",
     "LabelSpace",
     "Labelled",

@@ -15,8 +15,9 @@ from ssrseg.data.codes import code_for
 from ssrseg.data.contact_sheet import COLUMNS, Row, contact_sheet
 from ssrseg.data.data_tables import print_data
 from ssrseg.data.problems import Problem
-from ssrseg.data.sampling import ClassStatistics, save_statistics, scaled_min_pixels
+from ssrseg.data.sampling import scaled_min_pixels
 from ssrseg.data.specs import Pair
+from ssrseg.data.statistics import ClassStatistics, save_statistics
 from ssrseg.data.survey import DataSet, Survey, survey
 from ssrseg.errors import UserError
 from ssrseg.files import write_atomically, write_json

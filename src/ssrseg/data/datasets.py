@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from ssrseg.config import LoaderConfig
 from ssrseg.data.label_files import LabelCode, read_labels
 from ssrseg.data.labels import IGNORE
-from ssrseg.data.reading import read_image
 from ssrseg.data.sampling import Draw, Sampler
+from ssrseg.data.scaled import ScaledFiles, whole
 from ssrseg.data.specs import Pair
 from ssrseg.data.transforms import (
     Box,
@@ -23,10 +23,8 @@ from ssrseg.data.transforms import (
     random_box,
     rescale_size,
     resize_image,
-    resize_labels,
     retry,
 )
-from ssrseg.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,8 @@ class LabelledImages(Dataset[Labelled]):
 
     def __getitem__(self, index: int) -> Labelled:
         pair = self.pairs[index]
-        return Labelled(bounded(read_image(pair.image), self._resize), read_labels(pair.label, self._code), pair.image)
+        image = whole(ScaledFiles(self._resize).image(pair.image))
+        return Labelled(image, read_labels(pair.label, self._code), pair.image)
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class SourceImages:
 
     pairs: list[Pair]
     code: LabelCode
-    resize: tuple[int, int] | None
+    files: ScaledFiles
     loader: LoaderConfig
     sampler: Sampler
 
@@ -66,13 +65,9 @@ class SourceImages:
         """Image (3, h, w) and labels (h, w), uint8, and the image's name."""
         draw = self.sampler(number, generator)
         pair = self.pairs[draw.file]
-        image, labels = read_image(pair.image), read_labels(pair.label, self.code)
-        if image.shape[-2:] != labels.shape:
-            raise UserError(f"{pair.image} is {_size(image)}, its label {pair.label} is {_size(labels)}.")
-        size = _bound(labels, self.resize)
-        image, labels = resize_image(image, size), resize_labels(labels, size)
-        rows, columns = self._crop(labels, draw, generator)
-        image, labels = image[:, rows, columns], labels[rows, columns]
+        scaled, labels = self.files.pair(pair, self.code)
+        box = self._crop(labels, draw, generator)
+        image, labels = scaled.crop(box), labels[box]
         if mirrored(generator, self.loader.flip):
             image, labels = image.flip(-1), labels.flip(-1)
         return pad(image, self.loader.crop, 0), pad(labels, self.loader.crop, IGNORE), str(pair.image)
@@ -98,7 +93,7 @@ class TargetImages:
     """Unlabelled crops by draw number."""
 
     images: list[Path]
-    resize: tuple[int, int] | None
+    files: ScaledFiles
     margins: tuple[int, int]
     loader: LoaderConfig
     sampler: Sampler
@@ -106,10 +101,9 @@ class TargetImages:
     def draw(self, number: int, generator: Generator) -> tuple[Tensor, Tensor, str]:
         """Image (3, h, w) uint8, which pixels a pseudo-label may be trusted in (h, w) bool, and the image's name."""
         path = self.images[self.sampler(number, generator).file]
-        image = bounded(read_image(path), self.resize)
-        height, width = image.shape[-2:]
-        rows, columns = random_box(height, width, self.loader.crop, generator)
-        image = image[:, rows, columns]
+        scaled = self.files.image(path)
+        width, height = scaled.size
+        image = scaled.crop(random_box(height, width, self.loader.crop, generator))
         if mirrored(generator, self.loader.flip):
             image = image.flip(-1)
         valid = pad(torch.ones_like(image[0]), self.loader.crop, 0).bool()
@@ -120,14 +114,6 @@ class TargetImages:
 
 
 def bounded(image: Tensor, bound: tuple[int, int] | None) -> Tensor:
-    """An image that fits the bound (width, height), aspect ratio kept."""
-    return resize_image(image, _bound(image, bound))
-
-
-def _bound(image: Tensor, bound: tuple[int, int] | None) -> tuple[int, int]:
+    """An image (3, H, W) that fits the bound (width, height), aspect ratio kept."""
     height, width = image.shape[-2:]
-    return rescale_size(width, height, bound) if bound else (width, height)
-
-
-def _size(image: Tensor) -> str:
-    return f"{image.shape[-1]}x{image.shape[-2]}"
+    return resize_image(image, rescale_size(width, height, bound)) if bound else image

@@ -103,7 +103,7 @@ def _values(pixels: Pixels, path: Path) -> Tensor:
         pixels = pixels[..., 0]
     if pixels.max() > 255:
         raise UserError(f"{path} holds the label value {pixels.max()}; values lie in 0..255.")
-    return torch.from_numpy(pixels.astype(np.uint8))
+    return torch.from_numpy(np.ascontiguousarray(pixels, np.uint8))
 
 
 def _ids_of_colors(pixels: Pixels, colors: Mapping[Color, int], path: Path) -> Tensor:

@@ -1,45 +1,19 @@
-"""Two streams, source and target, into one batch: every sample a function of seed and draw number alone."""
+"""Settings to the streams of a run: every sample a function of seed and draw number alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-
-from ssrseg.config import DataConfig, Settings
+from ssrseg.config import DataConfig, LoaderConfig, Settings
 from ssrseg.data import sampling
+from ssrseg.data.batches import Batches, DrawNumbers, Draws
+from ssrseg.data.cache import ImageCache
 from ssrseg.data.codes import code_for, resolve_space
 from ssrseg.data.datasets import LabelledImages, SourceImages, TargetImages
-from ssrseg.data.sampling import SOURCE, TARGET, RareClassSampler, Shuffled, class_statistics, generator_of
+from ssrseg.data.sampling import SOURCE, TARGET, RareClassSampler, Shuffled
+from ssrseg.data.scaled import ScaledFiles
 from ssrseg.data.specs import find_images, find_pairs
-from ssrseg.errors import UserError
-
-
-@dataclass(frozen=True)
-class Raw:
-    """A batch as the loader gives it: bytes."""
-
-    source: Tensor  # (B, 3, H, W) uint8
-    labels: Tensor  # (B, H, W) uint8
-    target: Tensor  # (B', 3, H, W) uint8; B' is 0 without a target
-    valid: Tensor  # (B', H, W) bool
-    names: tuple[str, ...]
-    """Image files, source then target, for messages."""
-
-    def pin_memory(self) -> Raw:
-        """The same batch in page-locked memory."""
-        return Raw(
-            self.source.pin_memory(),
-            self.labels.pin_memory(),
-            self.target.pin_memory(),
-            self.valid.pin_memory(),
-            self.names,
-        )
+from ssrseg.data.statistics import class_statistics
 
 
 def eval_samples(data: DataConfig, settings: Settings) -> LabelledImages:
@@ -48,8 +22,14 @@ def eval_samples(data: DataConfig, settings: Settings) -> LabelledImages:
 
 
 def train_batches(
-    settings: Settings, *, start: int = 0, rank: int = 0, world: int = 1, cache: Path | None = None
-) -> Iterator[Raw]:
+    settings: Settings,
+    *,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    cache: Path | None = None,
+    start_method: str | None = None,
+) -> Batches:
     """Batches from step `start` to the last one, `train.accumulate` of them for each step.
 
     Args:
@@ -58,36 +38,13 @@ def train_batches(
         rank: of this process; every process draws other samples.
         world: number of processes.
         cache: where the class statistics are kept.
+        start_method: of the workers: `fork`, `spawn` or `forkserver`; Python's own choice when absent.
     """
-    seed, config = settings.train.seed, settings.loader
-    draws = Draws(source_images(settings, cache), target_images(settings), seed)
-    accumulate = settings.train.accumulate
+    config, accumulate = settings.loader, settings.train.accumulate
+    draws = Draws(source_images(settings, cache), target_images(settings), settings.train.seed)
     turns = range(start * accumulate, settings.train.steps * accumulate)
     numbers = DrawNumbers(turns, config.batch, rank, world)
-    loader: DataLoader[Any] = DataLoader(
-        draws,
-        batch_sampler=numbers,
-        num_workers=config.workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        generator=Generator().manual_seed(seed),  # else it would take its seed from the global generator
-        timeout=config.timeout if config.workers else 0,
-    )
-    return punctual(iter(loader), config.timeout)
-
-
-def punctual(batches: Iterator[Raw], timeout: int) -> Iterator[Raw]:
-    """The batches; raises `UserError` when the loader has given up on its workers."""
-    try:
-        yield from batches
-    except RuntimeError as error:
-        if "timed out after" not in str(error):
-            raise
-        raise UserError(
-            f"No batch has come from the loader's workers for {timeout} seconds: a file that cannot be read to its end "
-            "(a network disk that hangs?), or a worker that was stopped. Try loader.workers=0 to see where, or raise "
-            "loader.timeout (seconds; 0 waits for ever)."
-        ) from error
+    return Batches(draws, numbers, workers=config.workers, timeout=config.timeout, start_method=start_method)
 
 
 def source_images(settings: Settings, cache: Path | None = None) -> SourceImages:
@@ -99,7 +56,7 @@ def source_images(settings: Settings, cache: Path | None = None) -> SourceImages
         classes = resolve_space(settings).num_classes
         statistics = class_statistics(pairs, code, classes, cache=cache)
         sampler = RareClassSampler(statistics, config.rare_class, config.crop)
-    return SourceImages(pairs, code, data.resize, config, sampler)
+    return SourceImages(pairs, code, scaled_files(data, config), config, sampler)
 
 
 def target_images(settings: Settings) -> TargetImages | None:
@@ -109,59 +66,10 @@ def target_images(settings: Settings) -> TargetImages | None:
         return None
     images = find_images(data)
     order = Shuffled(len(images), settings.train.seed, TARGET)
-    return TargetImages(images, data.resize, data.margins, settings.loader, order)
+    return TargetImages(images, scaled_files(data, settings.loader), data.margins, settings.loader, order)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One draw of both streams."""
-
-    source: tuple[Tensor, Tensor, str]
-    target: tuple[Tensor, Tensor, str] | None
-
-
-@dataclass(frozen=True)
-class Draws(Dataset[Sample]):
-    """Draw number -> sample: each stream has a generator of its own, seeded by seed, stream and number."""
-
-    source: SourceImages
-    target: TargetImages | None
-    seed: int
-
-    def __getitem__(self, number: int) -> Sample:
-        return Sample(
-            self.source.draw(number, generator_of(self.seed, SOURCE, number)),
-            None if self.target is None else self.target.draw(number, generator_of(self.seed, TARGET, number)),
-        )
-
-
-@dataclass(frozen=True)
-class DrawNumbers(Sampler[list[int]]):
-    """The draw numbers of each turn's batch: no two turns or processes share one.
-
-    A step takes one turn, or as many as it accumulates batches.
-    """
-
-    turns: range
-    batch: int
-    rank: int
-    world: int
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for turn in self.turns:
-            first = (turn * self.world + self.rank) * self.batch
-            yield list(range(first, first + self.batch))
-
-    def __len__(self) -> int:
-        return len(self.turns)
-
-
-def collate(samples: list[Sample]) -> Raw:
-    """Samples to a batch."""
-    images, labels, names = zip(*(sample.source for sample in samples), strict=True)
-    source = torch.stack(images)
-    targets = [sample.target for sample in samples if sample.target is not None]
-    if not targets:
-        return Raw(source, torch.stack(labels), source[:0], source[:0, 0].bool(), names)
-    target, valid, target_names = zip(*targets, strict=True)
-    return Raw(source, torch.stack(labels), torch.stack(target), torch.stack(valid), (*names, *target_names))
+def scaled_files(data: DataConfig, config: LoaderConfig) -> ScaledFiles:
+    """The reader of a data set that is trained on."""
+    cache = None if config.cache is None else ImageCache(config.cache)
+    return ScaledFiles(data.resize, config.scale_jpeg, cache)

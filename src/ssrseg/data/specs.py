@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssrseg.config import DataConfig
+from ssrseg.data.shards import connect
 from ssrseg.data.storage import list_files, list_members, read_bytes
 from ssrseg.errors import UserError
 
@@ -125,7 +126,7 @@ def find_pairs(data: DataConfig) -> list[Pair]:
         UserError: no image, an image without label, or two files that the wildcards cannot tell apart.
     """
     images, glob = _images(data), _glob(data, "labels")
-    labels = _match(data.root, glob)
+    labels = _match(_root(data), glob)
     lonely = [path for key, path in images.items() if key not in labels]
     if lonely:
         shown = "\n".join(f"  {path}" for path in lonely[:3])
@@ -142,8 +143,8 @@ def find_pairs(data: DataConfig) -> list[Pair]:
 def listing_of(data: DataConfig) -> Listing:
     """What `find_pairs` would find or refuse, all of it; raises `UserError` without a folder or a list of stems."""
     twice: list[tuple[Path, Path]] = []
-    images = _match(data.root, _glob(data, "images"), twice)
-    labels = _match(data.root, _glob(data, "labels"), twice)
+    images = _match(_root(data), _glob(data, "images"), twice)
+    labels = _match(_root(data), _glob(data, "labels"), twice)
     wanted = None if data.stems is None else _stems(data.stems if data.stems.exists() else data.root / data.stems)
     used = {key: path for key, path in images.items() if wanted is None or path.stem in wanted}
     return Listing(
@@ -159,7 +160,7 @@ def listing_of(data: DataConfig) -> Listing:
 
 def _images(data: DataConfig) -> dict[tuple[str, ...], Path]:
     glob = _glob(data, "images")
-    images = _match(data.root, glob)
+    images = _match(_root(data), glob)
     if data.stems is not None:
         wanted = _stems(data.stems if data.stems.exists() else data.root / data.stems)
         missing = wanted - {path.stem for path in images.values()}
@@ -193,6 +194,12 @@ def _glob(data: DataConfig, kind: str) -> str:
 
 
 Twice = list[tuple[Path, Path]]
+
+
+def _root(data: DataConfig) -> Path:
+    if data.url is not None:
+        connect(data.root, data.url)
+    return data.root
 
 
 def _match(root: Path, glob: str, twice: Twice | None = None) -> dict[tuple[str, ...], Path]:

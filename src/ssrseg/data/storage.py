@@ -1,14 +1,18 @@
-"""Where files lie: on the disk, or in zip archives that are read in place."""
+"""Where files lie: on the disk, or in zip archives and packed data sets that are read in place."""
 
 from __future__ import annotations
 
 import functools
+import io
 import os
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from torch import Tensor
+
+from ssrseg.data import shards
 from ssrseg.errors import UserError
 
 BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
@@ -23,7 +27,7 @@ def list_files(root: Path, below: str = "") -> list[tuple[str, Path]]:
     Raises:
         UserError: `root` is neither a folder nor a zip archive.
     """
-    if _is_archive(root):
+    if _is_archive(root) or shards.is_packed(root):
         return []
     if not root.is_dir():
         found = "a file that is no zip archive" if root.exists() else "not there"
@@ -37,7 +41,7 @@ def list_files(root: Path, below: str = "") -> list[tuple[str, Path]]:
 
 
 def list_members(root: Path, below: str = "") -> list[tuple[str, Path]]:
-    """Files in the archive `root`, or in those that lie in the folder `root`, as if they were unpacked there.
+    """Files in the archive or packed data set `root`, or in the archives in it, as if they were unpacked there.
 
     Returns:
         Paths below `root`, with `/`, and where the files lie: the archive's path, `/`, the member's. Sorted.
@@ -45,6 +49,8 @@ def list_members(root: Path, below: str = "") -> list[tuple[str, Path]]:
     Raises:
         UserError: an archive is broken.
     """
+    if shards.is_packed(root):
+        return [(name, root / name) for name in sorted(shards.open_shards(root).members) if name.startswith(below)]
     archives = [root] if _is_archive(root) else [path for path in sorted(root.iterdir()) if _is_archive(path)]
     start = f"{below}/" if below else ""
     return [
@@ -70,6 +76,9 @@ def open_file(path: Path) -> IO[bytes]:
     Raises:
         UserError: it is missing or cannot be opened.
     """
+    packed = _in_shards(path)
+    if packed is not None:
+        return io.BytesIO(packed[0].read(packed[1]))
     where = _in_archive(path)
     try:
         if where is None:
@@ -86,6 +95,9 @@ def stamp(path: Path) -> str:
     Raises:
         UserError: it is missing.
     """
+    packed = _in_shards(path)
+    if packed is not None:
+        return packed[0].stamp(packed[1])
     where = _in_archive(path)
     if where is not None:
         info = _member(*where)
@@ -102,6 +114,18 @@ def size_of(path: Path) -> int:
     return int(stamp(path).split()[0])
 
 
+def name_below(path: Path, root: Path) -> str:
+    """The path of a file below `root`, with `/`, as it would be if archives were unpacked."""
+    packed, where = _in_shards(path), _in_archive(path)
+    return packed[1] if packed else where[1] if where else path.relative_to(root).as_posix()
+
+
+def values_of(path: Path) -> Tensor | None:
+    """Pixels per raw value (256,) of a label, where they were counted when it was packed."""
+    packed = _in_shards(path)
+    return None if packed is None else packed[0].values(packed[1])
+
+
 def _is_archive(path: Path) -> bool:
     return path.suffix.lower() == ".zip" and path.is_file()
 
@@ -115,6 +139,14 @@ def _in_archive(path: Path) -> tuple[Path, str] | None:
     for above in path.parents:
         if _is_archive(above):
             return above, path.relative_to(above).as_posix()
+    return None
+
+
+def _in_shards(path: Path) -> tuple[shards.Shards, str] | None:
+    """The packed data set that a path leads into, and the name there; absent for a path on the disk."""
+    for above in path.parents:
+        if shards.is_packed(above):
+            return shards.open_shards(above), path.relative_to(above).as_posix()
     return None
 
 

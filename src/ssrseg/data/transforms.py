@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import cv2
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ssrseg.data.labels import IGNORE
 
+Box = tuple[slice, slice]
+"""Rows and columns."""
 CHECKS = 10
 """Crops that are looked at before one is taken unseen (DAFormer code)."""
 
@@ -24,7 +30,7 @@ def rescale_size(width: int, height: int, bound: tuple[int, int]) -> tuple[int, 
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """RGB bytes (3, H, W) -> (3, height, width), bilinear without antialiasing, as the references' OpenCV.
+    """RGB bytes (3, H, W) -> (3, height, width), bilinear without antialiasing: the references' OpenCV.
 
     Args:
         image: uint8.
@@ -33,7 +39,37 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     width, height = size
     if image.shape[-2:] == (height, width):
         return image
-    return F.interpolate(image[None], (height, width), mode="bilinear", align_corners=False)[0]
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    resized = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
+
+
+def rows_needed(old: int, new: int, last: int) -> int:
+    """How many of `old` rows the first `last` of `new` resized ones are made of, at most."""
+    return last if old == new else min(old, math.ceil(last * old / new) + 2)
+
+
+def resize_crop(
+    first_rows: Callable[[int], npt.NDArray[np.uint8]], grid: tuple[int, int], size: tuple[int, int], box: Box
+) -> npt.NDArray[np.uint8]:
+    """A box (h, w, 3) of a resized image, bit for bit; what lies below or right of it is neither decoded nor computed.
+
+    What lies above and left is: only from the corner on do all weights stay those of the whole image.
+
+    Args:
+        first_rows: how many -> the first rows of the image, so many at least, uint8.
+        grid: (width, height) of the image.
+        size: (width, height) of the whole image after resizing.
+        box: in the resized image.
+    """
+    rows, columns = box
+    pixels = first_rows(rows_needed(grid[1], size[1], rows.stop))
+    if size == grid:
+        return pixels[rows, columns]
+    below, right = (rows_needed(grid[i], size[i], box[1 - i].stop) for i in (1, 0))
+    fx, fy = size[0] / grid[0], size[1] / grid[1]
+    part = cv2.resize(pixels[:below, :right], None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(part[rows, columns], np.uint8)
 
 
 def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -41,12 +77,7 @@ def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     width, height = size
     if labels.shape == (height, width):
         return labels
-    return labels[_nearest(labels.shape[0], height)][:, _nearest(labels.shape[1], width)]
-
-
-def _nearest(old: int, new: int) -> Tensor:
-    """Source index of every target index, rounded as OpenCV rounds: float32 lands on the neighbour now and then."""
-    return (torch.arange(new, dtype=torch.float64) * (1 / (new / old))).long().clamp_(max=old - 1)
+    return torch.from_numpy(cv2.resize(labels.numpy(), size, interpolation=cv2.INTER_NEAREST))
 
 
 def pad(image: Tensor, size: tuple[int, int], value: int) -> Tensor:
@@ -54,9 +85,6 @@ def pad(image: Tensor, size: tuple[int, int], value: int) -> Tensor:
     height, width = image.shape[-2:]
     below, right = max(0, size[0] - height), max(0, size[1] - width)
     return F.pad(image, (0, right, 0, below), value=value) if below or right else image
-
-
-Box = tuple[slice, slice]
 
 
 def random_box(height: int, width: int, crop: tuple[int, int], generator: Generator) -> Box:

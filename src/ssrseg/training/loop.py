@@ -19,7 +19,7 @@ from ssrseg.adapt.batch import Batch, Pseudo, View
 from ssrseg.adapt.learner import ViewMaker, adapt
 from ssrseg.adapt.methods import Method
 from ssrseg.config import Settings
-from ssrseg.data.loaders import Raw
+from ssrseg.data.batches import Raw
 from ssrseg.training.optim import set_learning_rates
 
 

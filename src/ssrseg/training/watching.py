@@ -19,6 +19,7 @@ from ssrseg.training.console import Screen
 from ssrseg.training.faults import Fault
 from ssrseg.training.guards import Guard
 from ssrseg.training.journal import Journal, Losses, Silent
+from ssrseg.training.loading import LoaderNotes
 from ssrseg.training.loop import Observer
 from ssrseg.training.saving import Saving
 from ssrseg.training.scoring import Scoring
@@ -124,6 +125,7 @@ def observers_of(setup: Setup, journal: Journal, screen: Screen, tell: Teller) -
 
     named: dict[str, Observer] = {
         "losses": Losses(journal, screen, config.log_every),
+        "loader": LoaderNotes(journal, screen),
         "snapshots": Snapshots(pictures, space.colors, config.pictures_every),
         "waiting": Waiting(setup, journal, tell.warn, tell.note),
         "divergence": Divergence(setup, journal, tell.warn),
