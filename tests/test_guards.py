@@ -22,7 +22,7 @@ from factories import tiny_segmenter
 from ssrseg import cli
 from ssrseg.adapt import Batch, Pseudo, Term, View
 from ssrseg.data import train_batches
-from ssrseg.data.loaders import Raw
+from ssrseg.data.batches import Raw
 from ssrseg.errors import UserError
 from ssrseg.models import Segmenter
 from ssrseg.reporting.runs import read_run

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ssrseg.data.loaders import Raw
+from ssrseg.data.batches import Raw
 from ssrseg.errors import UserError
 from ssrseg.files import write_atomically, write_json
 

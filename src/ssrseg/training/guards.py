@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssrseg.adapt import ranks
 from ssrseg.adapt.batch import View
-from ssrseg.data.loaders import Raw
+from ssrseg.data.batches import Raw
 from ssrseg.training.faults import Fault, Finding
 from ssrseg.training.loop import Moment, Observer
 from ssrseg.training.setup import Setup
