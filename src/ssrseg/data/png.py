@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import struct
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def inflated(encoded: bytes, rows: int) -> bytes | None:
     if len(filtered) < length:
         return None
     header = struct.pack(">II", width, rows) + encoded[24:29]
-    chunks = _chunk(b"IHDR", header), _chunk(b"IDAT", _stored(filtered)), _chunk(b"IEND", b"")
+    chunks = _chunk(b"IHDR", [header]), _chunk(b"IDAT", _stored(filtered)), _chunk(b"IEND", [])
     return b"".join([encoded[:8], *(part for chunk in chunks for part in chunk)])
 
 
@@ -83,17 +84,21 @@ def _chunks(encoded: bytes, checked: bool = False) -> Iterator[tuple[bytes, memo
         place = end + 4
 
 
-def _chunk(kind: bytes, content: bytes) -> tuple[bytes, ...]:
-    check = isal.crc32(content, isal.crc32(kind))
-    return struct.pack(">I", len(content)), kind, content, struct.pack(">I", check)
+Parts = list[bytes | memoryview]
+"""Of a file, in order: joined once, as copies cost more than checksums."""
 
 
-def _stored(content: bytes) -> bytes:
+def _chunk(kind: bytes, content: Parts) -> Parts:
+    check = functools.reduce(lambda known, part: isal.crc32(part, known), content, isal.crc32(kind))
+    return [struct.pack(">I", sum(map(len, content))), kind, *content, struct.pack(">I", check)]
+
+
+def _stored(content: bytes) -> Parts:
     """A zlib stream without compression."""
     view = memoryview(content)
-    parts: list[bytes | memoryview] = [b"\x78\x01"]
+    parts: Parts = [b"\x78\x01"]
     for start in range(0, len(content), BLOCK):
         block = view[start : start + BLOCK]
         last = start + BLOCK >= len(content)
         parts += [struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF), block]
-    return b"".join([*parts, struct.pack(">I", isal.adler32(content))])
+    return [*parts, struct.pack(">I", isal.adler32(content))]
