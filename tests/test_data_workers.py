@@ -65,7 +65,7 @@ def test_a_killed_worker_ends_nothing(tmp_path):
 
 def test_workers_that_keep_dying_end_the_run_with_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RESTARTS", 1)
-    with pytest.raises(UserError, match=r"died 2 times, the last before step \d+ \(signal 9\).*loader.workers lower"):
+    with pytest.raises(UserError, match=r"died 2 times, the last before batch \d+ \(signal 9\).*loader.workers lower"):
         killed_after(settings(tmp_path, steps=60, workers=1), {2, 10})
 
 

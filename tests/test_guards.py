@@ -172,7 +172,8 @@ class Hang(Observer):
 
 
 def said_of_a_hanging_disk(root: Path) -> str:
-    settings = settings_for(root, method=PLAIN, loader={"workers": 1, "timeout": 2}, train={"steps": 40})
+    loader = {"workers": 1, "timeout": 2}
+    settings = settings_for(root, method=PLAIN, loader=loader, selection=None, train={"steps": 40})
     with pytest.raises(UserError) as raised:
         train(settings, root / "run", observers=[Hang(root)])
     return str(raised.value)

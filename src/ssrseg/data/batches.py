@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -20,6 +21,8 @@ from ssrseg.data.datasets import SourceImages, TargetImages
 from ssrseg.data.sampling import SOURCE, TARGET, generator_of
 from ssrseg.errors import UserError
 
+LOOK = 5
+"""Seconds after which a wait for a batch is interrupted to look whether the workers live."""
 RESTARTS = 5
 """How often dead workers are replaced before a run gives up."""
 
@@ -128,7 +131,7 @@ class Batches(Iterator[Raw]):
         self, draws: Draws, numbers: DrawNumbers, *, workers: int, timeout: int = 0, start_method: str | None = None
     ) -> None:
         self._draws, self._numbers, self._workers, self._start_method = draws, numbers, workers, start_method
-        self._timeout = timeout if workers else 0
+        self._timeout = timeout
         self._turn, self._restarts = numbers.turns.start, 0
         self._processes: set[Any] = set()
         self._iterator: Iterator[Raw | UserError] | None = None
@@ -136,6 +139,7 @@ class Batches(Iterator[Raw]):
 
     def __next__(self) -> Raw:
         """The batch of the next turn; raises `UserError` when a file is at fault, or workers keep dying."""
+        began = time.monotonic()
         while True:
             if self._iterator is None:
                 self._iterator = self._start()
@@ -143,15 +147,16 @@ class Batches(Iterator[Raw]):
                 raw = next(self._iterator)
                 break
             except (RuntimeError, OSError, EOFError) as error:
-                if "timed out after" in str(error):
+                if any(process.exitcode not in (None, 0) for process in self._processes):
+                    self._bury(error)
+                elif "timed out after" not in str(error):
+                    raise
+                elif self._timeout and time.monotonic() - began >= self._timeout:
                     raise UserError(
                         f"No batch has come from the loader's workers for {self._timeout} seconds: a file that cannot "
                         "be read to its end (a network disk that hangs?), or a worker that was stopped. Try "
                         "loader.workers=0 to see where, or raise loader.timeout (seconds; 0 waits for ever)."
                     ) from error
-                if all(process.exitcode in (None, 0) for process in self._processes):
-                    raise
-                self._bury(error)
         if isinstance(raw, UserError):
             raise raw
         self._turn += 1
@@ -170,7 +175,7 @@ class Batches(Iterator[Raw]):
             generator=Generator().manual_seed(self._draws.seed),  # else it would take its seed from the global one
             multiprocessing_context=self._start_method,
             worker_init_fn=_prepare_worker,
-            timeout=self._timeout,
+            timeout=min(LOOK, self._timeout or LOOK) if self._workers else 0,
         )
         others = set(multiprocessing.active_children())
         iterator = iter(loader)
