@@ -36,7 +36,7 @@ from ssrseg.training import train
 
 RESULTS = Path(__file__).parent / "results"
 
-WALL_CLOCK = "images_per_second"
+WALL_CLOCK, WAITING = "images_per_second", "waits for its data"
 """The only field of metrics.jsonl that the clock writes."""
 
 
@@ -191,8 +191,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def journal(folder: Path) -> list[dict[str, Any]]:
     """The records, without what the clock wrote."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != WALL_CLOCK} for line in lines]
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timeless = [record for record in records if record["kind"] != "data" and WAITING not in record.get("text", "")]
+    return [{key: value for key, value in record.items() if key != WALL_CLOCK} for record in timeless]
 
 
 def equal(one: Any, other: Any) -> bool:

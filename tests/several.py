@@ -69,7 +69,7 @@ def record(settings: Settings, root: Path) -> dict[str, Any]:
     recorder = Recorder(method.learner)
     assert settings.val is not None
     samples, infer = eval_samples(settings.val, settings), build_inference(settings.inference)
-    scoring = Confusions(setup, samples, infer, Silent(), Screen(None, settings.train.steps))
+    scoring = Confusions(setup, samples, infer, Silent(), Screen(None, settings.train.steps), lambda *_: None)
     batches = train_batches(settings, rank=fabric.global_rank, world=fabric.world_size)
     fit(fabric, method, setup.optimizer, batches, settings, observers=[recorder, scoring])
     return {"steps": recorder.steps, "trust": recorder.trust, "confusions": scoring.found}

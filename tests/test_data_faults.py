@@ -830,7 +830,7 @@ def test_a_disk_that_fills_while_training_is_one_message(tmp_path, capsys):
 
     with mock.patch("ssrseg.training.journal.Journal.write", full_later):
         assert ssrseg("train", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run"), *TINY) == 2
-    assert "cannot write: No space left on device" in capsys.readouterr().err
+    assert "No space left on device. Make room. Continue with: ssrseg train --resume" in capsys.readouterr().err
 
 
 TINY = [
