@@ -53,6 +53,7 @@ LAW: dict[str, set[str]] = {
     "planning": {"training", "adapt", "foundation", "data", "models", "config", "errors"},
     "reporting": {"config", "errors", "files", "seeded"},
     "demo": {"models", "config", "errors", "files"},
+    "priors": {"inference", "models", "config", "errors", "files"},
 }
 """A part and what it may import; `cli` and `demo.show`, the demonstration, may import all, and nobody imports them."""
 EVERYTHING = {"cli", "demo.show", "__init__", "__main__"}

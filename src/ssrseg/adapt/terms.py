@@ -29,25 +29,58 @@ class Term(nn.Module):
         raise NotImplementedError
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+def segmentation_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None, *, over_labelled: bool = False
+) -> Tensor:
     """Cross entropy, averaged over *all* pixels: ignored and untrusted ones count in the divisor, as in the references.
 
     Args:
         logits: (B, K, H, W).
         labels: (B, H, W) int64, `IGNORE` where unlabelled.
         weights: (B, H, W) trust per pixel.
+        over_labelled: average over the labelled pixels only, as DACS and Undoing do with the source.
     """
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-    return (losses if weights is None else losses * weights).mean()
+    losses = losses if weights is None else losses * weights
+    if not over_labelled:
+        return losses.mean()
+    return losses.sum() / (labels != IGNORE).sum().clamp(min=1)
 
 
 class Segmentation(Term):
-    """The shadow branch: decode the features as they are. It is the whole of inference."""
+    """The shadow branch: decode the features as they are. It is the whole of inference.
+
+    Args:
+        views: views it applies to.
+        weight: factor of the loss.
+        temperature: divides the logits (Undoing trains with 1.8).
+        shift: (K,) added to the logits: `-b` of `ssrseg.priors.log_ratio` makes this classifier refinement.
+        over_labelled: views whose loss is averaged over their labelled pixels only.
+    """
+
+    def __init__(
+        self,
+        views: Iterable[str],
+        weight: float = 1.0,
+        *,
+        temperature: float = 1.0,
+        shift: Tensor | None = None,
+        over_labelled: Iterable[str] = (),
+    ) -> None:
+        super().__init__(views, weight)
+        self.temperature, self.over_labelled = temperature, frozenset(over_labelled)
+        self.shift: Tensor | None
+        self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
         """Segmentation loss of the decoded features."""
         logits = student.decode(features, view.labels.shape[-2:])
-        return segmentation_loss(logits, view.labels, view.weights)
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        if self.shift is not None:
+            logits = logits + self.shift.view(1, -1, 1, 1)
+        over_labelled = view.name in self.over_labelled
+        return segmentation_loss(logits, view.labels, view.weights, over_labelled=over_labelled)
 
 
 class FeatureDistance(Term):

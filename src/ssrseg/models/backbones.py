@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,18 +10,38 @@ import timm
 from torch import Tensor, nn
 
 from ssrseg.errors import UserError
+from ssrseg.models.deeplab import (
+    CAFFE_RESNET_MEAN,
+    CAFFE_STD,
+    CAFFE_VGG_MEAN,
+    DilatedVGG,
+    caffe_resnet,
+    frozen_norms,
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How timm builds a backbone, and where its published ImageNet weights lie."""
+    """How a backbone is built, and where its published ImageNet weights lie."""
 
     timm_name: str
+    """Of the architecture, or of the one whose weights it takes."""
     options: dict[str, Any] = field(default_factory=dict)
     hub: str | None = None
     """Hub id of the weights; timm's own when absent."""
+    arrange: Callable[[Any], None] | None = None
+    """What is changed in timm's pyramid."""
+    build: Callable[[], nn.Module] | None = None
+    """Builds the pyramid in timm's stead."""
+    mean: tuple[float, ...] | None = None
+    """Of RGB in [0, 1]; the pyramid's own when absent."""
+    std: tuple[float, ...] | None = None
+    bgr: bool = False
+    """Its published weights want blue, green, red: their first layer is turned when it is loaded."""
+    fresh: str | None = None
+    """Pattern of names that published weights do not have: these layers start random."""
 
 
 def _mit(size: int) -> Architecture:
@@ -31,8 +52,20 @@ def _mit(size: int) -> Architecture:
 
 BACKBONES: dict[str, Architecture] = {f"mit_b{size}": _mit(size) for size in range(6)} | {
     "resnet101v1c": Architecture("resnet101c", {"output_stride": 8}),
+    "resnet101-caffe": Architecture(
+        "resnet101", {"output_stride": 8}, arrange=caffe_resnet, mean=CAFFE_RESNET_MEAN, std=CAFFE_STD, bgr=True
+    ),
+    "resnet101-dilated": Architecture("resnet101.tv_in1k", {"output_stride": 8}),
+    "resnet101-frozen": Architecture("resnet101.tv_in1k", {"output_stride": 8}, arrange=frozen_norms),
+    "vgg16-dilated": Architecture(
+        "vgg16", build=DilatedVGG, mean=CAFFE_VGG_MEAN, std=CAFFE_STD, bgr=True, fresh=r"\.fc[67]\."
+    ),
 }
-"""Short names; `timm:<name>` reaches every other pyramid of timm."""
+"""Short names; `timm:<name>` reaches every other pyramid of timm.
+
+`resnet101v1c` is MIC's port of DACS; `-caffe` is DACS as published; `-frozen` and `vgg16-dilated` are Undoing's, and
+`-dilated` the student that it distils into.
+"""
 
 
 class Backbone(nn.Module):
@@ -83,6 +116,8 @@ def build_backbone(name: str, *, drop_path: float = 0.1, in_channels: int = 3, t
         UserError: unknown name, or fewer than four levels.
     """
     record = architecture(name)
+    if record.build is not None:
+        return _backbone(record, record.build())
     options = dict(record.options, in_chans=in_channels, pretrained=timm_weights, features_only=True)
     try:
         pyramid = _create(record.timm_name, drop_path, options)
@@ -94,8 +129,14 @@ def build_backbone(name: str, *, drop_path: float = 0.1, in_channels: int = 3, t
         raise UserError(f"timm cannot build {record.timm_name!r} as a pyramid: {error}") from error
     if levels < 4:
         raise UserError(f"{name!r} has {levels} feature levels; the heads need four.")
-    config: Any = pyramid.default_cfg
-    return Backbone(pyramid, tuple(config["mean"]), tuple(config["std"]))
+    if record.arrange is not None:
+        record.arrange(pyramid)
+    return _backbone(record, pyramid)
+
+
+def _backbone(record: Architecture, pyramid: Any) -> Backbone:
+    config: Any = getattr(pyramid, "default_cfg", {})
+    return Backbone(pyramid, tuple(record.mean or config["mean"]), tuple(record.std or config["std"]))
 
 
 def _create(name: str, drop_path: float, options: dict[str, Any]) -> Any:

@@ -67,6 +67,11 @@ class DAFormerHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.classify = _classifier(channels, num_classes)
 
+    @property
+    def classifier(self) -> nn.Conv2d:
+        """The layer whose bias is added to every logit."""
+        return self.classify
+
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features (B, C_i, h_i, w_i), finest first -> logits (B, K, h_0, w_0)."""
         fused = _project_and_stack(features, self.embed)
@@ -87,6 +92,11 @@ class SegFormerHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.classify = nn.Conv2d(channels, num_classes, 1)
 
+    @property
+    def classifier(self) -> nn.Conv2d:
+        """The layer whose bias is added to every logit."""
+        return self.classify
+
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features (B, C_i, h_i, w_i), finest first -> logits (B, K, h_0, w_0)."""
         logits: Tensor = self.classify(self.dropout(self.fuse(_project_and_stack(features, self.embed))))
@@ -96,7 +106,8 @@ class SegFormerHead(nn.Module):
 class DeepLabV2Head(nn.Module):
     """Parallel dilated convolutions of the last level, summed.
 
-    Two branches, as nearly all published "DeepLabV2" adaptation results really ran; four as in the paper.
+    Two branches, as nearly all published "DeepLabV2" adaptation results really ran; four (6, 12, 18, 24) as in the
+    paper, and in Undoing.
     """
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, *, dilations: Sequence[int] = (6, 12)) -> None:
@@ -105,9 +116,62 @@ class DeepLabV2Head(nn.Module):
             _classifier(in_channels[-1], num_classes, kernel=3, dilation=dilation) for dilation in dilations
         )
 
+    @property
+    def classifier(self) -> nn.Conv2d:
+        """A layer whose bias is added to every logit: any one of the summed ones."""
+        return cast(nn.Conv2d, self.branches[0])
+
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features (B, C_i, h_i, w_i) -> logits (B, K, h_3, w_3)."""
         return torch.stack([branch(features[-1]) for branch in self.branches]).sum(dim=0)
+
+
+class AttentiveASPPHead(nn.Module):
+    """Five branches over the last level, weighted by squeeze and excitation: Undoing's "modified ASPP"."""
+
+    def __init__(
+        self, in_channels: Sequence[int], num_classes: int, *, channels: int = 256, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        inputs, stacked = in_channels[-1], 5 * channels
+        kernels = [(1, 1), (3, 6), (3, 12), (3, 18), (3, 24)]
+        self.branches = nn.ModuleList(_normed(inputs, channels, kernel, dilation) for kernel, dilation in kernels)
+        self.squeeze = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(stacked, stacked // 16, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(stacked // 16, stacked, 1),
+            nn.Sigmoid(),
+        )
+        fuse = nn.Conv2d(stacked, channels, 3, padding=1)
+        nn.init.kaiming_normal_(fuse.weight)
+        self.fuse = nn.Sequential(fuse, nn.GroupNorm(_groups(channels), channels), nn.Dropout2d(dropout))
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+        nn.init.normal_(self.classify.weight, std=0.001)
+        # The published layer has no bias: this one stays zero unless the class priors are corrected.
+        nn.init.zeros_(cast(Tensor, self.classify.bias)).requires_grad_(False)
+
+    @property
+    def classifier(self) -> nn.Conv2d:
+        """The layer whose bias is added to every logit."""
+        return self.classify
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Features (B, C_i, h_i, w_i) -> logits (B, K, h_3, w_3)."""
+        context = torch.cat([branch(features[-1]) for branch in self.branches], dim=1)
+        logits: Tensor = self.classify(self.fuse(context * self.squeeze(context)))
+        return logits
+
+
+def _normed(inputs: int, outputs: int, kernel: int, dilation: int) -> nn.Sequential:
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation)
+    return nn.Sequential(conv, nn.GroupNorm(_groups(outputs), outputs), nn.ReLU(inplace=True))
+
+
+def _groups(channels: int) -> int:
+    """32, or the most that divide a narrow head's channels."""
+    return math.gcd(32, channels)
 
 
 def _project_and_stack(features: Sequence[Tensor], embed: nn.ModuleList) -> Tensor:
@@ -138,10 +202,21 @@ def _deeplabv2(in_channels: Sequence[int], num_classes: int, channels: int | Non
     return DeepLabV2Head(in_channels, num_classes)
 
 
+def _deeplabv2_whole(in_channels: Sequence[int], num_classes: int, channels: int | None, dropout: float) -> nn.Module:
+    del channels, dropout
+    return DeepLabV2Head(in_channels, num_classes, dilations=(6, 12, 18, 24))
+
+
+def _attentive(in_channels: Sequence[int], num_classes: int, channels: int | None, dropout: float) -> nn.Module:
+    return AttentiveASPPHead(in_channels, num_classes, channels=channels or 256, dropout=dropout)
+
+
 HEADS: dict[str, Callable[[Sequence[int], int, int | None, float], nn.Module]] = {
     "daformer": _daformer,
     "segformer": _segformer,
     "deeplabv2": _deeplabv2,
+    "deeplabv2-whole": _deeplabv2_whole,
+    "aspp-attentive": _attentive,
 }
 """Name -> (channels per level, classes, width or the published one, dropout) -> head."""
 

@@ -33,6 +33,8 @@ class Description:
     """(width, height) that bounded the images of the domain the model was made for."""
     head_channels: int | None = None
     """Width of the head; the published one when absent."""
+    align_corners: bool = False
+    """How logits are resized: DACS and Undoing align the corners."""
 
 
 WEIGHTS = "model.safetensors"
@@ -55,9 +57,10 @@ class Segmenter(
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int, *, align_corners: bool = False) -> None:
         super().__init__()
         self.backbone, self.head, self.num_classes = backbone, head, num_classes
+        self.align_corners = align_corners
         self.description: Description | None = None
         self.register_buffer("mean", tensor(backbone.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", tensor(backbone.std).view(1, -1, 1, 1), persistent=False)
@@ -69,7 +72,7 @@ class Segmenter(
 
     def decode(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """Features -> logits (B, K, *size)."""
-        return F.interpolate(self.head(features), tuple(size), mode="bilinear", align_corners=False)
+        return F.interpolate(self.head(features), tuple(size), mode="bilinear", align_corners=self.align_corners)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images in [0, 1] -> logits at image size."""
@@ -108,6 +111,7 @@ def build_segmenter(
     drop_path: float = 0.1,
     dropout: float = 0.1,
     timm_weights: bool = False,
+    align_corners: bool = False,
 ) -> Segmenter:
     """A segmenter with random weights (or timm's for the backbone).
 
@@ -119,6 +123,7 @@ def build_segmenter(
         drop_path: stochastic depth of the backbone's deepest block.
         dropout: channel dropout before the classifier.
         timm_weights: download timm's ImageNet weights for the backbone.
+        align_corners: how logits are resized.
 
     Raises:
         UserError: unknown names.
@@ -126,7 +131,7 @@ def build_segmenter(
     if isinstance(backbone, str):
         backbone = build_backbone(backbone, drop_path=drop_path, timm_weights=timm_weights)
     decoder = build_head(head, backbone.channels, num_classes, channels=head_channels, dropout=dropout)
-    return Segmenter(backbone, decoder, num_classes)
+    return Segmenter(backbone, decoder, num_classes, align_corners=align_corners)
 
 
 def save_segmenter(segmenter: Segmenter, path: Path) -> None:
@@ -161,7 +166,11 @@ def load_segmenter(path: Path) -> Segmenter:
             "`ssrseg convert IN OUT` makes one from a published checkpoint."
         ) from error
     segmenter = build_segmenter(
-        description.backbone, description.head, len(description.classes), head_channels=description.head_channels
+        description.backbone,
+        description.head,
+        len(description.classes),
+        head_channels=description.head_channels,
+        align_corners=description.align_corners,
     )
     segmenter.load_state_dict(load_file(path))
     segmenter.description = description
@@ -177,4 +186,5 @@ def _read_description(text: str) -> Description:
         colors=tuple((r, g, b) for r, g, b in fields["colors"]),
         resize=tuple(fields["resize"]) if fields["resize"] else None,
         head_channels=fields.get("head_channels"),
+        align_corners=fields.get("align_corners", False),
     )

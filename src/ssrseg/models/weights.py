@@ -13,10 +13,10 @@ import timm
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssrseg.errors import UserError
-from ssrseg.models.backbones import architecture, build_backbone
+from ssrseg.models.backbones import Architecture, architecture, build_backbone
 from ssrseg.models.names import DIALECTS, official_name, recognise, timm_architecture, to_official
 from ssrseg.models.reading import read_checkpoint
 from ssrseg.models.recognise import describe
@@ -34,6 +34,7 @@ DROPPED = {
     r"^(embedding_layer|fusion_layer|sam)\.": "SSR's regularisation branch, training only",
     r"^auxiliary_head\.": "auxiliary head, training only",
     r"^backbone\.(head|fc|classifier)\.": "ImageNet classifier",
+    r"^backbone\.layer5\.": "DeepLabV2's head",
     r"^decode_head\.conv_seg\.": "unused layer of the SegFormer head",
     r"\.num_batches_tracked$": "a counter that nothing reads",
 }
@@ -63,6 +64,7 @@ def load_published(
     *,
     part: str = "model",
     backbone_only: bool = False,
+    fresh: str | None = None,
 ) -> LoadReport:
     """Load a published checkpoint. Every entry is loaded, or is in the report with the reason why it is not.
 
@@ -74,6 +76,7 @@ def load_published(
         part: which network of an adaptation checkpoint, a key of `PARTS`.
         backbone_only: leave the checkpoint's head out. Without it, a checkpoint that has no head at all
             (ImageNet weights) still loads; one that has a head must fit wholly.
+        fresh: pattern of official names that the checkpoint may lack; these layers stay as they are.
 
     Raises:
         UserError: an entry is unknown, missing or of another shape; or the file cannot be read safely.
@@ -92,7 +95,11 @@ def load_published(
     chosen = {wanted[name]: value for name, value in state.items() if name in wanted}
     left = [name for name in state if name not in wanted]
     reasons = _reasons(left, backbone_only, segmenter if dialect == "timm" else None)
-    missing = [official for official, key in wanted.items() if key not in chosen and not key.endswith("_tracked")]
+    missing = [
+        official
+        for official, key in wanted.items()
+        if key not in chosen and not key.endswith("_tracked") and not (fresh and re.search(fresh, official))
+    ]
     shapes = [
         f"{official_name(key, segmenter)} is {tuple(value.shape)}, expected {tuple(own[key].shape)}"
         for key, value in chosen.items()
@@ -206,17 +213,27 @@ def load_pretrained(segmenter: Segmenter, spec: str, backbone: str) -> str:
     """
     if spec == "none":
         return f"{backbone}: random weights. Published results start from ImageNet weights (model.pretrained: hub)."
+    record = architecture(backbone)
     if Path(spec).is_file():
-        report = load_published(segmenter, spec, backbone_only=True)
+        report = load_published(segmenter, spec, backbone_only=True, fresh=record.fresh)
+        _turn_first_layer(segmenter, record)
         return f"{backbone}: {spec}: {report}"
-    spec = architecture(backbone).hub or spec if spec == "hub" else spec
+    spec = record.hub or spec if spec == "hub" else spec
     if spec == "hub":
         return _from_timm(segmenter, backbone)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", spec) or Path(spec).suffix in (".pth", ".pt", ".safetensors"):
         raise UserError(f"model.pretrained is {spec!r}: no such file, and neither none, hub nor owner/name[@revision].")
-    report = load_published(segmenter, _download(spec), backbone_only=True)
+    report = load_published(segmenter, _download(spec), backbone_only=True, fresh=record.fresh)
+    _turn_first_layer(segmenter, record)
     terms = " (NVIDIA's terms: non-commercial use only)" if spec.startswith("nvidia/") else ""
     return f"{backbone}: {spec}{terms}: {report}"
+
+
+def _turn_first_layer(segmenter: Segmenter, record: Architecture) -> None:
+    """Blue, green, red as red, green, blue."""
+    if record.bgr:
+        first = next(layer for layer in segmenter.backbone.modules() if isinstance(layer, nn.Conv2d))
+        first.weight.data = first.weight.data.flip(1)
 
 
 def _from_timm(segmenter: Segmenter, backbone: str) -> str:

@@ -1,0 +1,126 @@
+"""Label shift: the numbers of the release, and properties that hold exactly."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from factories import CLASSES, tiny_segmenter
+from ssrseg.adapt import Segmentation, View
+from ssrseg.adapt.terms import segmentation_loss
+from ssrseg.errors import UserError
+from ssrseg.inference import whole
+from ssrseg.models.segmenter import Segmenter
+from ssrseg.priors import (
+    Priors,
+    fold_shift,
+    image_scores,
+    log_ratio,
+    presence_counts,
+    published_priors,
+    read_priors,
+    target_counts,
+    write_priors,
+)
+
+
+def test_the_published_shift() -> None:
+    gta5 = published_priors("gta5-cityscapes")
+    shift = dict(zip(gta5.classes, gta5.shift.tolist(), strict=True))
+    for name, expected in {"road": 0.212, "sky": -2.154, "rider": 2.108, "bicycle": 3.978}.items():
+        assert shift[name] == pytest.approx(expected, abs=5e-4)
+    attentive = published_priors("gta5-cityscapes", attentive=True)
+    assert attentive.shift[gta5.classes.index("wall")].item() == pytest.approx(-1.367, abs=5e-4)
+    synthia = published_priors("synthia-cityscapes")
+    assert synthia.shift[synthia.classes.index("person")].item() == pytest.approx(-1.373, abs=5e-4)
+    with pytest.raises(UserError, match="gta5-cityscapes"):
+        published_priors("elsewhere")
+
+
+def test_equal_priors_change_nothing_and_empty_classes_are_floored() -> None:
+    assert log_ratio([3, 5], [30, 50]).tolist() == pytest.approx([0, 0], abs=1e-7)
+    priors = Priors(("a", "b"), (0, 10), (5, 5))
+    assert torch.isfinite(priors.shift).all()
+    assert priors.rare == ["a"]
+    assert priors.shift[0].item() == pytest.approx(math.log(0.5 / (0.5 / 10.5)))
+
+
+def test_priors_of_other_classes() -> None:
+    priors = Priors(("a", "b", "c"), (1, 2, 3), (4, 5, 6))
+    assert priors.of(["c", "a"]).source == (3, 1)
+    with pytest.raises(UserError, match="'d'"):
+        priors.of(["d"])
+
+
+def test_priors_in_a_file(tmp_path: Path) -> None:
+    priors = Priors(("a", "b"), (1, 2), (3, 4), "counted")
+    write_priors(tmp_path / "priors.json", priors)
+    assert read_priors(tmp_path / "priors.json") == priors
+    (tmp_path / "priors.json").write_text("{}")
+    with pytest.raises(UserError, match="does not hold priors"):
+        read_priors(tmp_path / "priors.json")
+
+
+def test_image_scores_lie_between_mean_and_maximum() -> None:
+    probabilities = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    scores = image_scores(probabilities)
+    assert (scores >= probabilities.mean(dim=(2, 3))).all()
+    assert (scores <= probabilities.amax(dim=(2, 3))).all()
+    covered = torch.zeros(1, 1, 8, 8)
+    covered[..., :2, :] = 1  # a quarter
+    assert image_scores(covered).item() == pytest.approx(math.log(1 + (math.e - 1) / 4), abs=1e-6)
+
+
+def test_presence_counts() -> None:
+    pixels = torch.tensor([[90, 10, 0], [50, 0, 50], [0, 0, 0]])
+    assert presence_counts(pixels).tolist() == [2, 1, 1]
+    assert presence_counts(pixels, 0.2).tolist() == [2, 0, 1]
+
+
+def test_target_counts_follow_the_threshold() -> None:
+    model = tiny_segmenter()
+    images = [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8) for _ in range(3)]
+    always = target_counts(model, images, torch.full((4,), -1.0), whole, device="cpu")
+    assert always.tolist() == [3, 3, 3, 3]
+    assert target_counts(model, images, torch.full((4,), 1.0), whole, device="cpu").tolist() == [0, 0, 0, 0]
+    assert model.training
+
+
+def test_a_folded_shift_is_the_shift_of_every_logit() -> None:
+    model = tiny_segmenter().eval()
+    shift = torch.tensor([0.5, -1.0, 2.0, 0.0])
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.allclose(fold_shift(model, shift)(images), model(images) + shift.view(1, -1, 1, 1), atol=1e-5)
+    assert fold_shift(model, shift).state_dict().keys() == model.state_dict().keys()
+    with pytest.raises(ValueError, match="4 classes"):
+        fold_shift(model, torch.zeros(3))
+
+
+def loss_of(student: Segmenter, term: Segmentation, view: View) -> torch.Tensor:
+    return term(view, student.encode(view.images), student)
+
+
+def test_refinement_is_the_loss_of_the_adjusted_logits_with_all_pixels_in_the_divisor() -> None:
+    student, shift = tiny_segmenter().eval(), torch.tensor([0.5, -1.0, 2.0, 0.0])
+    labels = torch.randint(0, len(CLASSES), (2, 64, 64))
+    labels[:, :16] = 255
+    view = View("source", torch.rand(2, 3, 64, 64), labels)
+    refined = loss_of(student, Segmentation(["source"], shift=-shift), view)
+    adjusted = fold_shift(student, -shift)
+    assert refined.item() == pytest.approx(segmentation_loss(adjusted(view.images), labels).item(), rel=1e-5)
+    plain = torch.nn.functional.cross_entropy(adjusted(view.images), labels, ignore_index=255)
+    assert refined.item() == pytest.approx(plain.item() * 0.75, rel=1e-5)
+
+
+def test_temperature_and_divisor_of_the_segmentation_term() -> None:
+    student = tiny_segmenter().eval()
+    labels = torch.randint(0, len(CLASSES), (1, 64, 64))
+    labels[:, :32] = 255
+    view = View("source", torch.rand(1, 3, 64, 64), labels)
+    term = Segmentation(["source"], temperature=1.8, over_labelled=["source"])
+    expected = torch.nn.functional.cross_entropy(student(view.images) / 1.8, labels, ignore_index=255)
+    assert loss_of(student, term, view).item() == pytest.approx(expected.item(), rel=1e-5)
