@@ -37,7 +37,7 @@ LAW: dict[str, set[str]] = {
     "exporting": {"inference", "models", "config", "errors", "files"},
     "data": {"config", "errors", "files", "demo"},
     "foundation": {"models", "config", "errors", "demo"},
-    "adapt": {"foundation", "models", "config", "errors"},
+    "adapt": {"foundation", "models", "priors", "config", "errors"},
     "training": {
         "adapt",
         "foundation",
@@ -53,10 +53,12 @@ LAW: dict[str, set[str]] = {
     "planning": {"training", "adapt", "foundation", "data", "models", "config", "errors"},
     "reporting": {"config", "errors", "files", "seeded"},
     "demo": {"models", "config", "errors", "files"},
+    "correction": {"priors", "inference", "models", "data", "config", "errors", "files"},
+    "labelling": {"prediction", "inference", "models", "data", "config", "errors", "files"},
     "priors": {"inference", "models", "config", "errors", "files"},
 }
-"""A part and what it may import; `cli` and `demo.show`, the demonstration, may import all, and nobody imports them."""
-EVERYTHING = {"cli", "demo.show", "__init__", "__main__"}
+"""A part and what it may import; `cli`, `pipeline` and `demo.show` may import all."""
+EVERYTHING = {"cli", "pipeline", "demo.show", "__init__", "__main__"}
 
 
 def part_of(module: str) -> str:

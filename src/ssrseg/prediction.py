@@ -163,10 +163,15 @@ def _write(results: dict[Kind, Path], image: Tensor, ids: Tensor, colors: npt.ND
 
 def draw(kind: Kind, image: Tensor, ids: Tensor, colors: npt.NDArray[np.uint8]) -> Image.Image:
     """One of the pictures: image (3, H, W), RGB bytes; ids (H, W); colours (K, 3), RGB bytes."""
-    labels = Image.fromarray(ids.to(torch.uint8).numpy())
+    labels = ids_picture(ids)
     if kind == "ids":
         return labels
     labels.putpalette(colors.tobytes())
     if kind == "color":
         return labels
     return Image.blend(Image.fromarray(image.permute(1, 2, 0).numpy()), labels.convert("RGB"), OPACITY)
+
+
+def ids_picture(ids: Tensor) -> Image.Image:
+    """Class ids (H, W) as grey values."""
+    return Image.fromarray(ids.to(torch.uint8).numpy())

@@ -1,5 +1,6 @@
 """The algorithm: views, terms, teacher, learner, and the step that joins them."""
 
+from ssrseg.adapt.alignment import Alignment, Discriminator, Entropy, OutputAlignment
 from ssrseg.adapt.augment import StrongAugment, color_jitter, gaussian_blur
 from ssrseg.adapt.batch import IGNORE, Batch, Pseudo, View
 from ssrseg.adapt.learner import Learner, ViewMaker, adapt
@@ -14,25 +15,41 @@ from ssrseg.adapt.terms import (
     feature_distance,
     segmentation_loss,
 )
-from ssrseg.adapt.views import BlockMask, ClassMix, Masked, Mixed, Source, block_mask, class_mask, mix, target_view
+from ssrseg.adapt.views import (
+    BlockMask,
+    ClassMix,
+    Masked,
+    Mixed,
+    Source,
+    Target,
+    block_mask,
+    class_mask,
+    mix,
+    target_view,
+)
 
 __all__ = [
     "IGNORE",
+    "Alignment",
     "Batch",
     "BlockMask",
     "ClassMix",
     "CrossAttention",
+    "Discriminator",
+    "Entropy",
     "FeatureDistance",
     "Learner",
     "Masked",
     "Method",
     "Mixed",
     "NoTeacher",
+    "OutputAlignment",
     "Pseudo",
     "Regularizer",
     "Segmentation",
     "Source",
     "StrongAugment",
+    "Target",
     "Teacher",
     "Term",
     "View",

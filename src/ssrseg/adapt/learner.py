@@ -29,10 +29,21 @@ class Learner(nn.Module):
     every process other gradients, without any error.
     """
 
-    def __init__(self, student: Segmenter, terms: Mapping[str, Term]) -> None:
+    def __init__(self, student: Segmenter, terms: Mapping[str, Term], *, head_only: bool = False) -> None:
         super().__init__()
         self.student = student
         self.terms = nn.ModuleDict(dict(terms))
+        self.head_only = head_only
+        """The backbone stands still: no gradients, and its BatchNorm as at inference."""
+        if head_only:
+            student.backbone.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Learner:
+        """Training mode, but for a backbone that stands still."""
+        super().train(mode)
+        if self.head_only:
+            self.student.backbone.eval()
+        return self
 
     def forward(self, view: View) -> dict[str, Tensor]:
         """Encode the view once; its terms share the features. Losses are named `view/term`."""

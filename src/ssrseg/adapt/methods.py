@@ -9,21 +9,26 @@ import torch
 from torch import Generator, Tensor
 
 from ssrseg.adapt import views
+from ssrseg.adapt.alignment import Alignment, Entropy, OutputAlignment
 from ssrseg.adapt.augment import PhotometricDistortion, StrongAugment
+from ssrseg.adapt.jitter import Jitter
 from ssrseg.adapt.learner import Learner, ViewMaker
 from ssrseg.adapt.regularizer import Regularizer
 from ssrseg.adapt.teacher import NoTeacher, Teacher
 from ssrseg.adapt.terms import FeatureDistance, Segmentation, Term
 from ssrseg.config import (
+    AlignmentConfig,
     AugmentConfig,
     FeatureDistanceConfig,
     MaskedConfig,
     MethodConfig,
     MixedConfig,
     RegularizerConfig,
+    SegmentationConfig,
 )
 from ssrseg.foundation import Frozen, build_encoder, frozen_backbone
 from ssrseg.models.segmenter import Segmenter
+from ssrseg.priors import find_priors
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def build_method(
         UserError: the foundation encoder is unknown or its weights cannot be loaded.
     """
     generator = Generator().manual_seed(seed)
-    terms: dict[str, Term] = {"segmentation": Segmentation(("source", "mixed", "masked"))}
+    terms: dict[str, Term] = {"segmentation": _segmentation(config.segmentation, classes)}
     frozen: list[Frozen] = []
     notes: list[str] = []
     if config.regularizer is not None and not config.regularizer.stages:
@@ -93,19 +98,53 @@ def build_method(
             imagenet = frozen_backbone(student.backbone)
             frozen.append(imagenet)
         terms["feature_distance"] = _feature_distance(config.feature_distance, imagenet, classes, notes)
-    makers: list[ViewMaker] = [views.Source(PhotometricDistortion(generator)) if config.distort else views.Source()]
+    if config.alignment is not None:
+        terms["alignment"] = _alignment(config.alignment, student)
+    if config.entropy is not None:
+        terms["entropy"] = Entropy(weight=config.entropy.weight)
+    jitter = config.jitter and Jitter(generator, config.jitter.strength, config.jitter.hue)
+    distort = PhotometricDistortion(generator) if config.distort else jitter or views.unchanged
+    makers: list[ViewMaker] = [views.Source(distort)]
+    if config.alignment is not None or config.entropy is not None:
+        makers.append(views.Target(jitter or views.unchanged))
     if config.mixed is not None:
         makers.append(_mixed(config.mixed, generator))
     if config.masked is not None:
         makers.append(_masked(config.masked, generator, student.mean))
-    teacher = config.teacher and Teacher(student, decay=config.teacher.decay, threshold=config.teacher.threshold)
+    teacher = config.teacher and Teacher(
+        student,
+        decay=config.teacher.decay,
+        threshold=config.teacher.threshold,
+        after_step=config.teacher.after_step,
+    )
     return Method(
-        learner=Learner(student, {**terms, **(extra_terms or {})}),
+        learner=Learner(student, {**terms, **(extra_terms or {})}, head_only=config.trains == "head"),
         teacher=teacher or NoTeacher(),
         makers=(*makers, *extra_makers),
         generator=generator,
         frozen=tuple(frozen),
         notes=tuple(notes),
+    )
+
+
+def _segmentation(config: SegmentationConfig, classes: Sequence[str]) -> Segmentation:
+    return Segmentation(
+        ("source", "mixed", "masked"),
+        temperature=config.temperature,
+        shift=None if config.priors is None else -find_priors(config.priors).of(classes).shift,
+        over_labelled=config.over_labelled,
+    )
+
+
+def _alignment(config: AlignmentConfig, student: Segmenter) -> Term:
+    if config.of != "class":
+        return OutputAlignment(student.num_classes, entropy=config.of == "entropy", weight=config.weight)
+    return Alignment(
+        student.backbone.channels[-1],
+        student.num_classes,
+        weight=config.weight,
+        temperature=config.temperature,
+        clip=config.clip,
     )
 
 

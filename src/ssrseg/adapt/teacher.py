@@ -25,12 +25,21 @@ class Teacher(nn.Module):
         decay: alpha, approached from below: min(1 - 1 / (step + 1), decay).
         threshold: the trust in every pixel of a batch is the share of its pixels that are at least this
             confident; 1 when absent.
+        after_step: average after the student's step, as DACS does, instead of before it.
     """
 
-    def __init__(self, student: Segmenter, *, decay: float = 0.999, threshold: float | None = 0.968) -> None:
+    def __init__(
+        self,
+        student: Segmenter,
+        *,
+        decay: float = 0.999,
+        threshold: float | None = 0.968,
+        after_step: bool = False,
+    ) -> None:
         super().__init__()
         self.segmenter = deepcopy(student).requires_grad_(False)
         self.decay, self.threshold = decay, threshold
+        self._behind = int(after_step)
         self.train()
 
     def train(self, mode: bool = True) -> Teacher:
@@ -43,8 +52,11 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: Segmenter, step: int) -> None:
-        """Move towards the student, before its step. Step 0 copies it."""
-        alpha = min(1 - 1 / (step + 1), self.decay)
+        """Move towards the student, who has completed `step` steps. Step 0 copies it.
+
+        An average taken after step i is the one taken before step i + 1, with the factor of step i.
+        """
+        alpha = min(1 - 1 / max(1, step + 1 - self._behind), self.decay)
         mine: list[Tensor] = list(self.segmenter.parameters())
         theirs: list[Tensor] = list(student.parameters())
         torch._foreach_lerp_(mine, theirs, 1 - alpha)

@@ -31,9 +31,19 @@ class Source:
         return View("source", self.augment(batch.source), batch.labels)
 
 
-def target_view(batch: Batch, pseudo: Pseudo) -> View:
-    """The unlabelled domain as it is, with the teacher's labels: for terms of your own."""
-    return View("target", batch.target, pseudo.labels, pseudo.weights)
+@dataclass(frozen=True)
+class Target:
+    """The unlabelled domain as it is, or distorted, with the teacher's labels: for alignment and terms of your own."""
+
+    augment: Images = unchanged
+
+    def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
+        """Target images, and what the teacher says."""
+        return View("target", self.augment(batch.target), pseudo.labels, pseudo.weights)
+
+
+target_view = Target()
+"""The unlabelled domain as it is."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from ssrseg.config.groups import (
     CRITERIA,
+    AlignmentConfig,
     AugmentConfig,
+    ClassBalancedConfig,
     ClassConfig,
     DataConfig,
     FeatureDistanceConfig,
@@ -17,8 +19,10 @@ from ssrseg.config.groups import (
     OptimConfig,
     RareClassConfig,
     RegularizerConfig,
+    SegmentationConfig,
     SelectionConfig,
     Settings,
+    StageConfig,
     Strict,
     TeacherConfig,
     TrainConfig,
@@ -28,7 +32,9 @@ from ssrseg.config.resolve import dump, flatten, resolve, resolve_group
 
 __all__ = [
     "CRITERIA",
+    "AlignmentConfig",
     "AugmentConfig",
+    "ClassBalancedConfig",
     "ClassConfig",
     "DataConfig",
     "FeatureDistanceConfig",
@@ -43,8 +49,10 @@ __all__ = [
     "OptimConfig",
     "RareClassConfig",
     "RegularizerConfig",
+    "SegmentationConfig",
     "SelectionConfig",
     "Settings",
+    "StageConfig",
     "Strict",
     "TeacherConfig",
     "TrainConfig",

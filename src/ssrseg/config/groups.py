@@ -65,6 +65,8 @@ class DataConfig(Strict):
     """Text file with one image stem per line: only these are used."""
     id_map: dict[int, int] | None = None
     """Raw label value -> class id; values that are not listed become ignore."""
+    labels_root: Path | None = None
+    """Where `labels` lie when it is not below `root`."""
     resize: Size | None = None
     """(width, height) that bounds the image, aspect ratio kept; no resize when absent."""
     margins: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
@@ -81,11 +83,22 @@ class RareClassConfig(Strict):
     """Share of `min_pixels` that the crop must show, else it is drawn again (at most ten times)."""
 
 
+class ClassBalancedConfig(Strict):
+    """Class-balanced source list (Undoing's code): a class seen less often so far is drawn more often."""
+
+    block: Positive = 3000
+    """Draws after which the histogram starts anew."""
+    offset: Annotated[float, Field(gt=1)] = 1.01
+    """A class's weight is 1 / ln(offset + its share so far)."""
+
+
 class LoaderConfig(Strict):
     """How samples are cut and batched."""
 
     crop: Size = (512, 512)
     """(height, width)."""
+    target_crop: Size | None = None
+    """(height, width) of target crops, for methods that do not mix; `crop` when absent."""
     batch: Positive = 2
     """Source images and target images per step and process."""
     workers: Annotated[int, Field(ge=0)] = 2
@@ -101,13 +114,27 @@ class LoaderConfig(Strict):
     scale_jpeg: bool = False
     """Scale a JPEG that becomes half as large or smaller while decoding it. Faster, but antialiased where `resize` is
     not: on photographs grey values differ by 3 on average, single ones by 90."""
+    class_balanced: ClassBalancedConfig | None = None
+    """Another way to choose source images; at most one of the two."""
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> LoaderConfig:
+        if self.rare_class is not None and self.class_balanced is not None:
+            raise ValueError("rare_class and class_balanced both choose the source images: set one of them to null")
+        return self
+
+    @property
+    def of_target(self) -> Size:
+        """(height, width) of target crops."""
+        return self.target_crop or self.crop
 
 
 class ModelConfig(Strict):
     """What is deployed."""
 
     backbone: str = "mit_b5"
-    """`mit_b0`..`mit_b5`, `resnet101v1c` or `timm:<name>` of any pyramid."""
+    """A key of `ssrseg.models.BACKBONES` (`mit_b0`..`mit_b5`, `resnet101v1c`, `vgg16-dilated` ...) or `timm:<name>` of
+    any pyramid."""
     head: str = "daformer"
     head_channels: Positive | None = None
     """Width of the head; the published one (256 for DAFormer's, 768 for SegFormer's) when absent."""
@@ -115,6 +142,10 @@ class ModelConfig(Strict):
     """`hub` (the backbone's published ImageNet weights), `owner/name[@revision]`, a local file, or `none`."""
     drop_path: Fraction = 0.1
     dropout: Fraction = 0.1
+    align_corners: bool = False
+    """How logits are resized; DACS and Undoing align the corners."""
+    start: Path | None = None
+    """A model file of ours to start from, head and all: the student of an earlier stage."""
 
 
 class TeacherConfig(Strict):
@@ -123,6 +154,8 @@ class TeacherConfig(Strict):
     decay: Fraction = 0.999
     threshold: Fraction | None = 0.968
     """The trust is the share of pixels at least this confident; 1 everywhere when absent."""
+    after_step: bool = False
+    """Average after the step (DACS's code) instead of before it: the warm-up of the average is a step behind."""
 
 
 class AugmentConfig(Strict):
@@ -177,6 +210,46 @@ class FoundationConfig(Strict):
     """`half` keeps and runs the encoder in bfloat16; `auto` does so on CUDA. The published runs have `fp32`."""
 
 
+class JitterConfig(Strict):
+    """Colour jitter of every image of the loader, as torchvision has it (Undoing's code)."""
+
+    strength: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of brightness, contrast and saturation."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.2
+
+
+class SegmentationConfig(Strict):
+    """The cross entropy of the decoded features."""
+
+    temperature: Rate = 1.0
+    """Divides the logits in training (Undoing: 1.8)."""
+    over_labelled: tuple[View, ...] = ()
+    """Views whose loss is averaged over labelled pixels only; over all pixels elsewhere."""
+    priors: str | None = None
+    """Classifier refinement (Undoing): a file of `ssrseg priors`, or `gta5-cityscapes`, `synthia-cityscapes`. The loss
+    is that of logits pushed back to the source's priors, so that they carry the target's themselves."""
+
+
+class AlignmentConfig(Strict):
+    """A discriminator that cannot tell the domains apart; it has an optimiser of its own."""
+
+    of: Literal["class", "output", "entropy"] = "class"
+    """Features with their soft classes (FADA, Undoing), probabilities (AdaptSegNet), self-information (AdvEnt)."""
+    weight: Rate = 0.001
+    """Of fooling the discriminator."""
+    temperature: Rate = 1.8
+    clip: Fraction = 0.9
+    """Largest probability of a soft class."""
+    lr: Rate = 1e-4
+    """Of the discriminator: Adam, betas 0.9 and 0.99, the student's schedule."""
+
+
+class EntropyConfig(Strict):
+    """Entropy of the predictions on target images, minimised (MinEnt)."""
+
+    weight: Rate = 0.001
+
+
 class RegularizerConfig(Strict):
     """SSR: a second decoding whose features have attended to a foundation encoder's."""
 
@@ -195,11 +268,24 @@ class MethodConfig(Strict):
 
     distort: bool = False
     """Photometric distortion of the source (source-only and supervised training)."""
+    jitter: JitterConfig | None = None
+    """Colour jitter of source and target."""
+    trains: Literal["all", "head"] = "all"
+    """`head`: the backbone stands still, its BatchNorm too."""
+    segmentation: SegmentationConfig = SegmentationConfig()
+    alignment: AlignmentConfig | None = None
+    entropy: EntropyConfig | None = None
     teacher: TeacherConfig | None = None
     mixed: MixedConfig | None = None
     masked: MaskedConfig | None = None
     feature_distance: FeatureDistanceConfig | None = None
     regularizer: RegularizerConfig | None = None
+
+    @property
+    def looks_at_target(self) -> bool:
+        """Whether any part needs target images."""
+        parts = (self.teacher, self.mixed, self.masked, self.alignment, self.entropy)
+        return any(part is not None for part in parts)
 
     @model_validator(mode="after")
     def _pseudo_labels_have_an_author(self) -> MethodConfig:
@@ -210,14 +296,19 @@ class MethodConfig(Strict):
 
 
 class OptimConfig(Strict):
-    """AdamW with the references' groups and schedule."""
+    """Optimiser and schedule; by default AdamW with DAFormer's groups."""
 
+    kind: Literal["adamw", "sgd"] = "adamw"
+    momentum: Fraction = 0.9
+    """Of SGD."""
     lr: Rate = 6e-5
     head_lr_factor: Rate = 10.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Annotated[int, Field(ge=0)] = 1500
     """Steps; the warm-up multiplies the already decaying rate."""
     power: Rate = 1.0
+    length: Positive | None = None
+    """Steps until the rate has decayed; `train.steps` when absent. Undoing stops at two thirds of its schedule."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
     """Where the decay ends."""
 
@@ -303,6 +394,23 @@ class TrainConfig(Strict):
     """Project of wandb, experiment of mlflow."""
 
 
+class StageConfig(Strict):
+    """One of several runs, or what lies between two of them.
+
+    `{name}` in its texts is what the stage of that name left: a model file, a file of priors, a labelled data set.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+    does: Literal["train", "priors", "adjust", "label"] = "train"
+    """Train; count the priors of source and target; fold them into a model; label the target with a model."""
+    model: str | None = None
+    """The model file of `priors`, `adjust` and `label`; that of the last stage that left one when absent."""
+    priors: str | None = None
+    """The file of `adjust`; that of the last stage that left one when absent."""
+    settings: dict[str, Any] = {}
+    """Laid over the run's own, for `train`."""
+
+
 class Settings(Strict):
     """All of a run. The resolved settings lie in the run folder and are what resume reads."""
 
@@ -319,9 +427,15 @@ class Settings(Strict):
     selection: SelectionConfig | None = SelectionConfig()
     """Scores without labels; not computed when absent, or without a target."""
     train: TrainConfig = TrainConfig()
+    stages: tuple[StageConfig, ...] = ()
+    """Runs that start from runs, one after the other; this is one run when there are none."""
 
     @model_validator(mode="after")
     def _views_have_images(self) -> Settings:
-        if (self.method.mixed or self.method.masked) and self.target is None:
+        if self.method.looks_at_target and self.target is None:
             raise ValueError("this method adapts to a target: set target.root to a folder of images (no labels needed)")
+        if self.method.mixed and self.loader.of_target != self.loader.crop:
+            raise ValueError(
+                "loader.target_crop differs from loader.crop: the mixed view cannot paste one onto the other"
+            )
         return self

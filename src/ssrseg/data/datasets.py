@@ -103,14 +103,14 @@ class TargetImages:
         path = self.images[self.sampler(number, generator).file]
         scaled = self.files.image(path)
         width, height = scaled.size
-        image = scaled.crop(random_box(height, width, self.loader.crop, generator))
+        image = scaled.crop(random_box(height, width, self.loader.of_target, generator))
         if mirrored(generator, self.loader.flip):
             image = image.flip(-1)
-        valid = pad(torch.ones_like(image[0]), self.loader.crop, 0).bool()
+        valid = pad(torch.ones_like(image[0]), self.loader.of_target, 0).bool()
         top, bottom = self.margins
         valid[:top] = False
         valid[len(valid) - bottom :] = False
-        return pad(image, self.loader.crop, 0), valid, str(path)
+        return pad(image, self.loader.of_target, 0), valid, str(path)
 
 
 def bounded(image: Tensor, bound: tuple[int, int] | None) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ssrseg.config import DataConfig, LoaderConfig, Settings
 from ssrseg.data import sampling
+from ssrseg.data.balanced import ClassBalanced
 from ssrseg.data.batches import Batches, DrawNumbers, Draws
 from ssrseg.data.cache import ImageCache
 from ssrseg.data.codes import code_for, resolve_space
@@ -52,17 +53,20 @@ def source_images(settings: Settings, cache: Path | None = None) -> SourceImages
     data, config = settings.source, settings.loader
     pairs, code = find_pairs(data), code_for(data, settings)
     sampler: sampling.Sampler = Shuffled(len(pairs), settings.train.seed, SOURCE)
-    if config.rare_class is not None:
+    if config.rare_class is not None or config.class_balanced is not None:
         classes = resolve_space(settings).num_classes
         statistics = class_statistics(pairs, code, classes, cache=cache)
-        sampler = RareClassSampler(statistics, config.rare_class, config.crop)
+        if config.rare_class is not None:
+            sampler = RareClassSampler(statistics, config.rare_class, config.crop)
+        elif config.class_balanced is not None:
+            sampler = ClassBalanced(statistics, config.class_balanced, settings.train.seed)
     return SourceImages(pairs, code, scaled_files(data, config), config, sampler)
 
 
 def target_images(settings: Settings) -> TargetImages | None:
     """The unlabelled stream; absent for a method that only looks at the source."""
     data = settings.target
-    if data is None or settings.method.teacher is None:
+    if data is None or not settings.method.looks_at_target:
         return None
     images = find_images(data)
     order = Shuffled(len(images), settings.train.seed, TARGET)

@@ -126,7 +126,7 @@ def find_pairs(data: DataConfig) -> list[Pair]:
         UserError: no image, an image without label, or two files that the wildcards cannot tell apart.
     """
     images, glob = _images(data), _glob(data, "labels")
-    labels = _match(_root(data), glob)
+    labels = _match(data.labels_root or _root(data), glob)
     lonely = [path for key, path in images.items() if key not in labels]
     if lonely:
         shown = "\n".join(f"  {path}" for path in lonely[:3])
@@ -144,7 +144,7 @@ def listing_of(data: DataConfig) -> Listing:
     """What `find_pairs` would find or refuse, all of it; raises `UserError` without a folder or a list of stems."""
     twice: list[tuple[Path, Path]] = []
     images = _match(_root(data), _glob(data, "images"), twice)
-    labels = _match(_root(data), _glob(data, "labels"), twice)
+    labels = _match(data.labels_root or _root(data), _glob(data, "labels"), twice)
     wanted = None if data.stems is None else _stems(data.stems if data.stems.exists() else data.root / data.stems)
     used = {key: path for key, path in images.items() if wanted is None or path.stem in wanted}
     return Listing(

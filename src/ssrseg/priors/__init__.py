@@ -1,10 +1,11 @@
 """Label shift: class priors of two domains, and what they do to a trained classifier (Undoing, CVPR 2022)."""
 
 from ssrseg.priors.counts import image_scores, presence_counts, target_counts
-from ssrseg.priors.shift import Priors, fold_shift, log_ratio, published_priors, read_priors, write_priors
+from ssrseg.priors.shift import Priors, find_priors, fold_shift, log_ratio, published_priors, read_priors, write_priors
 
 __all__ = [
     "Priors",
+    "find_priors",
     "fold_shift",
     "image_scores",
     "log_ratio",

@@ -93,6 +93,16 @@ def published_priors(task: str, *, attentive: bool = False) -> Priors:
     return Priors(tuple(table["classes"]), tuple(table["source_counts"]), tuple(target), f"published: {task}")
 
 
+def find_priors(name: str) -> Priors:
+    """Priors of a file, or published ones by their task; raises `UserError` when it is neither."""
+    if Path(name).is_file():
+        return read_priors(Path(name))
+    try:
+        return published_priors(name)
+    except UserError as error:
+        raise UserError(f"{name} is no file of priors, and {str(error)[0].lower()}{str(error)[1:]}") from error
+
+
 def write_priors(path: Path, priors: Priors) -> None:
     """As JSON."""
     write_json(path, dataclasses.asdict(priors))

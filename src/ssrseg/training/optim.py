@@ -1,11 +1,11 @@
-"""AdamW with the references' parameter groups, and their schedule."""
+"""The references' optimisers, parameter groups and schedule."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from ssrseg.adapt.learner import Learner
 from ssrseg.config import OptimConfig
@@ -43,11 +43,14 @@ def parameter_groups(learner: nn.Module, config: OptimConfig) -> list[dict[str, 
 
 
 def build_optimizer(learner: Learner, config: OptimConfig) -> Optimizer:
-    """AdamW, betas 0.9 and 0.999, eps 1e-8.
+    """AdamW (betas 0.9 and 0.999, eps 1e-8), or SGD with momentum.
 
     Fused: its kernel leaves weights and state alone where the attribute `found_inf`, a tensor on the device, is 1.
     """
-    return AdamW(parameter_groups(learner, config), lr=config.lr, fused=True)
+    groups = parameter_groups(learner, config)
+    if config.kind == "sgd":
+        return SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    return AdamW(groups, lr=config.lr, fused=True)
 
 
 def learning_rate(
@@ -79,6 +82,7 @@ def learning_rate(
 
 def set_learning_rates(optimizer: Optimizer, config: OptimConfig, step: int, steps: int) -> None:
     """Give every group the rate of `step`."""
+    steps = config.length or steps
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(
             group["base_lr"], step, steps, warmup=config.warmup, power=config.power, min_lr=config.min_lr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
@@ -14,8 +15,9 @@ from ssrseg.adapt.methods import Method, build_method
 from ssrseg.adapt.terms import Term
 from ssrseg.config import Settings
 from ssrseg.data import LabelSpace, resolve_space
+from ssrseg.errors import UserError
 from ssrseg.foundation import Frozen
-from ssrseg.models.segmenter import Description, Segmenter, build_segmenter
+from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, load_segmenter
 from ssrseg.models.weights import load_pretrained
 from ssrseg.training.folder import RunFolder
 from ssrseg.training.generators import seed_generators
@@ -81,6 +83,18 @@ def build_setup(
     return Setup(fabric, settings, space, folder, method, optimizer, (note, *method.notes, *economy, *notes))
 
 
+def start_from(student: Segmenter, path: Path) -> str:
+    """Take over all weights of a model file, and what to say; raises `UserError` when it is another network."""
+    start = load_segmenter(path)
+    try:
+        student.load_state_dict(start.state_dict())
+    except RuntimeError as error:
+        found = start.description
+        network = f"{found.backbone} with {found.head} for {len(found.classes)} classes" if found else "another network"
+        raise UserError(f"model.start: {path} is {network}; model and classes of this run differ from it.") from error
+    return f"the student starts from {path}"
+
+
 def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str]:
     """The student with its pretrained backbone, and what to say about the weights."""
     config = settings.model
@@ -91,10 +105,14 @@ def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str
         head_channels=config.head_channels,
         drop_path=config.drop_path,
         dropout=config.dropout,
+        align_corners=config.align_corners,
     )
-    note = load_pretrained(student, config.pretrained, config.backbone)
+    if config.start is None:
+        note = load_pretrained(student, config.pretrained, config.backbone)
+    else:
+        note = start_from(student, config.start)
     bound = (settings.target or settings.source).resize
     student.description = Description(
-        config.backbone, config.head, space.names, space.colors, bound, config.head_channels
+        config.backbone, config.head, space.names, space.colors, bound, config.head_channels, config.align_corners
     )
     return student, note

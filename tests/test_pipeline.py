@@ -1,0 +1,151 @@
+"""Runs that start from runs: the stages of Undoing on tiny folders, and the corrections of any method."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from factories import CLASSES, write_pairs
+from ssrseg.config import Settings, merge, read_preset, resolve
+from ssrseg.errors import UserError
+from ssrseg.labelling import labelled_by
+from ssrseg.models import load_segmenter
+from ssrseg.pipeline import corrected, planned, train_stages
+from ssrseg.priors import read_priors
+
+SMALL: dict[str, Any] = {
+    "loader": {"crop": [64, 64], "target_crop": None, "batch": 2, "workers": 0},
+    "model": {"backbone": "timm:test_resnet", "pretrained": "none", "head": "deeplabv2-whole"},
+    "optim": {"length": 8},
+    "train": {
+        **dict.fromkeys(("steps", "evaluate_every", "checkpoint_every", "log_every", "pictures_every"), 2),
+        "accelerator": "cpu",
+    },
+}
+GROUPS = ("loader", "model", "optim", "train")
+
+
+def small(preset: str, root: Path, **over: Any) -> Settings:
+    """A published recipe on pictures of 64x64, two steps a stage."""
+    for name in ("game", "camera", "val"):
+        if not (root / name).exists():
+            write_pairs(root / name)
+    tree = merge(read_preset(preset), SMALL)
+    data = {"source": "game", "target": "camera", "val": "val"}
+    tree |= {"classes": CLASSES, **{name: {"root": str(root / folder)} for name, folder in data.items()}}
+    for stage in tree.get("stages", []):
+        if "settings" in stage:
+            stage["settings"] = merge(
+                stage["settings"], {group: SMALL[group] for group in GROUPS if group in stage["settings"]}
+            )
+    return resolve(merge(tree, over))
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return load_segmenter(path).state_dict()
+
+
+def parts(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name.startswith(part)}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def undone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All stages of Undoing."""
+    root = tmp_path_factory.mktemp("undoing")
+    train_stages(small("undoing", root), root / "out")
+    return root / "out"
+
+
+def test_every_stage_leaves_what_the_next_one_needs(undone: Path) -> None:
+    students = ["pretrain", "align", "adjusted", "refined", "distilled"]
+    assert all((undone / name / "student-last.safetensors").exists() for name in students)
+    assert read_priors(undone / "priors" / "priors.json").classes == CLASSES
+    assert len(list((undone / "labels" / "labels").rglob("*.png"))) == 4
+
+
+def test_alignment_is_learnt_with_a_discriminator_that_is_not_deployed(undone: Path) -> None:
+    lines = [json.loads(line) for line in (undone / "align" / "metrics.jsonl").read_text().splitlines()]
+    losses = next(line["losses"] for line in lines if line["kind"] == "train")
+    assert set(losses) == {"source/segmentation", "source/alignment", "target/alignment"}
+    assert not any("discriminator" in name for name in weights(undone / "align" / "student-last.safetensors"))
+
+
+def test_refinement_changes_the_head_alone(undone: Path) -> None:
+    before, after = (weights(undone / name / "student-last.safetensors") for name in ("align", "refined"))
+    assert same(parts(before, "backbone."), parts(after, "backbone."))
+    assert not same(parts(before, "head."), parts(after, "head."))
+
+
+def test_adjustment_changes_one_bias_by_the_shift(undone: Path) -> None:
+    before, after = (weights(undone / name / "student-last.safetensors") for name in ("align", "adjusted"))
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == ["head.branches.0.bias"]
+    shift = read_priors(undone / "priors" / "priors.json").shift
+    assert torch.allclose(after[changed[0]] - before[changed[0]], shift, atol=1e-6)
+    assert json.loads((undone / "adjusted" / "scores.json").read_text())["last"]["student"]["miou"] >= 0
+
+
+def test_an_interrupted_recipe_goes_on_where_it_stopped(undone: Path, tmp_path: Path) -> None:
+    settings = small("undoing", tmp_path)
+    train_stages(settings, tmp_path / "out")
+    reference = weights(tmp_path / "out" / "distilled" / "student-last.safetensors")
+    finished = (tmp_path / "out" / "align" / "student-last.safetensors").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "out" / "distilled")
+    train_stages(None, tmp_path / "out", resume=True)
+    assert same(reference, weights(tmp_path / "out" / "distilled" / "student-last.safetensors"))
+    assert (tmp_path / "out" / "align" / "student-last.safetensors").stat().st_mtime_ns == finished
+    with pytest.raises(UserError, match="--resume"):
+        train_stages(settings, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("how", "last"), [("ia", "adjusted"), ("cr", "refined")])
+def test_any_method_can_be_corrected(how: str, last: str, tmp_path: Path) -> None:
+    method = {"feature_distance": None, "mixed": {"augment": None}}
+    settings = corrected(small("daformer", tmp_path, loader={"rare_class": None}, method=method), how)
+    train_stages(settings, tmp_path / "out")
+    before = weights(tmp_path / "out" / "trained" / "student-last.safetensors")
+    after = weights(tmp_path / "out" / last / "student-last.safetensors")
+    assert same(parts(before, "backbone."), parts(after, "backbone."))
+    assert not same(parts(before, "head."), parts(after, "head."))
+
+
+def test_mistakes_are_said_before_anything_is_trained(tmp_path: Path) -> None:
+    settings = small("daformer", tmp_path, loader={"rare_class": None})
+    with pytest.raises(UserError, match="choose ia or cr"):
+        corrected(settings, "both")
+    with pytest.raises(UserError, match="stages of its own"):
+        corrected(small("undoing", tmp_path), "ia")
+    lost = resolve({**settings.model_dump(), "stages": [{"name": "a", "settings": {"model": {"start": "{b}"}}}]})
+    with pytest.raises(UserError, match="no stage before it is called 'b'"):
+        planned(lost, tmp_path / "out")
+    wrong = resolve({**settings.model_dump(), "stages": [{"name": "a", "settings": {"train": {"stepps": 1}}}]})
+    with pytest.raises(UserError, match="Did you mean 'steps'"):
+        train_stages(wrong, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_of_ours_are_a_data_set(tmp_path: Path) -> None:
+    settings = small("daformer", tmp_path)
+    data = labelled_by(settings, tmp_path / "labels")
+    assert (data.labels_root, data.labels) == (tmp_path / "labels", "images/**/*")
+    assert data.id_map == {0: 0, 1: 1, 2: 2, 3: 3}
+
+
+def test_the_published_recipe_is_whole(tmp_path: Path) -> None:
+    for preset in ("undoing", "undoing-vgg"):
+        plan = {stage.name: settings for stage, settings, _ in planned(resolve(read_preset(preset)), tmp_path)}
+        assert list(plan) == ["pretrain", "align", "priors", "adjusted", "refined", "labels", "distilled"]
+        assert plan["align"].model.start == tmp_path / "pretrain" / "student-last.safetensors"
+        assert plan["refined"].method.segmentation.priors == str(tmp_path / "priors" / "priors.json")
+        assert plan["distilled"].source.labels_root == tmp_path / "labels" / "labels"
