@@ -8,6 +8,7 @@ from pathlib import Path
 from ssrseg.config import DataConfig, Settings
 from ssrseg.data import find_images, read_image, resolve_space
 from ssrseg.data.specs import spec_of
+from ssrseg.data.storage import name_below
 from ssrseg.errors import UserError
 from ssrseg.files import write_atomically
 from ssrseg.inference import build_inference, evaluating, open_model, pick_device
@@ -36,7 +37,7 @@ def label_target(model: Path | str | Segmenter, settings: Settings, out: Path) -
     infer = build_inference(settings.inference)
     with evaluating(segmenter):
         for path in find_images(data):
-            place = (out / path.relative_to(data.root)).with_suffix(".png")
+            place = (out / name_below(data.root, path)).with_suffix(".png")
             if place.exists():
                 continue
             image = read_image(path)

@@ -65,7 +65,7 @@ class DataConfig(Strict):
     """Text file with one image stem per line: only these are used."""
     id_map: dict[int, int] | None = None
     """Raw label value -> class id; values that are not listed become ignore."""
-    labels_root: Path | None = None
+    labels_root: UserPath | None = None
     """Where `labels` lie when it is not below `root`."""
     resize: Size | None = None
     """(width, height) that bounds the image, aspect ratio kept; no resize when absent."""
