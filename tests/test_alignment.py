@@ -11,6 +11,8 @@ from torch import Tensor
 from factories import CLASSES, tiny_segmenter
 from ssrseg.adapt import Learner, Term, View
 from ssrseg.adapt.alignment import Alignment, Discriminator, Entropy, OutputAlignment, domain_loss
+from ssrseg.config import OptimConfig
+from ssrseg.training.optim import build_optimizer, set_learning_rates
 
 K = len(CLASSES)
 
@@ -95,3 +97,28 @@ def test_entropy_is_one_for_a_uniform_prediction() -> None:
     torch.nn.init.zeros_(student.head.classify.weight)
     seen = view("target")
     assert Entropy(weight=1.0)(seen, student.encode(seen.images), student).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_student_and_discriminator_have_optimisers_of_their_own() -> None:
+    learner = Learner(tiny_segmenter(), {"alignment": Alignment(10, K)})
+    config = OptimConfig(kind="sgd", lr=0.1, warmup=0, weight_decay=0)
+    optimizer = build_optimizer(learner, config, discriminator_lr=0.01)
+    set_learning_rates(optimizer, config, 50, 100)
+    assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([0.005, 0.05, 0.5])
+    before = {name: weight.detach().clone() for name, weight in learner.named_parameters()}
+    for weight in learner.parameters():
+        weight.grad = torch.full_like(weight, 2.0)
+    optimizer.step()
+    for name, weight in learner.named_parameters():
+        # Adam's first step is its rate, whatever the gradient; SGD's is rate times gradient.
+        expected = 0.005 if "discriminator" in name else 2 * (0.5 if name.startswith("student.head.") else 0.05)
+        assert torch.allclose(before[name] - weight, torch.full_like(weight, expected), atol=1e-5), name
+    state = optimizer.state_dict()
+    again = build_optimizer(learner, config, discriminator_lr=0.01)
+    again.load_state_dict(state)
+    set_learning_rates(again, config, 50, 100)
+    assert [group["lr"] for group in again.param_groups] == [group["lr"] for group in optimizer.param_groups]
+    optimizer.found_inf = torch.ones(())
+    held = {name: weight.detach().clone() for name, weight in learner.named_parameters()}
+    optimizer.step()
+    assert all(torch.equal(held[name], weight) for name, weight in learner.named_parameters())

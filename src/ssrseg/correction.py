@@ -7,7 +7,7 @@ from pathlib import Path
 from ssrseg.config import Settings
 from ssrseg.data import code_for, find_images, find_pairs, read_image, resolve_space
 from ssrseg.data.datasets import bounded
-from ssrseg.data.sampling import class_statistics
+from ssrseg.data.statistics import class_statistics
 from ssrseg.errors import UserError
 from ssrseg.inference import build_inference, open_model, pick_device
 from ssrseg.models.segmenter import Segmenter, save_segmenter

@@ -37,7 +37,7 @@ def label_target(model: Path | str | Segmenter, settings: Settings, out: Path) -
     infer = build_inference(settings.inference)
     with evaluating(segmenter):
         for path in find_images(data):
-            place = (out / name_below(data.root, path)).with_suffix(".png")
+            place = Path(out, name_below(path, data.root)).with_suffix(".png")
             if place.exists():
                 continue
             image = read_image(path)

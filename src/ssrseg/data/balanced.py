@@ -6,7 +6,8 @@ import torch
 from torch import Generator, Tensor
 
 from ssrseg.config import ClassBalancedConfig
-from ssrseg.data.sampling import SOURCE_ORDER, ClassStatistics, Draw, generator_of
+from ssrseg.data.sampling import SOURCE_ORDER, Draw, generator_of
+from ssrseg.data.statistics import ClassStatistics
 from ssrseg.errors import UserError
 
 

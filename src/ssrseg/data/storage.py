@@ -40,12 +40,6 @@ def list_files(root: Path, below: str = "") -> list[tuple[str, Path]]:
     return [(path.relative_to(root).as_posix(), path) for path in sorted(files)]
 
 
-def name_below(root: Path, path: Path) -> Path:
-    """Where a listed file lies below `root`, as if all archives were unpacked there."""
-    inside = next((archive for archive in path.parents if _is_archive(archive)), None)
-    return path.relative_to(inside or root)
-
-
 def list_members(root: Path, below: str = "") -> list[tuple[str, Path]]:
     """Files in the archive or packed data set `root`, or in the archives in it, as if they were unpacked there.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ssrseg.adapt.learner import Learner
 from ssrseg.config import OptimConfig
@@ -25,13 +25,13 @@ def multipliers(name: str, head_lr_factor: float) -> tuple[float, float]:
 
 
 def parameter_groups(learner: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters of a learner, one group per pair of learning rate and weight decay.
+    """Trainable parameters of a learner but for discriminators, one group per pair of learning rate and weight decay.
 
     Each group holds `params`, their `names`, `lr`, `base_lr` (what the schedule scales) and `weight_decay`.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in learner.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or is_discriminator(name):
             continue
         lr_factor, decay_factor = multipliers(name, config.head_lr_factor)
         lr, decay = config.lr * lr_factor, config.weight_decay * decay_factor
@@ -42,15 +42,59 @@ def parameter_groups(learner: nn.Module, config: OptimConfig) -> list[dict[str, 
     return list(groups.values())
 
 
-def build_optimizer(learner: Learner, config: OptimConfig) -> Optimizer:
-    """AdamW (betas 0.9 and 0.999, eps 1e-8), or SGD with momentum.
+def is_discriminator(name: str) -> bool:
+    """Whether a parameter of the learner is a term's discriminator's."""
+    return ".discriminator." in name
+
+
+def build_optimizer(learner: Learner, config: OptimConfig, *, discriminator_lr: float = 1e-4) -> Optimizer:
+    """AdamW (betas 0.9 and 0.999, eps 1e-8), or SGD with momentum; discriminators have an Adam beside it.
 
     Fused: its kernel leaves weights and state alone where the attribute `found_inf`, a tensor on the device, is 1.
     """
     groups = parameter_groups(learner, config)
+    own: Optimizer
     if config.kind == "sgd":
-        return SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
-    return AdamW(groups, lr=config.lr, fused=True)
+        own = SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    else:
+        own = AdamW(groups, lr=config.lr, fused=True)
+    adversaries = {name: weight for name, weight in learner.named_parameters() if is_discriminator(name)}
+    if not adversaries:
+        return own
+    group = {"params": [*adversaries.values()], "names": [*adversaries], "base_lr": discriminator_lr}
+    return Together(own, Adam([group], lr=discriminator_lr, betas=(0.9, 0.99), fused=True))
+
+
+class Together(Optimizer):
+    """Two optimisers of different parameters that step as one."""
+
+    def __init__(self, first: Optimizer, second: Optimizer) -> None:
+        self.parts = (first, second)
+        super().__init__(
+            [weight for part in self.parts for group in part.param_groups for weight in group["params"]], {}
+        )
+        self._join()
+
+    def _join(self) -> None:
+        """The groups are the parts' own, so that a schedule reaches both."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of each; `found_inf` is told to both."""
+        for part in self.parts:
+            if hasattr(self, "found_inf"):
+                part.found_inf = self.found_inf  # type: ignore[attr-defined]
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Those of both."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Those of both; raises `KeyError` or `ValueError` for another's."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._join()
 
 
 def learning_rate(

@@ -78,7 +78,9 @@ def build_setup(
         shard=regularizer is not None and regularizer.foundation.shard,
     )
     seed_generators(settings.train.seed + fabric.global_rank)  # dropout and drop path differ
-    optimizer = build_optimizer(method.learner, settings.optim)
+    adversary = settings.method.alignment
+    rate = {} if adversary is None else {"discriminator_lr": adversary.lr}
+    optimizer = build_optimizer(method.learner, settings.optim, **rate)
     economy = prepare(method, settings.train, fabric.device)
     return Setup(fabric, settings, space, folder, method, optimizer, (note, *method.notes, *economy, *notes))
 
