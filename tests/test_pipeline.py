@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from factories import CLASSES, write_pairs
+from ssrseg.cli import app
 from ssrseg.config import Settings, merge, read_preset, resolve
 from ssrseg.errors import UserError
 from ssrseg.labelling import labelled_by
@@ -149,3 +151,40 @@ def test_the_published_recipe_is_whole(tmp_path: Path) -> None:
         assert plan["align"].model.start == tmp_path / "pretrain" / "student-last.safetensors"
         assert plan["refined"].method.segmentation.priors == str(tmp_path / "priors" / "priors.json")
         assert plan["distilled"].source.labels_root == tmp_path / "labels" / "labels"
+
+
+def words(root: Path, *more: str) -> list[str]:
+    """The small task as the command line has it."""
+    return [
+        *("--source", str(root / "game"), "--target", str(root / "camera")),
+        *(f"classes=[{', '.join(CLASSES)}]", "loader.crop=[64, 64]", "loader.workers=0", "train.accelerator=cpu"),
+        *("model.backbone=timm:test_resnet", "model.pretrained=none", "model.head_channels=8", "train.steps=2"),
+        *more,
+    ]
+
+
+def test_the_words_of_the_command_line(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "game")
+    write_pairs(tmp_path / "camera")
+    runner = CliRunner()
+
+    def said(*arguments: str) -> str:
+        result = runner.invoke(app, list(arguments))
+        assert result.exit_code == 0, result.output + str(result.exception)
+        return result.output
+
+    said("train", "--out", str(tmp_path / "run"), "--prior-correction", "ia", *words(tmp_path))
+    model = tmp_path / "run" / "trained" / "student-last.safetensors"
+    assert (tmp_path / "run" / "adjusted" / "student-last.safetensors").exists()
+    said("train", "--resume", "--out", str(tmp_path / "run"))
+    priors = tmp_path / "priors.json"
+    assert "shift" in said("estimate-priors", str(model), "--out", str(priors), *words(tmp_path))
+    said("adjust", str(model), str(priors), str(tmp_path / "adjusted.safetensors"))
+    by_hand, by_stage = (
+        weights(tmp_path / "adjusted.safetensors"),
+        weights(tmp_path / "run" / "adjusted" / "student-last.safetensors"),
+    )
+    assert same(by_hand, by_stage)
+    refused = runner.invoke(app, ["adjust", str(model), "gta5-cityscapes", str(tmp_path / "no.safetensors")])
+    assert isinstance(refused.exception, UserError)
+    assert "'tree'" in str(refused.exception)

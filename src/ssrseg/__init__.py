@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssrseg.config import Settings, resolve
     from ssrseg.config import preset_summaries as presets
+    from ssrseg.correction import adjust, estimate_priors
     from ssrseg.data.data_report import report_data as check_data
     from ssrseg.data.packing import pack
     from ssrseg.errors import UserError
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
     from ssrseg.exporting import export
     from ssrseg.models import load
     from ssrseg.models.weights import convert
+    from ssrseg.pipeline import train
     from ssrseg.planning import plan
     from ssrseg.prediction import predict
     from ssrseg.reporting import model_card, report
-    from ssrseg.training import train, train_seeds
+    from ssrseg.training import train_seeds
 
 __version__ = metadata.version("ssrseg")
 
@@ -30,7 +32,9 @@ _WHERE = {
     "Settings": "ssrseg.config:Settings",
     "UserError": "ssrseg.errors:UserError",
     "check_data": "ssrseg.data.data_report:report_data",
+    "adjust": "ssrseg.correction:adjust",
     "convert": "ssrseg.models.weights:convert",
+    "estimate_priors": "ssrseg.correction:estimate_priors",
     "evaluate": "ssrseg.evaluation:evaluate",
     "export": "ssrseg.exporting:export",
     "load": "ssrseg.models:load",
@@ -41,15 +45,17 @@ _WHERE = {
     "presets": "ssrseg.config:preset_summaries",
     "report": "ssrseg.reporting:report",
     "resolve": "ssrseg.config:resolve",
-    "train": "ssrseg.training:train",
+    "train": "ssrseg.pipeline:train",
     "train_seeds": "ssrseg.training:train_seeds",
 }
 
 __all__ = [
     "Settings",
     "UserError",
+    "adjust",
     "check_data",
     "convert",
+    "estimate_priors",
     "evaluate",
     "export",
     "load",

@@ -42,15 +42,21 @@ def train(
     seeds: Annotated[str | None, typer.Option(help="a group of runs, e.g. 0,1,2, in --out/seed-0 and so on")] = None,
     devices: Annotated[int | None, typer.Option(help="processes per machine: train.devices")] = None,
     nodes: Annotated[int | None, typer.Option(help="machines: train.nodes")] = None,
+    prior_correction: Annotated[
+        str | None, typer.Option(help="then correct for label shift: ia (in a bias) or cr (the head learns on)")
+    ] = None,
 ) -> None:
     """Train, and leave a run folder with the model, its scores, curves and pictures."""
-    from ssrseg.training import train as run
+    from ssrseg.pipeline import corrected
+    from ssrseg.pipeline import train as run
 
     several = [f"train.{name}={count}" for name, count in (("devices", devices), ("nodes", nodes)) if count is not None]
     words = [*(words or []), *several]
-    if resume and (words or preset or config or source or target or val):
+    if resume and (words or preset or config or source or target or val or prior_correction):
         raise UserError("--resume reads the settings of the run in --out: give no others.")
     settings = None if resume else _settings(preset, config, source, target, val, words)
+    if settings is not None and prior_correction is not None:
+        settings = corrected(settings, prior_correction)
     if seeds is not None or (resume and GroupFolder(out).exists):
         _train_group(settings, out, seeds, resume)
         return
@@ -99,6 +105,37 @@ def _seeds(text: str | None) -> list[int] | None:
         raise UserError(
             f"--seeds takes whole numbers with commas between them, such as 0,1,2; found {text!r}."
         ) from error
+
+
+@app.command("estimate-priors")
+def estimate_priors(
+    model: Annotated[str, typer.Argument(help="a model file, or a name on the Hub")],
+    words: Words = None,
+    preset: Annotated[str | None, typer.Option(help="as for train")] = None,
+    config: Annotated[Path | None, typer.Option(help="as for train")] = None,
+    source: Annotated[Path | None, typer.Option(help="as for train")] = None,
+    target: Annotated[Path | None, typer.Option(help="as for train")] = None,
+    out: Annotated[Path, typer.Option(help="the file of class priors")] = Path("priors.json"),
+) -> None:
+    """Count in how many images every class occurs: by labels in the source, by the model's eyes in the target."""
+    from ssrseg.correction import estimate_priors as estimate
+    from ssrseg.correction import priors_table
+
+    priors = estimate(model, _settings(preset, config, source, target, None, words), out=out)
+    _screen().print(priors_table(priors))
+    typer.echo(str(out))
+
+
+@app.command()
+def adjust(
+    model: Annotated[str, typer.Argument(help="a model file, or a name on the Hub")],
+    priors: Annotated[str, typer.Argument(help="a file of estimate-priors, or gta5-cityscapes, synthia-cityscapes")],
+    out: Annotated[Path, typer.Argument(help="the adjusted model file")],
+) -> None:
+    """Fold the shift of class priors into a model: no cost at inference, and no target label."""
+    from ssrseg.correction import adjust as fold
+
+    typer.echo(str(fold(model, priors, out)))
 
 
 @app.command()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.table import Table
+
 from ssrseg.config import Settings
 from ssrseg.data import code_for, find_images, find_pairs, read_image, resolve_space
 from ssrseg.data.datasets import bounded
@@ -58,6 +60,19 @@ def estimate_priors(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_priors(out, priors)
     return priors
+
+
+def priors_table(priors: Priors) -> Table:
+    """Counts and shift per class, for a terminal."""
+    table = Table("class", box=None)
+    for heading in ("source", "target", "shift"):
+        table.add_column(heading, justify="right")
+    for name, source, target, shift in zip(
+        priors.classes, priors.source, priors.target, priors.shift.tolist(), strict=True
+    ):
+        guessed = " (a guess: hardly any image)" if name in priors.rare else ""
+        table.add_row(name, f"{source:g}", f"{target:g}", f"{shift:+.2f}{guessed}")
+    return table
 
 
 def adjust(model: Path | str | Segmenter, priors: Priors | Path | str, out: Path) -> Path:

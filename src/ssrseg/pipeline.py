@@ -55,6 +55,14 @@ def corrected(settings: Settings, how: str) -> Settings:
     return settings.model_copy(update={"stages": (StageConfig(name="trained"), *CORRECTIONS[how])})
 
 
+def train(
+    settings: Settings | None, out: Path, *, resume: bool = False, console: Console | None = None, **parts: Any
+) -> Run:
+    """Train: one run, or the stages of a recipe; arguments and errors are those of the two."""
+    staged = (Path(out) / RECIPE).exists() if settings is None else bool(settings.stages)
+    return (train_stages if staged else train_one)(settings, out, resume=resume, console=console, **parts)
+
+
 def train_stages(
     settings: Settings | None, out: Path, *, resume: bool = False, console: Console | None = None, **parts: Any
 ) -> Run:

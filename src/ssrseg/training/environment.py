@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ssrseg.config import Settings
+from ssrseg.config import DataConfig, Settings
 from ssrseg.data import find_images, find_pairs
 from ssrseg.data.storage import size_of
 
@@ -61,20 +61,23 @@ def _git(*words: str) -> bytes:
 
 def data_fingerprint(settings: Settings) -> dict[str, dict[str, Any]]:
     """Of source, target and val: how many `files`, and a checksum of their names and sizes (not of their content)."""
-    prints = {"source": _fingerprint(settings.source.root, _labelled(settings.source))}
+    prints = {"source": _fingerprint(_labelled(settings.source))}
     if settings.target is not None:
-        prints["target"] = _fingerprint(settings.target.root, find_images(settings.target))
+        root = settings.target.root
+        prints["target"] = _fingerprint((root, image) for image in find_images(settings.target))
     if settings.val is not None:
-        prints["val"] = _fingerprint(settings.val.root, _labelled(settings.val))
+        prints["val"] = _fingerprint(_labelled(settings.val))
     return prints
 
 
-def _labelled(data: Any) -> list[Path]:
-    return [path for pair in find_pairs(data) for path in (pair.image, pair.label)]
+def _labelled(data: DataConfig) -> list[tuple[Path, Path]]:
+    """Every file with the folder that it is named below."""
+    pairs, labels = find_pairs(data), data.labels_root or data.root
+    return [named for pair in pairs for named in ((data.root, pair.image), (labels, pair.label))]
 
 
-def _fingerprint(root: Path, files: Iterable[Path]) -> dict[str, Any]:
-    lines = [f"{path.relative_to(root).as_posix()}\0{size_of(path)}\n" for path in files]
+def _fingerprint(files: Iterable[tuple[Path, Path]]) -> dict[str, Any]:
+    lines = [f"{path.relative_to(root).as_posix()}\0{size_of(path)}\n" for root, path in files]
     return {"files": len(lines), "names_and_sizes": hashlib.sha256("".join(lines).encode()).hexdigest()[:16]}
 
 

@@ -66,6 +66,8 @@ def train_seeds(
     settings = _settings(settings, folder, resume)
     wanted = sorted(set(seeds if seeds is not None else folder.seeds()))
     _refuse(settings, wanted, folder, resume)
+    if settings.stages:
+        raise UserError("A recipe with stages has no groups: train each seed into a folder of its own, train.seed=N.")
     check_trackers(settings.train)
     check_data(settings)  # what is wrong for every seed is said once
     _create(folder, settings, wanted)

@@ -1,0 +1,149 @@
+"""Undoing stage by stage, and prior correction after other methods, on the embedded set or on CamVid day to dusk.
+
+    python benchmarks/label_shift.py --out runs/label-shift
+    python benchmarks/label_shift.py --data CAMVID --out runs/camvid-label-shift --methods undoing --seeds 2
+
+Without `--data` the two embedded domains are drawn and used; with it, the task and student of `camvid_dusk.py`.
+Restartable: finished stages are kept, an interrupted one is resumed. `--shard i/n` takes every n-th recipe, so that
+several processes can share the work; the page is made from what is finished. Results go to
+`benchmarks/results/label-shift.*` or `camvid-label-shift.*`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import camvid_dusk
+import torch
+from rich.console import Console
+
+from ssrseg.config import Settings, merge, resolve
+from ssrseg.demo.dataset import write_dataset
+from ssrseg.demo.show import METHODS as EMBEDDED
+from ssrseg.demo.show import demo_settings
+from ssrseg.pipeline import RECIPE, corrected, train
+from ssrseg.reporting import read_run, statements, table, to_markdown
+
+RESULTS = Path(__file__).parent / "results"
+
+UNDOING: dict[str, Any] = {
+    "loader": {"class_balanced": {"block": 300}},
+    "method": {
+        "segmentation": {"temperature": 1.8, "over_labelled": ["source"]},
+        "jitter": {"strength": 0.5, "hue": 0.2},
+        "alignment": {"of": "class"},
+    },
+}
+"""Undoing's parts with the optimiser, student and crops of the other methods."""
+PLAIN = {"alignment": None, "jitter": None, "segmentation": {"temperature": 1.0}}
+STAGES: list[dict[str, Any]] = [
+    {"name": "pretrain", "settings": {"method": PLAIN}},
+    {"name": "align", "settings": {"model": {"start": "{pretrain}"}}},
+    {"name": "priors", "does": "priors"},
+    {"name": "adjusted", "does": "adjust", "model": "{align}"},
+    {
+        "name": "refined",
+        "settings": {
+            "model": {"start": "{align}"},
+            "method": {
+                "trains": "head",
+                "alignment": None,
+                "segmentation": {"priors": "{priors}", "temperature": 1.0, "over_labelled": []},
+            },
+        },
+    },
+    {"name": "labels", "does": "label", "model": "{adjusted}"},
+    {
+        "name": "distilled",
+        "settings": {
+            "source": "{labels}",
+            "target": None,
+            "loader": {"class_balanced": None},
+            "method": {**PLAIN, "jitter": {}},
+            "model": {"start": None},
+        },
+    },
+]
+RECIPES: dict[str, tuple[str, str | None]] = {
+    "source-only": ("source-only", None),
+    "undoing": ("undoing", None),
+    "daformer": ("daformer", "ia"),
+    "daformer-ssr": ("daformer-ssr", "cr"),
+}
+"""Recipe -> its method, and the correction after it."""
+LABELS = {
+    "source-only": "source-only",
+    "undoing/pretrain": "Undoing 1: source",
+    "undoing/align": "Undoing 2: aligned",
+    "undoing/adjusted": "Undoing 4a: IA",
+    "undoing/refined": "Undoing 4b: CR",
+    "undoing/distilled": "Undoing 6: distilled",
+    "daformer/trained": "DAFormer",
+    "daformer/adjusted": "DAFormer + IA",
+    "daformer-ssr/trained": "DAFormer + SSR",
+    "daformer-ssr/refined": "DAFormer + SSR + CR",
+}
+"""Where a recipe leaves a scored model -> its name in the table."""
+
+
+def recipe(name: str, seed: int, options: argparse.Namespace) -> Settings:
+    """The settings of one recipe, with its stages."""
+    method, correction = RECIPES[name]
+    if options.data is None:
+        over = UNDOING if method == "undoing" else EMBEDDED[method]
+        settings = demo_settings(options.out / "data", over, options.steps, seed)
+    else:
+        base = "source-only" if method == "undoing" else method
+        tree = camvid_dusk.settings_tree(base, seed, options.data, options.weights, options.steps)
+        settings = resolve(merge(tree, {**UNDOING, "method": {"distort": False, **UNDOING["method"]}}))
+    if method == "undoing":
+        return resolve({**settings.model_dump(mode="json"), "stages": STAGES})
+    return settings if correction is None else corrected(settings, correction)
+
+
+def main() -> None:
+    """Run what is missing, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="CamVid; the embedded set when absent")
+    parser.add_argument("--out", type=Path, default=Path("runs/label-shift"))
+    parser.add_argument("--weights", type=Path, default=Path("runs/weights"), help="of lite_weights.py, for CamVid")
+    parser.add_argument("--methods", nargs="+", default=[*RECIPES], choices=[*RECIPES])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=260, help="of every training stage")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shard", default="0/1", help="i/n: only every n-th recipe, from the i-th on")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.data is None:
+        write_dataset(options.out / "data", source=300, target=300, val=60)
+    index, count = map(int, options.shard.split("/"))
+    jobs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
+    for method, seed in jobs[index::count]:
+        folder = options.out / f"{method}-{seed}"
+        print(f"== {method}, seed {seed}", flush=True)
+        begun = (folder / RECIPE).exists() or (folder / "config.yaml").exists()
+        settings = None if begun else recipe(method, seed, options)
+        train(settings, folder, resume=begun, console=Console(force_terminal=False))
+    write_results(options.out, options.seeds, "label-shift" if options.data is None else "camvid-label-shift")
+
+
+def write_results(out: Path, seeds: int, name: str) -> None:
+    """Every seed's scores as JSON, and the table and the shifts as Markdown."""
+    runs, scores = [], {}
+    for place, label in LABELS.items():
+        method, _, stage = place.partition("/")
+        for seed in range(seeds):
+            folder = out / f"{method}-{seed}" / stage
+            if (folder / "scores.json").exists():
+                runs.append(read_run(folder))
+                scores[f"{label}, seed {seed}"] = json.loads((folder / "scores.json").read_text())["last"]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(scores, indent=1) + "\n")
+    print(to_markdown(table(runs)), *statements(table(runs)), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
