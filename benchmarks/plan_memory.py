@@ -131,8 +131,9 @@ target image per step, the others two.
 
 On the CPU the C library's heap keeps memory that tensors have left, more or less of it as sizes happen to fall. `plan`
 adds a fifth for it, chosen after looking at these very figures: the first ratio is in part a fit. The second ratio has
-nothing fitted: tensors and the scratch of convolutions alone, against a process that gives freed memory back
-(`MALLOC_MMAP_THRESHOLD_=65536`).
+no fitted number: tensors and the scratch of convolutions alone (counted since the first setting was found too low
+without it), against a process that gives freed memory back (`MALLOC_MMAP_THRESHOLD_=65536`). Settings were run once;
+the first ratio moves by up to a tenth from run to run.
 
 | setting | device | planned, GiB | measured, GiB | ratio | planned without heap | measured without heap | ratio |
 |---|---|---:|---:|---:|---:|---:|---:|
