@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ssrseg.models.weights import convert
     from ssrseg.planning import plan
     from ssrseg.prediction import predict
-    from ssrseg.reporting import model_card, report
+    from ssrseg.reporting import compare, model_card, report
     from ssrseg.training import train, train_seeds
 
 __version__ = metadata.version("ssrseg")
@@ -30,6 +30,7 @@ _WHERE = {
     "Settings": "ssrseg.config:Settings",
     "UserError": "ssrseg.errors:UserError",
     "check_data": "ssrseg.data.data_report:report_data",
+    "compare": "ssrseg.reporting:compare",
     "convert": "ssrseg.models.weights:convert",
     "evaluate": "ssrseg.evaluation:evaluate",
     "export": "ssrseg.exporting:export",
@@ -49,6 +50,7 @@ __all__ = [
     "Settings",
     "UserError",
     "check_data",
+    "compare",
     "convert",
     "evaluate",
     "export",
