@@ -201,7 +201,7 @@ def test_every_word_is_a_function_even_after_all_modules_are_imported() -> None:
 import ssrseg
 import ssrseg.training, ssrseg.evaluation, ssrseg.prediction, ssrseg.exporting, ssrseg.reporting, ssrseg.models.weights
 import ssrseg.planning
-words = "check_data train plan evaluate predict export report convert presets resolve load".split()
+words = "check_data compare train plan evaluate predict export report convert presets resolve load".split()
 assert all(callable(getattr(ssrseg, word)) for word in words)
 assert set(words) <= set(ssrseg.__all__)
 """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ssrseg.pipeline import train
     from ssrseg.planning import plan
     from ssrseg.prediction import predict
-    from ssrseg.reporting import model_card, report
+    from ssrseg.reporting import compare, model_card, report
     from ssrseg.training import train_seeds
 
 __version__ = metadata.version("ssrseg")
@@ -33,6 +33,7 @@ _WHERE = {
     "UserError": "ssrseg.errors:UserError",
     "check_data": "ssrseg.data.data_report:report_data",
     "adjust": "ssrseg.correction:adjust",
+    "compare": "ssrseg.reporting:compare",
     "convert": "ssrseg.models.weights:convert",
     "estimate_priors": "ssrseg.correction:estimate_priors",
     "evaluate": "ssrseg.evaluation:evaluate",
@@ -54,6 +55,7 @@ __all__ = [
     "UserError",
     "adjust",
     "check_data",
+    "compare",
     "convert",
     "estimate_priors",
     "evaluate",

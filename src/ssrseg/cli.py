@@ -257,6 +257,44 @@ def report(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="run folders, or folders of groups or stages")],
+    against: Annotated[str | None, typer.Option(help="the group to compare with; the first when absent")] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="the teacher's scores, not the student's")] = False,
+    table1: Annotated[
+        bool, typer.Option("--table1", help="add the paper's ablation of stages, ours beside it")
+    ] = False,
+    table2: Annotated[bool, typer.Option("--table2", help="add the paper's table of methods, ours beside it")] = False,
+    format: Annotated[str | None, typer.Option(help="markdown, latex, csv or html; by --out's name if absent")] = None,
+    out: Annotated[Path | None, typer.Option(help="the file; printed when absent")] = None,
+    allow_unfinished: Annotated[bool, typer.Option("--allow-unfinished", help="take the latest scores")] = False,
+) -> None:
+    """Compare groups of runs: mean and deviation over seeds, paired differences, what is within noise."""
+    from ssrseg.files import write_atomically
+    from ssrseg.reporting import compare as set_against
+    from ssrseg.reporting import comparison_text, format_of, print_comparison
+
+    format = format or (format_of(out) if out is not None else None)
+    found = set_against(
+        runs,
+        against=against,
+        network="teacher" if teacher else "student",
+        table1=table1,
+        table2=table2,
+        allow_unfinished=allow_unfinished,
+    )
+    if format is None:
+        print_comparison(found, _screen())
+        return
+    text = comparison_text(found, format)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_atomically(out, lambda partial: partial.write_text(text, encoding="utf-8"))
+        typer.echo(f"{out}")
+
+
+@app.command()
 def card(
     run: Annotated[Path, typer.Argument(help="a run folder, or the folder of a group")],
     out: Annotated[Path | None, typer.Option(help="the file; printed when absent")] = None,

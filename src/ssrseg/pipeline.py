@@ -16,12 +16,11 @@ from ssrseg.evaluation import evaluate
 from ssrseg.files import write_atomically, write_json
 from ssrseg.labelling import label_target, labelled_by
 from ssrseg.models import load_segmenter
+from ssrseg.seeded import STAGES
 from ssrseg.training.folder import RunFolder
 from ssrseg.training.run import Run
 from ssrseg.training.run import train as train_one
 
-RECIPE = "stages.yaml"
-"""In the folder of a recipe with stages: its settings. Every stage has a folder of its own beside it."""
 LEFT = {"train": "student-last.safetensors", "priors": "priors.json", "adjust": "student-last.safetensors"}
 """What a stage leaves in its folder; `label` leaves `labels/`."""
 
@@ -59,7 +58,7 @@ def train(
     settings: Settings | None, out: Path, *, resume: bool = False, console: Console | None = None, **parts: Any
 ) -> Run:
     """Train: one run, or the stages of a recipe; arguments and errors are those of the two."""
-    staged = (Path(out) / RECIPE).exists() if settings is None else bool(settings.stages)
+    staged = (Path(out) / STAGES).exists() if settings is None else bool(settings.stages)
     return (train_stages if staged else train_one)(settings, out, resume=resume, console=console, **parts)
 
 
@@ -83,14 +82,14 @@ def train_stages(
     """
     out = Path(out)
     if resume:
-        settings = resolve(read_yaml(out / RECIPE))
-    elif (out / RECIPE).exists():
+        settings = resolve(read_yaml(out / STAGES))
+    elif (out / STAGES).exists():
         raise UserError(f"{out} holds a recipe already. Continue it with --resume or give another --out.")
     assert settings is not None
     stages = planned(settings, out)
     out.mkdir(parents=True, exist_ok=True)
     recipe = dump(settings)
-    write_atomically(out / RECIPE, lambda partial: partial.write_text(recipe))
+    write_atomically(out / STAGES, lambda partial: partial.write_text(recipe))
     last: Run | None = None
     for stage, resolved, left in stages:
         if console is not None:

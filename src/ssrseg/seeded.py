@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+STAGES = "stages.yaml"
+"""In the folder of a recipe of stages: its settings. Every stage has a folder of its own beside it."""
+
 
 @dataclass(frozen=True)
 class GroupFolder:

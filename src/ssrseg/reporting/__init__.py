@@ -8,17 +8,24 @@ from pathlib import Path
 
 from ssrseg.errors import UserError
 from ssrseg.reporting.card import model_card
+from ssrseg.reporting.comparison import Comparison, compare
+from ssrseg.reporting.formats import comparison_text, format_of, print_comparison
 from ssrseg.reporting.groups import members
 from ssrseg.reporting.page import render
 from ssrseg.reporting.runs import RunRecord, method_name, read_run
 from ssrseg.reporting.tables import Table, statements, table, to_console, to_markdown
 
 __all__ = [
+    "Comparison",
     "RunRecord",
     "Table",
+    "compare",
+    "comparison_text",
+    "format_of",
     "members",
     "method_name",
     "model_card",
+    "print_comparison",
     "read_run",
     "report",
     "statements",

@@ -148,6 +148,10 @@ def setting(config: dict[str, Any], path: str) -> Any:
     return value
 
 
+ALIGNMENTS = {"class": "FADA", "output": "AdaptSegNet", "entropy": "AdvEnt"}
+"""What a discriminator compares -> whose method that is."""
+
+
 def method_name(config: dict[str, Any]) -> str:
     """The published name of the method that the settings compose, or `custom`."""
     names = {  # (mixed, masked, feature distance)
@@ -160,7 +164,14 @@ def method_name(config: dict[str, Any]) -> str:
     mixed, masked, distance, regularizer = (
         setting(config, f"method.{part}") is not None for part in ("mixed", "masked", "feature_distance", "regularizer")
     )
-    return names.get((mixed, masked, distance), "custom") + (" + SSR" if regularizer else "")
+    parts = [names.get((mixed, masked, distance), "custom")]
+    if (aligned := setting(config, "method.alignment.of")) is not None:
+        parts.append(ALIGNMENTS.get(str(aligned), "alignment"))
+    if setting(config, "method.entropy") is not None:
+        parts.append("MinEnt")
+    if len(parts) > 1 and parts[0] == "source-only":
+        parts = parts[1:]
+    return " + ".join([*parts, "SSR"] if regularizer else parts)
 
 
 def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[Note]]:

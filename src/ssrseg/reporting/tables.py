@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from ssrseg.config import flatten
+from ssrseg.reporting.grouping import caveats, grouped, names
 from ssrseg.reporting.noise import Difference, Spread, difference, spread
-from ssrseg.reporting.runs import RunRecord, Score, method_name, setting
+from ssrseg.reporting.runs import RunRecord, Score, setting
 
-SEED = "train.seed"
 ABSENT = "–"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed; scores are the student's at the last step, fractions in 0..1."""
+    """Runs of one setting (`grouping`), seeds apart; scores are the student's at the last step, fractions in 0..1."""
 
     name: str
     runs: tuple[RunRecord, ...]
@@ -49,15 +45,12 @@ class Table:
 
 def table(runs: Sequence[RunRecord]) -> Table:
     """Group runs by settings minus seed and score the groups: n, mean and sample standard deviation."""
-    members: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        members.setdefault(_settings_but_seed(run), []).append(run)
-    parts = list(members.values())
+    parts = grouped(runs)
     classes = tuple(dict.fromkeys(name for run in runs for name in run.classes))
     subsets = _subsets(runs)
     base = _seeded(parts[0]) if parts else []
     groups: list[Group] = []
-    for name, part in zip(_names(parts), parts, strict=True):
+    for name, part in zip(names(parts), parts, strict=True):
         compared = difference(base, _seeded(part)) if groups and base and _seeded(part) else None
         miou, accuracy = _spread(part, lambda score: score.miou), _spread(part, lambda score: score.pixel_accuracy)
         iou = {label: spread([*_class_iou(part, label)]) for label in classes}
@@ -160,25 +153,6 @@ def _cell(value: Spread | None, whole: Spread | None) -> str:
     return text if whole and value.n == whole.n else f"{text} (n = {value.n})"
 
 
-def _settings_but_seed(run: RunRecord) -> str:
-    settings = {key: value for key, value in flatten(run.config).items() if key != SEED}
-    return json.dumps(settings, sort_keys=True, default=str)
-
-
-def _names(parts: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """Method names; groups of one method add the settings in which they differ."""
-    methods = [method_name(part[0].config) for part in parts]
-    names = []
-    for method, part in zip(methods, parts, strict=True):
-        alike = [flatten(other[0].config) for name, other in zip(methods, parts, strict=True) if name == method]
-        own = flatten(part[0].config)
-        keys = [key for key in dict.fromkeys(key for config in alike for key in config) if key != SEED]
-        unlike = [f"{key}={own.get(key)}" for key in keys if any(key not in c or c[key] != own.get(key) for c in alike)]
-        shown = [*unlike[:3], "…"] if len(unlike) > 3 else unlike
-        names.append(f"{method} ({', '.join(shown)})" if shown else method)
-    return names
-
-
 def _subsets(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     if not any(setting(run.config, "source.spec") == "synthia" for run in runs):
         return ()
@@ -207,25 +181,6 @@ def _class_iou(runs: Sequence[RunRecord], name: str) -> Iterator[float]:
 
 
 def _caveats(groups: Sequence[Group]) -> Iterator[str]:
-    runs = [run for group in groups for run in group.runs]
-    scored = [run for run in runs if run.last]
-    if len(scored) < len(runs):
-        yield f"{len(runs) - len(scored)} of {len(runs)} runs have no scores and count in no mean."
-    steps = sorted({run.last.step for run in scored if run.last})
-    if len(steps) > 1:
-        yield f"The runs were scored at different steps: {', '.join(map(str, steps))}."
-    if _several(scored, "val") or len({run.classes for run in scored}) > 1:
-        yield "The runs were scored on different data or classes: their mIoU is not one measure."
-    if _several(scored, "inference"):
-        yield "The runs were scored with different inference settings."
-    for group in groups:
-        twice = [str(seed) for seed, count in Counter(run.seed for run in group.runs).items() if count > 1]
-        if twice:
-            yield f"{group.name}: seed {', '.join(twice)} ran more than once; such runs are hardly independent."
+    yield from caveats([(group.name, group.runs) for group in groups])
     if len(groups) > 2:
         yield "Each interval stands alone: with many comparisons, some exceed the noise by chance."
-
-
-def _several(runs: Sequence[RunRecord], path: str) -> bool:
-    values: list[Any] = [setting(run.config, path) for run in runs]
-    return any(value != values[0] for value in values)
