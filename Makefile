@@ -9,7 +9,7 @@ demo: $(READY)
 	$(BIN)/ssrseg demo
 
 test: $(READY)
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check
