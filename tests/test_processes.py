@@ -151,7 +151,9 @@ def test_a_lost_process_ends_the_run_and_is_named(
     settings_for(tmp_path)
     done = several(*launcher, HERE / "several.py", fault, tmp_path)
     assert done.returncode != 0
-    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert said, done.stderr
+    line = said[0]  # a busy machine may have the other process say it too
     assert line.startswith("error: process 1 (pid ")
     assert message in line
     assert fault != "hang" or "several.py" in line
