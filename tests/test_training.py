@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -100,9 +101,15 @@ def test_a_run_leaves_what_the_readme_says(tmp_path: Path) -> None:
     assert len(scores["best"]["student"]["iou"]) == 4
     names = {path.name for path in (folder / "pictures").iterdir()}
     assert {f"step-{step:06}-{view}.png" for step in (0, 2) for view in ("source", "mixed", "masked")} <= names
-    for name in ("step-000000-mixed.png", "val-000.png"):
-        with Image.open(folder / "pictures" / name) as picture:
-            assert picture.width == 3 * (64 + 4)
+    with Image.open(folder / "pictures" / "step-000000-mixed.png") as picture:
+        assert picture.width == 3 * (64 + 4)
+    assert np.array(scores["last"]["student"]["confusion"]).shape == (4, 4)
+    compared = json.loads((folder / "pictures" / "val" / "images.json").read_text())
+    assert compared["classes"] == list(CLASSES)
+    assert [image["name"] for image in compared["images"]] == ["00.png", "01.png", "02.png", "03.png"]
+    for name in ("000-image.jpg", "000-truth.png", "003-student.png"):
+        with Image.open(folder / "pictures" / "val" / name) as picture:
+            assert picture.size == (64, 64)
 
 
 def test_nothing_of_ssr_or_the_teacher_is_in_the_student(tmp_path: Path) -> None:

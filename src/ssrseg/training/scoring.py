@@ -71,7 +71,7 @@ class Scoring(Observer):
         self._told(step, student)
         self._screen.score(step, student.miou, None if teacher is None else teacher.miou)
         scores = json.loads(self._folder.scores.read_text()) if self._folder.scores.exists() else {}
-        record = {"step": step, "student": student.to_dict(), "teacher": teacher and teacher.to_dict()}
+        record = {"step": step, "student": _whole(student), "teacher": teacher and _whole(teacher)}
         if self._best is None or student.miou > self._best:
             self._best = student.miou
             scores["best"] = record
@@ -82,6 +82,11 @@ class Scoring(Observer):
         same_buffers(model)
         own = evaluate_model(model, self._dataset, self._infer, device=self._device, classes=self._classes)
         return Scores(own.classes, ranks.total(own.confusion.to(self._device)).cpu())
+
+
+def _whole(scores: Scores) -> dict[str, Any]:
+    """All that is known, with the confusion matrix: pixels, a row per true class, a column per predicted one."""
+    return {**scores.to_dict(), "confusion": scores.confusion.tolist()}
 
 
 def _summary(scores: Scores) -> dict[str, Any]:

@@ -135,7 +135,9 @@ def observers_of(setup: Setup, journal: Journal, screen: Screen, tell: Teller) -
         samples = eval_samples(setup.settings.val, setup.settings)
         infer = build_inference(setup.settings.inference)
         student, device = setup.method.learner.student, setup.fabric.device
-        named["predicted"] = PredictedPictures(pictures, space.colors, samples, student, infer, device)
+        named["predicted"] = PredictedPictures(
+            pictures / "val", space.names, space.colors, samples, student, infer, device
+        )
         named["scoring"] = Scoring(setup, samples, infer, journal, screen, collapse.scored)
     target, selection = setup.settings.target, setup.settings.selection
     if target is not None and selection is not None:  # after the scoring, whose result it notes beside its choices
