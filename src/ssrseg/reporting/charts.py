@@ -1,10 +1,10 @@
-"""Line charts as inline SVG that takes its colours from the page, so that they follow light and dark."""
+"""Line charts as inline SVG: the page gives their colours, so that they follow light and dark, and reads them out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -19,12 +19,16 @@ MARKED = 60
 
 @dataclass(frozen=True)
 class Curve:
-    """A named line of (step, value) points; `colour` counts groups, a dashed line is a teacher."""
+    """A named line of (step, value) points; `colour` counts groups, a dashed line is a teacher.
+
+    The page switches a curve on and off by its `keys`, words without a space.
+    """
 
     name: str
     points: tuple[tuple[float, float], ...]
     colour: int = 0
     dashed: bool = False
+    keys: tuple[str, ...] = ()
 
 
 def chart(title: str, curves: Sequence[Curve]) -> Markup:
@@ -32,7 +36,7 @@ def chart(title: str, curves: Sequence[Curve]) -> Markup:
     whole = [_finite(curve.points) for curve in curves]
     x_end = max((x for points in whole for x, _ in points), default=1.0) or 1.0
     most = max(FEWEST, POINTS // max(len(curves), 1))
-    drawn = [Curve(c.name, _thinned(points, most), c.colour, c.dashed) for c, points in zip(curves, whole, strict=True)]
+    drawn = [replace(c, points=_thinned(points, most)) for c, points in zip(curves, whole, strict=True)]
     marked = sum(len(curve.points) for curve in drawn) <= MARKED
     y_ticks = ticks(max((y for curve in drawn for _, y in curve.points), default=1.0))
 
@@ -73,9 +77,11 @@ def _mark(text: str, x: float) -> Markup:
 def _line(curve: Curve, places: Sequence[tuple[float, float]], marked: bool) -> Markup:
     kind = f"curve c{curve.colour % 6}" + (" dashed" if curve.dashed else "")
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    values = " ".join(f"{x:.6g},{y:.5g}" for x, y in curve.points)
     dots = list(_dots(curve, places)) if marked or len(places) == 1 else []
-    line = Markup('<polyline points="{}"><title>{}</title></polyline>').format(path, curve.name)
-    return Markup('<g class="{}">').format(kind) + line + Markup("").join(dots) + Markup("</g>")
+    line = Markup('<polyline points="{}"/>').format(path)
+    group = Markup('<g class="{}" data-name="{}" data-keys="{}" data-values="{}">')
+    return group.format(kind, curve.name, " ".join(curve.keys), values) + line + Markup("").join(dots) + Markup("</g>")
 
 
 def _dots(curve: Curve, places: Sequence[tuple[float, float]]) -> Iterator[Markup]:

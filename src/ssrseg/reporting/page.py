@@ -1,79 +1,47 @@
-"""What the page shows, as plain values for the template."""
+"""One page about runs: plain values, put into a template that needs nothing from outside."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib import resources
 
 import yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from ssrseg.reporting.bars import class_bars
 from ssrseg.reporting.charts import Curve, chart
-from ssrseg.reporting.pictures import Album, Picture, spaced
-from ssrseg.reporting.runs import Evaluation, RunRecord, Score, Sheet, setting
+from ssrseg.reporting.confusion import matrices
+from ssrseg.reporting.differences import differing_environments, differing_settings, summary
+from ssrseg.reporting.examples import examples
+from ssrseg.reporting.galleries import galleries
+from ssrseg.reporting.runs import Evaluation, RunRecord
 from ssrseg.reporting.selection import LEGEND, choice_rows
-from ssrseg.reporting.tables import ABSENT, Group, Table, cells, legend, percent, statements, table, to_markdown
+from ssrseg.reporting.tables import ABSENT, Table, cells, legend, percent, signed, statements, table, to_markdown
 
 BUDGET = 8_000_000
-"""Characters of embedded pictures per page."""
+"""Characters of embedded pictures per page: half at most for the comparison, the rest for what the students saw."""
 
-SUMMARY = {
-    "source": ("source.spec", "source.root"),
-    "target": ("target.spec", "target.root"),
-    "validation": ("val.spec", "val.root"),
-    "network": ("model.backbone", "model.head"),
-    "starts from": ("model.pretrained",),
-    "crop (h × w)": ("loader.crop",),
-    "batch": ("loader.batch",),
-    "foundation encoder": ("method.regularizer.foundation.encoder",),
-    "its weights": ("method.regularizer.foundation.weights",),
-    "learning rate": ("optim.lr",),
-    "steps": ("train.steps",),
-    "inference": ("inference.mode",),
-}
-"""Row of the settings table -> settings it shows; the full YAML stands below it."""
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A value as text, and as a share of full width."""
-
-    text: str
-    share: float
-
-
-@dataclass(frozen=True)
-class Column:
-    """Per-class bars of a group or of one network of a run."""
-
-    name: str
-    colour: int
-    bars: tuple[Bar, ...]
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Pictures of one run: by step, and of the validation images."""
-
-    run: str
-    steps: tuple[tuple[int, tuple[Picture, ...]], ...]
-    predictions: tuple[Picture, ...]
-    hidden: int
-    """Pictures that stay in the run folder only."""
+SCRIPTS = ("controls.js", "curves.js", "matrix.js", "compare.js", "start.js")
 
 
 def render(runs: Sequence[RunRecord]) -> str:
     """The page about the runs, without any outside resource."""
     scores, names = table(runs), _names(runs)
     colours = [next(i for i, group in enumerate(scores.groups) if run in group.runs) for run in runs]
-    budget = BUDGET // max(1, sum(bool(run.views or run.predictions) for run in runs))
-    template = (resources.files("ssrseg.reporting") / "page.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent}
-    return environment.from_string(template).render(
+    environment = Environment(
+        loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "signed": signed}
+    script = "\n".join(map(_file, SCRIPTS))
+    compared = examples(scores.groups, BUDGET // 2)
+    return environment.get_template("page.html.jinja").render(
+        style=Markup(_file("page.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         title=_title(scores, names),
         runs=list(zip(names, runs, colours, strict=True)),
         groups=scores.groups,
@@ -83,18 +51,27 @@ def render(runs: Sequence[RunRecord]) -> str:
         statements=statements(scores),
         caveats=scores.caveats,
         markdown=to_markdown(scores),
-        settings=_settings(scores),
+        settings=summary(scores),
+        differing=differing_settings(scores),
+        elsewhere=differing_environments(runs),
         facts=[_facts(run) for run in runs],
         configs=[yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) for run in runs],
         miou=_miou_chart(runs, names, colours),
         losses=list(_loss_charts(runs, names, colours)),
-        labelled=_labelled(runs),
-        classes=scores.classes,
-        columns=_columns(scores, runs),
+        labellers=[name for name, run in zip(names, runs, strict=True) if run.shares],
+        labelled=_labelled([run for run in runs if run.shares]),
+        bars=class_bars(scores, runs),
+        matrices=matrices(scores.groups),
         selections=[(name, choice_rows(run)) for name, run in zip(names, runs, strict=True)],
         selection_legend=LEGEND,
-        galleries=[_gallery(name, run, budget, len(runs)) for name, run in zip(names, runs, strict=True)],
+        examples=compared,
+        galleries=galleries(runs, names, BUDGET - (compared.size if compared else 0)),
     )
+
+
+def _file(name: str) -> str:
+    """A template, style sheet or script of the page."""
+    return (resources.files("ssrseg.reporting") / "assets" / name).read_text(encoding="utf-8")
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:
@@ -114,19 +91,6 @@ def _title(scores: Table, names: Sequence[str]) -> str:
     return " · ".join(groups) if len(groups) <= 3 else f"{groups[0]} and {len(groups) - 1} other settings"
 
 
-def _settings(scores: Table) -> list[tuple[str, list[str]]]:
-    """Rows of the settings table: a value per group; rows that are empty in every group are left out."""
-    rows = [(label, [_values(group, paths) for group in scores.groups]) for label, paths in SUMMARY.items()]
-    rows.append(("seeds", [", ".join(str(run.seed) for run in group.runs) for group in scores.groups]))
-    return [(label, values) for label, values in rows if any(value != ABSENT for value in values)]
-
-
-def _values(group: Group, paths: Sequence[str]) -> str:
-    values = [setting(group.runs[0].config, path) for path in paths]
-    texts = [" × ".join(map(str, v)) if isinstance(v, list) else str(v) for v in values if v is not None]
-    return ", ".join(texts) or ABSENT
-
-
 def _facts(run: RunRecord) -> str:
     """How far the run came, and how fast."""
     seen, wanted = run.steps
@@ -142,7 +106,7 @@ def _miou_chart(runs: Sequence[RunRecord], names: Sequence[str], colours: Sequen
         for who, dashed in (("student", False), ("teacher", True)):
             points = tuple(_miou_points(run.evaluations, who))
             if points:
-                curves.append(Curve(f"{name}, {who}", points, colour, dashed))
+                curves.append(Curve(f"{name}, {who}", points, colour, dashed, (f"group-{colour}", who)))
     return chart("mIoU in per cent over steps", curves) if curves else None
 
 
@@ -161,8 +125,8 @@ def _loss_charts(
         curves = []
         for run, name, colour in zip(runs, names, colours, strict=True):
             points = tuple((float(e.step), e.losses[loss]) for e in run.train if loss in e.losses)
-            curves.append(Curve(name, points, colour))
-        yield loss, chart(f"Loss {loss} over steps", curves)
+            curves.append(Curve(name, points, colour, keys=(f"group-{colour}",)))
+        yield loss, chart(f"Loss {loss} over steps", [curve for curve in curves if curve.points])
 
 
 def _labelled(runs: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -174,49 +138,3 @@ def _labelled(runs: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]
 def _last_and_most(run: RunRecord, name: str) -> tuple[str, str]:
     seen = [shares[name] for shares in run.shares if name in shares]
     return (f"{100 * seen[-1]:.3g}", f"{100 * max(seen):.3g}") if seen else (ABSENT, ABSENT)
-
-
-def _columns(scores: Table, runs: Sequence[RunRecord]) -> list[Column]:
-    """Per-class IoU: the networks of a single run, else the groups."""
-    if len(runs) > 1:
-        return [_group_column(group, number, scores.classes) for number, group in enumerate(scores.groups)]
-    last, best = runs[0].last, runs[0].best
-    shown = [
-        ("student, last", last and last.student, 0),
-        ("teacher, last", last and last.teacher, 4),
-        ("student, best*", best and best.student, 4),
-    ]
-    return [_score_column(name, score, colour) for name, score, colour in shown if score and score.iou]
-
-
-def _group_column(group: Group, colour: int, classes: Sequence[str]) -> Column:
-    spreads = [group.iou[name] for name in classes]
-    bars = [Bar(text, s.mean if s else 0.0) for s, text in zip(spreads, _texts(group, classes), strict=True)]
-    return Column(group.name, colour, tuple(bars))
-
-
-def _texts(group: Group, classes: Sequence[str]) -> list[str]:
-    rows = cells(Table((group,), tuple(classes), (), ()))
-    return [row[1] for row in rows[-len(classes) :]] if classes else []
-
-
-def _score_column(name: str, score: Score, colour: int) -> Column:
-    return Column(name, colour, tuple(Bar(percent(value), value or 0.0) for value in score.iou))
-
-
-def _gallery(name: str, run: RunRecord, budget: int, of_runs: int) -> Gallery:
-    """The latest pictures are embedded first, so that a spent budget costs the oldest."""
-    album = Album(budget)
-    few = of_runs > 1
-    shown = spaced(range(len(run.predictions)), 4 if few else 8)
-    predictions = _embedded(album, [run.predictions[i] for i in shown])
-    steps = []
-    for step in reversed(spaced(sorted({sheet.number for sheet in run.views}), 2 if few else 6)):
-        pictures = _embedded(album, [sheet for sheet in run.views if sheet.number == step])
-        steps += [(step, pictures)] if pictures else []
-    embedded = len(predictions) + sum(len(pictures) for _, pictures in steps)
-    return Gallery(name, tuple(steps), predictions, len(run.views) + len(run.predictions) - embedded)
-
-
-def _embedded(album: Album, sheets: Sequence[Sheet]) -> tuple[Picture, ...]:
-    return tuple(picture for picture in map(album.embed, sheets) if picture)

@@ -43,9 +43,14 @@ class Album:
         image.thumbnail(MAX_SIZE)
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=85, subsampling=0)  # full colour resolution, for the edges of label maps
-        uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-        self.budget -= len(uri)
-        return Picture(sheet.view, uri, *image.size)
+        picture = Picture(sheet.view, data_uri(buffer.getvalue(), "jpeg"), *image.size)
+        self.budget -= len(picture.uri)
+        return picture
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A picture file as an address; `kind` is `jpeg` or `png`."""
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
 def spaced(numbers: Sequence[int], count: int) -> list[int]:

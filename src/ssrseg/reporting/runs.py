@@ -27,6 +27,8 @@ class Score:
     """One value per class; `None` for a class that neither prediction nor truth contains."""
     subsets: dict[str, float | None] = field(default_factory=dict)
     """Mean IoU of parts of the classes by name, as SYNTHIA's 16 and 13 of Cityscapes' 19."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Pixels: a row per true class, a column per predicted one; empty where it was not kept."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,11 @@ def read_run(folder: Path) -> RunRecord:
     selections = {entry["step"]: _label_free(entry) for entry in entries if entry.get("kind") == "selection"}
     said = [entry for entry in entries if entry.get("kind") in ("note", "warning")]
     notes += [Note(str(entry.get("text", "")), entry["step"], entry["kind"] == "warning") for entry in said]
-    scores = _read_json(folder / "scores.json")
+    scores = read_json(folder / "scores.json")
     return RunRecord(
         folder=folder,
         config=read_yaml(folder / "config.yaml"),
-        environment=flatten(_read_json(folder / "environment.json")),
+        environment=flatten(read_json(folder / "environment.json")),
         train=tuple(train[step] for step in sorted(train)),
         evaluations=tuple(evaluations[step] for step in sorted(evaluations)),
         notes=(*notes, *_never_finite(train)),
@@ -191,7 +193,8 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[Note]]:
     return entries, notes
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty when the file is absent. Raises `UserError` for a damaged one."""
     if not path.is_file():
         return {}
     try:
@@ -212,6 +215,8 @@ def _scored(scores: dict[str, Any], key: str, folder: Path) -> Evaluation | None
     for score in (evaluation.student, evaluation.teacher):
         if score and len(score.iou) not in (0, count):
             raise UserError(f"{folder / 'scores.json'}: `{key}` has {len(score.iou)} IoU values for {count} classes.")
+        if score and score.confusion and {len(score.confusion), *map(len, score.confusion)} != {count}:
+            raise UserError(f"{folder / 'scores.json'}: the confusion matrix of `{key}` is not {count} × {count}.")
     return evaluation
 
 
@@ -223,7 +228,8 @@ def _evaluation(entry: dict[str, Any]) -> Evaluation:
 def _score(entry: dict[str, Any]) -> Score:
     iou = tuple(_finite(value) for value in entry.get("iou") or ())
     subsets = {str(name): _finite(value) for name, value in (entry.get("subsets") or {}).items()}
-    return Score(_finite(entry.get("miou")), _finite(entry.get("pixel_accuracy")), iou, subsets)
+    confusion = tuple(tuple(int(pixels) for pixels in row) for row in entry.get("confusion") or ())
+    return Score(_finite(entry.get("miou")), _finite(entry.get("pixel_accuracy")), iou, subsets, confusion)
 
 
 def _label_free(entry: dict[str, Any]) -> LabelFree:
