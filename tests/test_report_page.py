@@ -202,12 +202,13 @@ PROBE = """
 const $ = (selector, within = document) => within.querySelector(selector);
 const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
 const found = {};
-const key = (element, name) => element.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }));
-const wait = () => new Promise((done) => requestAnimationFrame(() => done()));
+const pressed = (key) => new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true });
+const key = (element, name) => element.dispatchEvent(pressed(name));
 (async () => { %s })().catch((error) => { found.failed = String(error); }).finally(() => {
   found.error = document.documentElement.dataset.error ?? null;
   found.ready = document.documentElement.dataset.ready;
-  found.resources = performance.getEntriesByType("resource").map((entry) => entry.name).filter((name) => !name.startsWith("data:"));
+  const fetched = performance.getEntriesByType("resource").map((entry) => entry.name);
+  found.resources = fetched.filter((name) => !name.startsWith("data:"));
   found.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   parent.postMessage(JSON.stringify(found), "*");
 });
@@ -236,7 +237,7 @@ def browse(text: str, tmp_path: Path, actions: str, width: int = 1280) -> dict[s
 def _dumped(path: Path, tmp_path: Path, pattern: str) -> str:
     quiet = ("background-networking", "component-update", "sync", "gpu", "quic")
     words = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{word}" for word in quiet)]
-    words += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size=1600,900", "--virtual-time-budget=5000"]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1600,900", "--virtual-time-budget=5000"]
     done = subprocess.run(
         [str(BROWSER), *words, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )

@@ -38,7 +38,7 @@ function compare(box) {
   function draw() {
     const errors = stage.dataset.show === "errors";
     stage.style.aspectRatio = `${current.width} / ${current.height}`;
-    view.style.maxWidth = `calc(60vh * ${current.width / current.height})`;
+    view.style.maxWidth = layers.style.maxWidth = `calc(60vh * ${current.width / current.height})`;
     base.src = current.image;
     base.alt = current.name;
     for (const [side, run] of [[one, left], [two, right]]) {
@@ -82,10 +82,9 @@ function compare(box) {
 
   const controls = make("div", { className: "controls" });
   if (names.length > 2) {
-    const pick = (label, chosen, set) => choice(label, names, chosen, (i) => { set(i); sort(); });
-    controls.append(pick("A, left", left, (i) => { left = i; }));
-    const runs = choice("B, right", names.slice(1), right - 1, (i) => { right = i + 1; sort(); });
-    controls.append(runs);
+    const pick = fits(names) ? radios : list;
+    controls.append(pick("A, left", names, left, (i) => { left = i; sort(); }),
+      pick("B, right", names.slice(1), right - 1, (i) => { right = i + 1; sort(); }));
   }
   controls.append(choice("Show", ["labels", "over the image", "errors"], 0, mode));
   const steps = make("div", { className: "controls" }, walk("‹ previous", -1), walk("next ›", 1), told);

@@ -13,13 +13,17 @@ const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(100 * value).toFi
 let groups = 0;
 
 /** Few short names become radio buttons, others a list; both work by keyboard as they are. */
-function choice(label, names, chosen, changed) {
-  if (names.length > 4 || names.join("").length > 60) {
-    const list = make("select", {}, ...names.map((name, i) => make("option", { value: i, textContent: name })));
-    list.value = chosen;
-    list.addEventListener("change", () => changed(Number(list.value)));
-    return make("label", { className: "choice" }, make("span", { textContent: label }), list);
-  }
+const choice = (label, names, chosen, changed) => (fits(names) ? radios : list)(label, names, chosen, changed);
+const fits = (names) => names.length <= 4 && names.join("").length <= 60;
+
+function list(label, names, chosen, changed) {
+  const select = make("select", {}, ...names.map((name, i) => make("option", { value: i, textContent: name })));
+  select.value = chosen;
+  select.addEventListener("change", () => changed(Number(select.value)));
+  return make("label", { className: "choice" }, make("span", { textContent: label }), select);
+}
+
+function radios(label, names, chosen, changed) {
   groups += 1;
   const options = make("div", { className: "options" }, ...names.map((name, i) => {
     const input = make("input", { type: "radio", name: `choice-${groups}`, value: i, checked: i === chosen });
