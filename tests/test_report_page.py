@@ -48,7 +48,7 @@ def leave_predictions(
         ids[0], ids[-1] = 1, 0
         for kind, values in (("truth", labels), ("student", ids)):
             picture = Image.fromarray(values)
-            picture.putpalette([128, 64, 128, 0, 0, 142, 0, 80, 100])
+            picture.putpalette([128, 64, 128, 0, 0, 142, 0, 80, 100] + [0] * 759)
             picture.save(home / f"{number:03}-{kind}.png")
         Image.new("RGB", (16, 8), (90, 120, 60)).save(home / f"{number:03}-image.jpg")
         name = names[number] if names else f"town/{number}.png"
@@ -251,12 +251,19 @@ def test_pictures_are_compared_from_gain_to_loss(tmp_path: Path) -> None:
     actions = """
     const told = () => $("#compare .told").textContent;
     found.first = told();
-    found.whole = $("#compare .soft").textContent;
+    found.whole = $("#compare .whole").textContent;
     found.gains = $$("#compare .strip")[0].textContent;
     found.losses = $$("#compare .strip")[1].textContent;
     const slider = $("#compare .stage input");
     slider.value = 20; slider.dispatchEvent(new Event("input"));
     found.at = $("#compare .stage").style.getPropertyValue("--at");
+    await new Promise((done) => setTimeout(done, 500));
+    const area = $("#compare .stage").getBoundingClientRect();
+    const at = (down) => ({ clientX: area.left + 5, clientY: area.top + area.height * down });
+    found.here = [0.05, 0.5, 0.95].map((down) => {
+      $("#compare .stage").dispatchEvent(new PointerEvent("pointermove", at(down)));
+      return $("#compare .here").textContent;
+    });
     $$("#compare .strip")[1].querySelector("button").click();
     found.loss = told();
     $$("#compare input[type=radio]").find((input) => input.parentElement.textContent === "errors").click();
@@ -273,6 +280,11 @@ def test_pictures_are_compared_from_gain_to_loss(tmp_path: Path) -> None:
     )
     assert (found["gains"], found["losses"]) == ("+30.0+5.0", "−10.0")
     assert found["at"] == "20%"
+    assert found["here"] == [
+        "truth: road · A: car · B: car",
+        "truth: road · A: road · B: road",
+        "truth: no label · A: road · B: road",
+    ]
     assert found["loss"] == "3 of 4 · town/0.png · mIoU 50.0 → 40.0 (−10.0)"
     assert found["errors"] == ["errors: DAFormer, seed 0", "errors: DAFormer + SSR, seed 0"]
     assert found["blank"] == 0

@@ -1,3 +1,21 @@
+/** Class names by pixel of a label map, from the colours of the legend; classes of one colour cannot be told apart. */
+async function classMap(source) {
+  const names = new Map();
+  for (const { dataset, textContent } of all(".legend [data-colour]")) {
+    names.set(dataset.colour, names.has(dataset.colour) ? `${names.get(dataset.colour)} or ${textContent}` : textContent);
+  }
+  const image = make("img", { src: source });
+  await image.decode();
+  const canvas = make("canvas", { width: image.naturalWidth, height: image.naturalHeight });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(image, 0, 0);
+  return (across, down) => {
+    const at = [Math.floor(across * canvas.width), Math.floor(down * canvas.height)];
+    const colour = [...context.getImageData(...at, 1, 1).data.slice(0, 3)].map((part) => part.toString(16).padStart(2, "0"));
+    return names.get(`#${colour.join("")}`) ?? "no label";
+  };
+}
+
 /** Two predictions of one image under a slider; images in the order of what B gains over A. */
 function compare(box) {
   const names = ["ground truth", ...all(":scope > data", box).map((each) => each.value)];
@@ -20,7 +38,15 @@ function compare(box) {
   const ends = make("div", { className: "ends" });
   const view = make("div", { className: "view" }, stage, ends);
   const told = make("p", { className: "told", ariaLive: "polite" });
-  const whole = make("p", { className: "soft" });
+  const whole = make("p", { className: "soft whole" });
+  const here = make("p", { className: "soft here" });
+  let maps = [];
+  stage.addEventListener("pointermove", (event) => {
+    const area = stage.getBoundingClientRect();
+    const at = [(event.clientX - area.left) / area.width, (event.clientY - area.top) / area.height];
+    if (at.some((share) => share < 0 || share >= 1)) return;
+    here.textContent = maps.map(({ label, name }) => `${label}: ${name(...at)}`).join(" · ");
+  });
   const strips = make("div", { className: "strips" });
   const layers = make("div", { className: "layers" });
   const mode = (i) => { stage.dataset.show = ["labels", "blend", "errors"][i]; draw(); };
@@ -35,7 +61,16 @@ function compare(box) {
     if (left === 0) return `mIoU ${percent(image.miou[right])}`;
     return `mIoU ${percent(image.miou[left])} → ${percent(image.miou[right])} (${signed(score(image))})`;
   }
+  async function read() {
+    const [before, drawn] = [maps, current];
+    const sources = { truth: 0, ...(left === 0 ? {} : { A: left }), B: right };
+    const found = await Promise.all(Object.entries(sources).map(async ([label, run]) => ({ label, name: await classMap(drawn.labels[run]) })));
+    if (maps === before) maps = found; // else something else is shown by now
+  }
   function draw() {
+    maps = [];
+    here.textContent = "";
+    read();
     const errors = stage.dataset.show === "errors";
     stage.style.aspectRatio = `${current.width} / ${current.height}`;
     view.style.maxWidth = layers.style.maxWidth = `calc(60vh * ${current.width / current.height})`;
@@ -88,7 +123,7 @@ function compare(box) {
   }
   controls.append(choice("Show", ["labels", "over the image", "errors"], 0, mode));
   const steps = make("div", { className: "controls" }, walk("‹ previous", -1), walk("next ›", 1), told);
-  box.replaceChildren(controls, view, steps, layers, whole, strips);
+  box.replaceChildren(controls, view, here, steps, layers, whole, strips);
   stage.dataset.show = "labels";
   sort();
 }
