@@ -95,6 +95,7 @@ def start(folder: Path, settings: Settings, workers: int) -> int:
     if resume:
         config.write_text(dump(settings))
     if (process := os.fork()) == 0:
+        torch.set_num_threads(1)  # torch mends its thread pool after a fork once, which threads must not do at a time
         try:
             train(None if resume else settings, folder, resume=resume)
         except BaseException:
