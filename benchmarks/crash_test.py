@@ -187,7 +187,7 @@ def differences(one: Path, other: Path) -> Iterator[str]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """The files of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:

@@ -82,6 +82,11 @@ def resume(out: Path, *observers: Observer, console: Console | None = None) -> P
     return train(None, out, resume=True, foundation=tiny_frozen(), observers=observers, console=console).folder
 
 
+def pictures_of(folder: Path) -> dict[str, bytes]:
+    """The content of every file in a folder and below."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def assert_same(whole: Path, other: Path) -> None:
     """Bit for bit, but for the speed."""
     assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(whole).items())
@@ -89,7 +94,7 @@ def assert_same(whole: Path, other: Path) -> None:
         assert (whole / name).read_bytes() == (other / name).read_bytes(), name
     for kind in ("note", "warning", "train", "eval"):
         assert records(whole, kind) == records(other, kind)
-    pictures = [{path.name: path.read_bytes() for path in (folder / "pictures").iterdir()} for folder in (whole, other)]
+    pictures = [pictures_of(folder / "pictures") for folder in (whole, other)]
     assert pictures[0] == pictures[1]
     states = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (whole, other)]
     assert all(torch.equal(states[0]["teacher"][name], states[1]["teacher"][name]) for name in states[0]["teacher"])
@@ -166,7 +171,7 @@ def test_a_finished_run_says_so_and_does_nothing(whole: Path) -> None:
 
 def test_a_run_killed_after_its_last_checkpoint_is_completed(whole: Path, tmp_path: Path) -> None:
     cut(whole, tmp_path / "run")
-    for file in (tmp_path / "run" / "student-last.safetensors", *(tmp_path / "run" / "pictures").glob("val-*")):
+    for file in (tmp_path / "run" / "student-last.safetensors", *(tmp_path / "run" / "pictures" / "val").iterdir()):
         file.unlink()
     assert_same(whole, resume(tmp_path / "run"))
 

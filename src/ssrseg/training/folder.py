@@ -108,4 +108,5 @@ class RunFolder:
         """Remove what a run left that was killed before its first checkpoint."""
         for file in (self.metrics, self.scores, self.student_best, *self.pictures.glob("*.png")):
             file.unlink(missing_ok=True)
-        shutil.rmtree(self.tensorboard, ignore_errors=True)
+        for folder in (self.tensorboard, self.pictures / "val"):
+            shutil.rmtree(folder, ignore_errors=True)
