@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssrseg.config import flatten
+from ssrseg.reporting.grouping import essentials
 from ssrseg.reporting.runs import RunRecord, setting
-from ssrseg.reporting.tables import ABSENT, SEED, Group, Table
+from ssrseg.reporting.tables import ABSENT, Group, Table
 
 SUMMARY = {
     "source": ("source.spec", "source.root"),
@@ -40,8 +40,8 @@ def summary(scores: Table) -> Rows:
 
 
 def differing_settings(scores: Table) -> Rows:
-    """The settings in which the groups differ, a value per group."""
-    return _differing([flatten(group.runs[0].config) for group in scores.groups], (SEED,))
+    """The settings in which the groups differ, a value per group; those without effect are left out."""
+    return _differing([essentials(group.runs[0]) for group in scores.groups], ())
 
 
 def differing_environments(runs: Sequence[RunRecord]) -> Rows:
