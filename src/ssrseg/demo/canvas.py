@@ -1,16 +1,27 @@
-"""A painter of ground, upright fronts and upright sides into a depth buffer."""
+"""A painter of ground, upright fronts and upright sides: every pixel keeps the nearest."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ssrseg.demo.shapes import Floats, Parts, Shape
-
-FACING_UP, FACING_CAMERA, FACING_LEFT, FACING_RIGHT = range(4)
-"""Which way a surface looks: light falls on it accordingly."""
+from ssrseg.demo.patterns import CELLS, PLAIN, Pattern, tiles
+from ssrseg.demo.projection import (
+    FACING_CAMERA,
+    FACING_LEFT,
+    FACING_RIGHT,
+    FACING_UP,
+    SHIFT,
+    Cutout,
+    Cutouts,
+    Ints,
+    Plane,
+    View,
+)
+from ssrseg.demo.shapes import BASE, BODY, DARK, Floats, Shape
 
 PARTS = 8
 """A pixel's code is surface * PARTS + part."""
@@ -18,20 +29,13 @@ PARTS = 8
 FAR = 400.0
 """Depth of the sky, metres."""
 
-
-@dataclass(frozen=True)
-class View:
-    """A pinhole camera that looks along the street: world x to the right, v up, z ahead, metres."""
-
-    size: tuple[int, int]
-    focal: float
-    """Pixels."""
-    horizon: float
-    """Row of the horizon."""
-    vanish: float
-    """Column where the street vanishes."""
-    eye: float
-    """Height above the ground, metres."""
+_STEP = 2.0**-9
+"""Depth is counted in steps of this many metres."""
+_BITS = 12
+"""A pixel's key is depth << _BITS | code: the lowest key is the nearest."""
+_CODES = 1 << _BITS
+_EMPTY = 1 << 30
+"""Above all keys, as is its sum with a depth."""
 
 
 @dataclass(frozen=True)
@@ -42,122 +46,158 @@ class Surfaces:
     objects: npt.NDArray[np.int32]
     facing: npt.NDArray[np.uint8]
 
+    @property
+    def on_ground(self) -> npt.NDArray[np.bool_]:
+        """Which surfaces face up and are not the sky."""
+        ground = self.facing == FACING_UP
+        ground[0] = False
+        return ground
+
 
 @dataclass(frozen=True)
 class Scene:
     """All that a renderer needs to know of every pixel; maps are (H, W)."""
 
     view: View
-    codes: npt.NDArray[np.int32]
+    codes: npt.NDArray[np.intp]
     u: Floats
-    """Position across the surface, metres (the sky: radians)."""
+    """World x, or z on what stands along the street, metres."""
     v: Floats
-    """Position up the surface, metres; on the ground, distance ahead."""
+    """Height above the ground, or z on the ground, metres."""
     depth: Floats
-    """Metres."""
+    """z, metres."""
     surfaces: Surfaces
 
     @property
     def classes(self) -> npt.NDArray[np.uint8]:
         """Class ids."""
-        return self.surfaces.classes[self.codes // PARTS]
+        return self.surfaces.classes.repeat(PARTS).take(self.codes)
 
     @property
     def objects(self) -> npt.NDArray[np.int32]:
         """Object ids: all surfaces of one thing share one."""
-        return self.surfaces.objects[self.codes // PARTS]
+        return self.surfaces.objects.repeat(PARTS).take(self.codes)
 
 
 class Canvas:
-    """Paints surfaces in any order; the nearest wins."""
+    """Takes surfaces in any order and paints them all at once: `scene`."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, sky: int) -> None:
         self.view = view
         height, width = view.size
         self.rows = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5 - view.horizon)  # below the horizon
         self.cols = np.arange(width, dtype=np.float32)[None] + np.float32(0.5 - view.vanish)
-        self.codes = np.zeros(view.size, np.int32)
-        self.u, self.v = np.empty(view.size, np.float32), np.empty(view.size, np.float32)
-        self.u[:], self.v[:] = self.cols / view.focal, -self.rows / view.focal
-        self.depth = np.full(view.size, FAR, np.float32)
+        self.keys = np.full(view.size, _key(FAR), np.int32)
+        self.stencil = np.full(view.size, _EMPTY, np.int32)
         self.ground = self._ground()
         """Rows below the horizon, and their world x (h, W) and z (h, 1)."""
-        self.table: list[tuple[int, int, int]] = []
         self.things = 0
+        self.surfaces: list[tuple[int, int, int]] = []
+        self.patterns: list[Pattern] = []
+        self.upright, self.shadows = Cutouts(), Cutouts()
+        self.surface(sky, self.thing(), FACING_UP)
 
     def _ground(self) -> tuple[slice, Floats, Floats]:
-        first = int(np.searchsorted(self.rows[:, 0], 0.6))  # nearer to the horizon the distance explodes
+        nearest_to_horizon = self.view.focal * self.view.eye / (FAR - 1)
+        first = int(np.searchsorted(self.rows[:, 0], nearest_to_horizon))
         z = np.float32(self.view.focal * self.view.eye) / self.rows[first:]
-        return slice(first, None), self.cols * z / np.float32(self.view.focal), z
+        return slice(first, None), self.cols * (z / np.float32(self.view.focal)), z
 
     def thing(self) -> int:
         """The id of a new object."""
         self.things += 1
         return self.things - 1
 
-    def surface(self, kind: int, thing: int, facing: int) -> int:
+    def surface(self, kind: int, thing: int, facing: int, pattern: Pattern = PLAIN) -> int:
         """The code of a new surface's part 0."""
-        self.table.append((kind, thing, facing))
-        return (len(self.table) - 1) * PARTS
+        if len(self.surfaces) < _CODES // PARTS:  # several times what any street has: the rest share the last one
+            self.surfaces.append((kind, thing, facing))
+            self.patterns.append(pattern)
+        return (len(self.surfaces) - 1) * PARTS
 
-    def front(
-        self, kind: int, thing: int, shape: Shape, x: float, z: float, width: float, height: float, base: float = 0.0
-    ) -> None:
-        """A surface that faces the camera: centred on `x`, from `base` metres up."""
-        scale = self.view.focal / z
-        window = self._window(
-            (x - width / 2) * scale,
-            (x + width / 2) * scale,
-            (self.view.eye - base - height) * scale,
-            (self.view.eye - base) * scale,
-        )
-        if window is None:
-            return
-        rows, cols = window
-        u = self.cols[:, cols] / np.float32(scale) - np.float32(x)
-        v = np.float32(self.view.eye - base) - self.rows[rows] / np.float32(scale)
-        self._paint(window, self.surface(kind, thing, FACING_CAMERA), shape(u, v), np.float32(z), u, v)
+    def pave(self, codes: npt.NDArray[np.int32]) -> None:
+        """Cover the ground (h, W)."""
+        rows, _, z = self.ground
+        self.keys[rows] = codes + _keys(z)
 
-    def side(self, kind: int, thing: int, shape: Shape, x: float, near: float, far: float, height: float) -> None:
-        """A surface along the street at `x`, from `near` to `far` ahead; its `u` starts at the near end."""
-        focal, near = self.view.focal, max(near, 0.5)
-        if far <= near or abs(x) < 0.1:
-            return
-        left, right = sorted((x * focal / near, x * focal / far))
-        low, top = (
-            self.view.eye * focal / near,
-            (self.view.eye - height) * focal / (near if height > self.view.eye else far),
-        )
-        window = self._window(left, right, top, low)
-        if window is None:
-            return
-        rows, cols = window
-        z = np.float32(focal * x) / self.cols[:, cols]
-        u, v = z - np.float32(near), np.float32(self.view.eye) - self.rows[rows] * (z / np.float32(focal))
-        parts = shape(u, v)
-        parts[(v < 0) | (v > height)] = -1
-        facing = FACING_LEFT if x > 0 else FACING_RIGHT
-        self._paint(window, self.surface(kind, thing, facing), parts, z, u, v)
+    def shade(self, left: float, right: float, near: float, far: float) -> None:
+        """Darken the ground between two x and two z."""
+        outline = [left, near, right, near, right, far, left, far]
+        self.shadows.add(Plane(FACING_UP), [(DARK, [outline])], 0)
 
-    def _window(self, left: float, right: float, top: float, low: float) -> tuple[slice, slice] | None:
-        """Pixels between two columns and two rows, relative to the vanishing point; None when there are none."""
-        (height, width), view = self.view.size, self.view
-        rows = slice(max(0, round(top + view.horizon)), min(height, round(low + view.horizon)))
-        cols = slice(max(0, round(left + view.vanish)), min(width, round(right + view.vanish)))
-        return (rows, cols) if rows.start < rows.stop and cols.start < cols.stop else None
+    def front(self, kind: int, thing: int, shape: Shape, x: float, z: float, pattern: Pattern = PLAIN) -> None:
+        """A surface that faces the camera; `u` is relative to `x`."""
+        code = self.surface(kind, thing, FACING_CAMERA, pattern)
+        self.upright.add(Plane(FACING_CAMERA, x, z), shape, code)
 
-    def _paint(
-        self, window: tuple[slice, slice], code: int, parts: Parts, z: Floats | np.float32, u: Floats, v: Floats
-    ) -> None:
-        depth = self.depth[window]
-        seen = (parts >= 0) & (depth > z)
-        np.copyto(depth, z, where=seen)
-        np.copyto(self.codes[window], parts + np.int32(code), where=seen)
-        np.copyto(self.u[window], u, where=seen)
-        np.copyto(self.v[window], v, where=seen)
+    def side(self, kind: int, thing: int, shape: Shape, x: float, near: float, pattern: Pattern = PLAIN) -> None:
+        """A surface along the street at `x`; `u` starts `near` metres ahead."""
+        if abs(x) > 0.1:
+            facing = FACING_LEFT if x > 0 else FACING_RIGHT
+            self.upright.add(Plane(facing, x, near), shape, self.surface(kind, thing, facing, pattern))
 
     def scene(self) -> Scene:
-        """What has been painted."""
-        classes, objects, facing = (np.asarray(column) for column in zip(*self.table, strict=True))
-        surfaces = Surfaces(classes.astype(np.uint8), objects.astype(np.int32), facing.astype(np.uint8))
-        return Scene(self.view, self.codes, self.u, self.v, self.depth, surfaces)
+        """All that was put on the canvas."""
+        for shadow in self.shadows.seen(self.view):
+            keys, stencil = self._drawn(shadow, 0)
+            np.copyto(keys, keys & -PARTS | DARK, where=stencil < _EMPTY)
+            stencil.fill(_EMPTY)
+        for cutout in self.upright.seen(self.view):
+            if cutout.plane.facing == FACING_CAMERA:
+                keys, stencil = self._drawn(cutout, _key(cutout.plane.z))
+            else:
+                keys, stencil = self._drawn(cutout, 0)
+                stencil += _keys(self._along(cutout))
+            np.minimum(keys, stencil, out=keys)
+            stencil.fill(_EMPTY)
+        classes, objects, facing = zip(*self.surfaces, strict=True)
+        surfaces = Surfaces(np.array(classes, np.uint8), np.array(objects, np.int32), np.array(facing, np.uint8))
+        return self._mapped(surfaces)
+
+    def _drawn(self, cutout: Cutout, key: int) -> tuple[Ints, Ints]:
+        """The window of a cutout on the keys, and on the stencil with `key` and the codes drawn: fill it after use."""
+        for code, outlines in cutout.layers:
+            cv2.fillPoly(self.stencil, outlines, key + code, cv2.LINE_8, SHIFT)
+        return self.keys[cutout.window], self.stencil[cutout.window]
+
+    def _along(self, cutout: Cutout) -> Floats:
+        """Depth (1, w) of a cutout along the street, in its columns."""
+        aside = np.abs(self.cols[:, cutout.window[1]])
+        depth = np.float32(self.view.focal * abs(cutout.plane.x)) / np.maximum(aside, np.float32(0.01))
+        return np.minimum(np.maximum(depth, np.float32(cutout.near)), np.float32(cutout.far))
+
+    def _mapped(self, surfaces: Surfaces) -> Scene:
+        """The maps of what is seen."""
+        depth = (self.keys >> _BITS).astype(np.float32) * np.float32(_STEP)
+        codes = (self.keys & (_CODES - 1)).astype(np.intp)
+        scale = depth * np.float32(1 / self.view.focal)
+        across, height = self.cols * scale, np.float32(self.view.eye) - self.rows * scale
+        u = _blend(across, depth, surfaces.facing >= FACING_LEFT, codes)
+        v = _blend(height, depth, surfaces.on_ground, codes)
+        return Scene(self.view, codes + self._pattern(codes, u, v), u, v, depth, surfaces)
+
+    def _pattern(self, codes: npt.NDArray[np.intp], u: Floats, v: Floats) -> Ints:
+        """What the surfaces' patterns add to the code of each pixel."""
+        patterns = np.array(self.patterns, np.float32)
+        table = np.zeros((3, len(patterns), PARTS), np.float32)  # tile, cells per metre across and up
+        table[0, :, [BODY, BASE]] = patterns[:, :2].T
+        table[1:] = CELLS / patterns[:, 2:].T[..., None]
+        table[1, :, BASE] /= 2
+        tile, across, up = table.reshape(3, -1).take(codes, axis=1)
+        row, column = (u_or_v.astype(np.int32) & (CELLS - 1) for u_or_v in (v * up, u * across))
+        return tiles().take((tile.astype(np.int32) * CELLS + row) * CELLS + column)
+
+
+def _blend(one: Floats, other: Floats, chosen: npt.NDArray[np.bool_], codes: npt.NDArray[np.intp]) -> Floats:
+    """The other map where the pixel's surface is chosen."""
+    np.copyto(one, other, where=chosen.repeat(PARTS).take(codes))
+    return one
+
+
+def _key(depth: float) -> int:
+    return int(depth / _STEP) << _BITS
+
+
+def _keys(depth: Floats) -> Ints:
+    """Depths in metres as the upper bits of keys."""
+    return (depth * np.float32(1 / _STEP)).astype(np.int32) << _BITS

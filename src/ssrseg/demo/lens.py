@@ -2,74 +2,84 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from ssrseg.demo.shapes import Floats
 
-_SPECTRUM = np.arange(8)
-_DCT = (np.cos(np.pi * (2 * _SPECTRUM[None] + 1) * _SPECTRUM[:, None] / 16) / 2).astype(np.float32)
-_DCT[0] /= np.float32(np.sqrt(2))
-"""The orthonormal cosine basis of 8 samples, as JPEG uses it."""
+Bytes = npt.NDArray[np.uint8]
 
-_YCC = np.array([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]], np.float32)
-"""RGB to luma and two chromas (ITU-R BT.601)."""
+_FILM = 1 << 20
+"""Length of the film, samples."""
 
 
-def virtual(image: Floats, rng: np.random.Generator) -> Floats:
-    """A game's camera: only slightly soft."""
-    return soften(image, 0.12)
+def virtual(light: Floats, rng: np.random.Generator) -> Bytes:
+    """A game's camera, only slightly soft: the picture (H, W, 3) of light (3, H, W) in [0, 1]."""
+    return soften(develop(light), 0.12)
 
 
-def real(image: Floats, rng: np.random.Generator) -> Floats:
-    """A cheap camera behind a windscreen: every picture has its own faults."""
-    image = soften(image, float(rng.uniform(0.08, 0.3)))
+def real(light: Floats, rng: np.random.Generator) -> Bytes:
+    """A cheap camera behind a windscreen: every picture has its own faults. Overwrites `light` (3, H, W)."""
+    gains = np.exp(rng.normal((0.02, 0, -0.04), 0.03)) * np.exp(rng.normal(0.05, 0.1))
+    light *= gains.astype(np.float32)[:, None, None]
+    light *= vignette(light.shape[1:], rng.uniform(0.05, 0.3))
+    image = soften(develop(light), rng.uniform(0.08, 0.3))
     if rng.random() < 0.15:
         image = soften(image, 0.33)
-    gains = np.exp(rng.normal((0.02, 0, -0.04), 0.03)) * np.exp(rng.normal(0.05, 0.1))
-    image = image * gains.astype(np.float32) * vignette(image.shape[:2], float(rng.uniform(0.05, 0.3)))
-    low, gamma = float(rng.uniform(0.0, 0.06)), float(rng.uniform(0.8, 1.15))
-    image = low + (1 - low) * np.clip(image, 0, 1) ** np.float32(gamma)
+    low, gamma = rng.uniform(0.0, 0.06), rng.uniform(0.8, 1.15)
+    tones = low + (1 - low) * np.linspace(0, 1, 256) ** gamma
+    image = cv2.LUT(image, (255 * tones + 0.5).astype(np.uint8))
     read, shot = rng.uniform((0.003, 0.004), (0.009, 0.018))
-    image = image + rng.standard_normal(image.shape, np.float32) * (read + shot * np.sqrt(image)).astype(np.float32)
-    return compress(image, float(rng.uniform(0.005, 0.02)))
+    return compress(noisy(image, read, shot, rng), int(rng.integers(55, 93)))
 
 
-def develop(image: Floats) -> npt.NDArray[np.uint8]:
-    """[0, 1] to bytes."""
-    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+def develop(light: Floats) -> Bytes:
+    """Light (3, H, W) in [0, 1] as bytes (H, W, 3)."""
+    scaled = light * np.float32(255)
+    scaled += np.float32(0.5)
+    np.clip(scaled, 0, 255, out=scaled)
+    return _bytes(cv2.merge(tuple(scaled.astype(np.uint8))))
 
 
-def soften(image: Floats, share: float) -> Floats:
+def soften(image: Bytes, share: float) -> Bytes:
     """A three-pixel blur along both axes; `share` is the weight of each neighbour."""
-    for axis in (0, 1):
-        image = image * np.float32(1 - 2 * share) + np.float32(share) * (
-            _moved(image, 1, axis) + _moved(image, -1, axis)
-        )
-    return image
+    kernel = np.array([share, 1 - 2 * share, share], np.float32)
+    return _bytes(cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE))
 
 
-def _moved(image: Floats, step: int, axis: int) -> Floats:
-    """Shifted by one pixel, the border repeated."""
-    order = np.clip(np.arange(image.shape[axis]) + step, 0, image.shape[axis] - 1)
-    return np.take(image, order, axis)
-
-
-def vignette(size: tuple[int, int], depth: float) -> Floats:
-    """Brightness (H, W, 1) that falls by `depth` towards the corners."""
+def vignette(size: tuple[int, ...], depth: float) -> Floats:
+    """Brightness (H, W) that falls by `depth` towards the corners."""
     row, col = (np.linspace(-1, 1, side, dtype=np.float32) for side in size)
-    fall: Floats = 1 - np.float32(depth / 2) * (row[:, None] ** 2 + col[None] ** 2)
-    return fall[..., None]
+    return (1 - np.float32(depth / 2) * row**2)[:, None] - np.float32(depth / 2) * col**2
 
 
-def compress(image: Floats, step: float) -> Floats:
-    """JPEG's loss: cosine coefficients of 8x8 blocks, rounded to multiples that grow with frequency."""
-    height, width = image.shape[:2]
-    padded = np.pad(image, ((0, -height % 8), (0, -width % 8), (0, 0)), mode="edge") @ _YCC.T
-    blocks = padded.reshape(padded.shape[0] // 8, 8, -1, 8, 3).transpose(4, 0, 2, 1, 3)
-    quantum = np.float32(step) * (1 + _SPECTRUM[:, None] + _SPECTRUM[None]).astype(np.float32)
-    quanta = quantum * np.array([1, 2, 2], np.float32)[:, None, None, None, None]
-    blocks = np.rint(_DCT @ blocks @ _DCT.T / quanta) * quanta
-    decoded = (_DCT.T @ blocks @ _DCT).transpose(1, 3, 2, 4, 0).reshape(padded.shape)
-    restored: Floats = (decoded @ np.linalg.inv(_YCC).T.astype(np.float32))[:height, :width]
-    return restored
+def noisy(image: Bytes, read: float, shot: float, rng: np.random.Generator) -> Bytes:
+    """An image after a sensor's noise: its deviation is `read` + `shot` * sqrt(brightness), brightness in [0, 1]."""
+    deviation = 255 * (read + shot * np.sqrt(np.linspace(0, 1, 256)))
+    start = int(rng.integers(_FILM // 2))
+    grain = _film()[start : start + image.size]
+    if grain.size < image.size:
+        grain = np.resize(_film(), image.size)
+    noise = cv2.LUT(image, deviation.astype(np.float32))
+    noise *= grain.reshape(image.shape)
+    return _bytes(cv2.add(image, noise, dtype=cv2.CV_8U))
+
+
+@cache
+def _film() -> Floats:
+    """Noise of unit variance, drawn once: pictures take stretches of it, which start anywhere."""
+    return np.random.default_rng(3).standard_normal(_FILM).astype(np.float32)
+
+
+def compress(image: Bytes, quality: int) -> Bytes:
+    """What JPEG leaves of an image (H, W, 3) in red, green and blue."""
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, quality))
+    return _bytes(cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
+
+
+def _bytes(image: npt.ArrayLike) -> Bytes:
+    """OpenCV's arrays by a more exact name."""
+    return np.asarray(image, np.uint8)

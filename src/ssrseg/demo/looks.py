@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from ssrseg.demo import lens
-from ssrseg.demo.canvas import PARTS, Scene
+from ssrseg.demo.canvas import PARTS, Scene, Surfaces
+from ssrseg.demo.lens import Bytes
 from ssrseg.demo.materials import CAMERA_MATERIALS, GAME_MATERIALS, Palette, palette
-from ssrseg.demo.scenes import BUILDING, SKY
+from ssrseg.demo.scenes import BUILDING
 from ssrseg.demo.shapes import DARK, GLASS, LAMP, Floats
 from ssrseg.demo.textures import TILE, textures
 
@@ -82,78 +82,100 @@ class Look:
 
     palette: Palette
     light: Callable[[np.random.Generator], Light]
-    lens: Callable[[Floats, np.random.Generator], Floats]
+    lens: Callable[[Floats, np.random.Generator], Bytes]
 
 
 GAME_LOOK = Look(palette(GAME_MATERIALS), noon, lens.virtual)
 CAMERA_LOOK = Look(palette(CAMERA_MATERIALS), weather, lens.real)
 
 
-def render(scene: Scene, look: Look, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def render(scene: Scene, look: Look, rng: np.random.Generator) -> Bytes:
     """The picture (H, W, 3) of a scene."""
     light = look.light(rng)
-    return lens.develop(look.lens(_illuminate(scene, _albedo(scene, look.palette, rng), light, rng), rng))
+    colors = _lit(_colors(scene.surfaces, look.palette, rng), scene.surfaces, light)
+    image = colors.reshape(-1, 3).T.take(scene.codes, axis=1)  # (3, H, W): maps multiply it sooner than (H, W, 3)
+    gain = _grain(scene, look.palette)
+    _cast(gain, scene, light)
+    image *= gain
+    if light.lit:
+        _switch_on(scene, image, light.lit, rng)
+    _veil(image, scene, light)
+    return look.lens(image, rng)
 
 
-def _albedo(scene: Scene, palette: Palette, rng: np.random.Generator) -> Floats:
-    """Colours and textures without light, (H, W, 3)."""
-    kinds, things = scene.surfaces.classes, scene.surfaces.objects
+def _colors(surfaces: Surfaces, palette: Palette, rng: np.random.Generator) -> Floats:
+    """What each part of each surface is painted, (S, PARTS, 3) in [0, 1]; the surfaces of one thing are alike."""
+    kinds, things = surfaces.classes, surfaces.objects
     per_thing = (int(things.max()) + 1, PARTS)
     first, second = rng.integers(palette.anchors.shape[2], size=(2, *per_thing))[:, things]
     mix = rng.random(per_thing, np.float32)[things, :, None] ** 2  # mostly near the first
-    anchors, parts = palette.anchors[kinds], np.arange(PARTS)
-    rows = np.arange(len(kinds))[:, None]
+    anchors, parts, rows = palette.anchors[kinds], np.arange(PARTS), np.arange(len(kinds))[:, None]
     colors = anchors[rows, parts, first] * (1 - mix) + anchors[rows, parts, second] * mix
     spread = rng.standard_normal((*per_thing, 2), np.float32)[things]  # brightness and warmth
     tint = spread[..., :1] + 0.4 * spread[..., 1:] * np.array([1, 0, -1], np.float32)
     colors += palette.spread[kinds][..., None] * tint
-    albedo: Floats = colors.reshape(-1, 3)[scene.codes] * (1 + _grain(scene, palette)[..., None])
-    return albedo
+    return colors
+
+
+def _lit(colors: Floats, surfaces: Surfaces, light: Light) -> Floats:
+    """The same under a light that falls on each side as its strength says; lamps shine, the sky has its own light."""
+    lit = colors * np.asarray(light.strength, np.float32)[surfaces.facing, None, None]
+    lit *= np.asarray(light.color, np.float32)
+    lit[surfaces.on_ground, DARK] *= 0.45
+    lit[:, LAMP] *= 1 + 6 * light.lit
+    if light.strength[0] < 0.8:
+        cloud = 0.35 + 0.65 * min(1, light.strength[0] / 0.5)
+        lit[0] = np.asarray(light.haze, np.float32) * (0.7 + 0.5 * colors[0]) * cloud
+    return lit
 
 
 def _grain(scene: Scene, palette: Palette) -> Floats:
-    """Relative brightness of the texture at each pixel, faded where a texel is smaller than a pixel."""
-    texel = palette.texel[scene.surfaces.classes].reshape(-1)[scene.codes]
-    texture = palette.texture[scene.surfaces.classes].reshape(-1).astype(np.intp)[scene.codes]
-    down = (scene.v / texel).astype(np.int32) & (TILE - 1)
-    across = (scene.u / texel).astype(np.int32) & (TILE - 1)
-    contrast = palette.grain[scene.surfaces.classes].reshape(-1)[scene.codes]
-    size = np.where(scene.codes < PARTS, np.float32(1), scene.view.focal * texel / scene.depth)
-    grain: Floats = textures()[texture, down, across] * contrast * np.minimum(size, 1)
+    """1 + the texture at each pixel, faded where a texel is smaller than a pixel."""
+    table = palette.grain[:, scene.surfaces.classes].reshape(4, -1)
+    first, per_metre, contrast, fading = table.take(scene.codes, axis=1)
+    column, cell = ((at * per_metre).astype(np.int32) for at in (scene.u, scene.v))
+    cell &= TILE - 1
+    cell *= TILE
+    cell += first.astype(np.int32)
+    column &= TILE - 1
+    cell += column
+    fading *= np.float32(scene.view.focal)
+    fading /= scene.depth
+    grain = textures().take(cell)
+    grain *= np.minimum(contrast, fading, out=fading)
+    grain += 1
     return grain
 
 
-def _illuminate(scene: Scene, albedo: Floats, light: Light, rng: np.random.Generator) -> Floats:
-    """Light, shade, lamps and air over the colours; (H, W, 3) in about [0, 1]."""
-    surfaces, sky = scene.surfaces, scene.codes < PARTS
-    strength = np.repeat(np.asarray(light.strength, np.float32)[surfaces.facing], PARTS).reshape(-1, PARTS)
-    ground = (surfaces.facing == 0) & (surfaces.classes != SKY)
-    strength[ground, DARK] *= 0.45
-    level = strength.reshape(-1)[scene.codes]
+def _cast(gain: Floats, scene: Scene, light: Light) -> None:
+    """The shade of houses on the ground, and headlights before the car, of which the light's strength knows nothing."""
     if light.shade_from is not None:
-        shaded = ground[scene.codes // PARTS] & ((scene.u - light.shade_from) * light.shade_sign > 0)
-        level[shaded] *= 0.5
+        shaded = (scene.u - np.float32(light.shade_from)) * light.shade_sign > 0
+        shaded &= scene.surfaces.on_ground.repeat(PARTS).take(scene.codes)
+        np.multiply(gain, np.float32(0.5), out=gain, where=shaded)
     if light.headlights:
-        level += light.headlights * np.exp(-scene.depth / 12) * (np.abs(scene.u) < 8)
-    image = albedo * level[..., None] * np.asarray(light.color, np.float32)
-    if light.lit:
-        _switch_on(scene, image, light.lit, rng)
-    air = np.exp(-scene.depth / np.float32(light.sight))
-    air[sky] = 1 - np.exp(-np.maximum(scene.v[sky], 0) / 0.35)
-    haze = np.asarray(light.haze, np.float32)
-    if light.strength[0] < 0.8:
-        image[sky] = (haze * (0.7 + 0.5 * albedo[sky])) * (0.35 + 0.65 * min(1, light.strength[0] / 0.5))
-    seen: Floats = haze + (image - haze) * air[..., None]
-    return seen
+        beam = np.exp(scene.depth * np.float32(-1 / 12)) * (np.abs(scene.u) < 8)
+        beam *= np.float32(light.headlights / light.strength[1])
+        gain *= beam + 1
 
 
 def _switch_on(scene: Scene, image: Floats, lit: float, rng: np.random.Generator) -> None:
-    """Lamps, and some windows cell by cell, shine by themselves."""
-    part, surface = scene.codes % PARTS, scene.codes // PARTS
-    image[part == LAMP] *= 1 + 6 * lit
-    panes = (part == GLASS) & (scene.surfaces.classes[surface] == BUILDING)
-    room = (
-        (scene.u[panes] / 2.8).astype(np.int32) * 7 + (scene.v[panes] / 3.1).astype(np.int32) * 31 + surface[panes] * 13
-    )
-    on = rng.random(257) < lit
-    image[panes] += on[room % 257][:, None] * np.array([0.75, 0.6, 0.35], np.float32)
+    """Some windows, cell by cell, shine by themselves."""
+    glass = (scene.surfaces.classes == BUILDING)[:, None] & (np.arange(PARTS) == GLASS)
+    panes = np.flatnonzero(glass.take(scene.codes))
+    across, up, surface = scene.u.take(panes) / 2.8, scene.v.take(panes) / 3.1, scene.codes.take(panes) // PARTS
+    room = across.astype(np.int32) * 7 + up.astype(np.int32) * 31 + surface * 13
+    glow = (rng.random(257) < lit)[room % 257]
+    image.reshape(3, -1)[:, panes] += glow * np.array([[0.75], [0.6], [0.35]], np.float32)
+
+
+def _veil(image: Floats, scene: Scene, light: Light) -> None:
+    """Air before what is far, and before the sky the lower the more."""
+    rows = np.arange(len(scene.depth), dtype=np.float32)[:, None]
+    altitude = np.maximum(scene.view.horizon - rows, 0) / np.float32(scene.view.focal)
+    clear = np.exp(scene.depth * np.float32(-1 / light.sight))
+    np.copyto(clear, 1 - np.exp(altitude / -0.35), where=scene.codes < PARTS)
+    haze = np.asarray(light.haze, np.float32)[:, None, None]
+    image -= haze
+    image *= clear
+    image += haze

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssrseg.demo.canvas import PARTS
+from ssrseg.demo.canvas import FAR, PARTS
 from ssrseg.demo.scenes import (
     BUILDING,
     CAR,
@@ -24,7 +24,7 @@ from ssrseg.demo.scenes import (
     VEGETATION,
 )
 from ssrseg.demo.shapes import BODY, DARK, GLASS, LAMP, MARK, SECOND, SKIN, Floats
-from ssrseg.demo.textures import BRICKS, CLOUDY, LEAVES, PLAIN, SPECKLE, STREAKS, TILES
+from ssrseg.demo.textures import BRICKS, CLOUDY, LEAVES, PLAIN, SPECKLE, STREAKS, TILE, TILES
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,15 @@ class Palette:
     anchors: Floats
     """(K, PARTS, A, 3) in [0, 1]."""
     spread: Floats
-    texture: Floats
     grain: Floats
-    texel: Floats
+    """(4, K, PARTS): first cell of the texture, texels per metre, contrast, contrast * metres per texel."""
 
 
 def palette(materials: Mapping[Key, Material], anchors: int = 12) -> Palette:
     """The arrays of a domain's materials."""
-    colors = np.zeros((len(CLASSES), PARTS, anchors, 3), np.float32)
-    rest = np.zeros((4, len(CLASSES), PARTS), np.float32)
+    shape = len(CLASSES), PARTS
+    colors, spread = np.zeros((*shape, anchors, 3), np.float32), np.zeros(shape, np.float32)
+    grain = np.zeros((4, *shape), np.float32)
     for kind in range(len(CLASSES)):
         for part, common in _COMMON.items():
             material = materials.get((kind, part), common)
@@ -136,5 +136,7 @@ def palette(materials: Mapping[Key, Material], anchors: int = 12) -> Palette:
                 material = materials[kind, BODY]  # ground below a thing: `looks` darkens it
             own = [[int(word[i : i + 2], 16) / 255 for i in (0, 2, 4)] for word in material.colors.split()]
             colors[kind, part] = np.resize(np.asarray(own, np.float32), (anchors, 3))
-            rest[:, kind, part] = material.spread / 255, material.texture, material.grain, material.texel
-    return Palette(colors, *rest)
+            spread[kind, part] = material.spread / 255
+            texel = material.texel * (FAR if kind == SKY else 1)
+            grain[:, kind, part] = material.texture * TILE**2, 1 / texel, material.grain, material.grain * texel
+    return Palette(colors, spread, grain)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from ssrseg.demo import shapes, street_furniture
-from ssrseg.demo.canvas import FACING_UP, PARTS, Canvas, Scene, View
-from ssrseg.demo.shapes import BODY, DARK, MARK, SECOND, Sprite, Vehicle
+from ssrseg.demo.canvas import Canvas, Scene
+from ssrseg.demo.dice import Dice, Range
+from ssrseg.demo.projection import FACING_UP, View
+from ssrseg.demo.shapes import MARK, SECOND, Vehicle
 
 CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("road", (128, 64, 128)),
@@ -28,7 +31,11 @@ CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
 
 ROAD, SIDEWALK, BUILDING, FENCE, POLE, SIGN, VEGETATION, SKY, PERSON, RIDER, CAR, TRUCK = range(len(CLASSES))
 
-Range = tuple[float, float]
+REACH, CELL = 40.0, 0.04
+"""Cross-sections of streets reach this far to both sides, in cells of this width; metres."""
+
+NEAREST = 0.5
+"""What stands along the street is cut off nearer than this, metres."""
 
 
 @dataclass(frozen=True)
@@ -78,197 +85,177 @@ class Street:
     crossing: Range
     """Where a road crosses: z from and to."""
 
+    def kerb(self, share: float, dice: Dice) -> float:
+        """World x on one of the sidewalks: `share` of its width from the road."""
+        return self.left - share * self.walk if dice.chance(0.5) else self.right + share * self.walk
+
 
 def draw_scene(layout: Layout, size: tuple[int, int], rng: np.random.Generator) -> Scene:
     """One street of `layout`, seen at `size` (height, width)."""
-    canvas = Canvas(_view(layout, size, rng))
-    canvas.surface(SKY, canvas.thing(), FACING_UP)
-    street = _street(layout, rng)
-    _pave(canvas, street, layout, rng)
-    _backdrop(canvas, rng)
+    dice = Dice.of(rng)
+    canvas = Canvas(_view(layout, size, dice), sky=SKY)
+    street = _street(layout, dice)
+    _pave(canvas, street, layout, dice)
+    _backdrop(canvas, dice)
     for edge in (street.left - street.walk, street.right + street.walk):
-        _plots(canvas, street, edge, layout, rng)
-    _plant(canvas, street, layout, rng)
-    _traffic(canvas, street, layout, rng)
-    _people(canvas, street, layout, rng)
+        _plots(canvas, street, edge, layout, dice)
+    _plant(canvas, street, layout, dice)
+    _traffic(canvas, street, layout, dice)
+    _people(canvas, street, layout, dice)
     return canvas.scene()
 
 
-def _view(layout: Layout, size: tuple[int, int], rng: np.random.Generator) -> View:
+def _view(layout: Layout, size: tuple[int, int], dice: Dice) -> View:
     height, width = size
-    focal = width / 2 / np.tan(np.radians(rng.uniform(*layout.view_angle)) / 2)
     return View(
         size=size,
-        focal=float(focal),
-        horizon=height * float(rng.uniform(0.38, 0.52)),
-        vanish=width * float(rng.uniform(0.32, 0.68)),
-        eye=float(rng.uniform(*layout.eye)),
+        focal=width / 2 / math.tan(math.radians(dice.within(layout.view_angle)) / 2),
+        horizon=height * dice.uniform(0.38, 0.52),
+        vanish=width * dice.uniform(0.32, 0.68),
+        eye=dice.within(layout.eye),
     )
 
 
-def _street(layout: Layout, rng: np.random.Generator) -> Street:
-    lanes, lane = int(rng.integers(layout.lanes[0], layout.lanes[1] + 1)), float(rng.uniform(*layout.lane))
-    ours = int(rng.integers(1, lanes)) + 0.5 + float(rng.uniform(-0.15, 0.15))
-    start = float(rng.uniform(8, 60))
-    width = float(rng.uniform(6, 12)) if rng.random() < 0.5 else 0.0
+def _street(layout: Layout, dice: Dice) -> Street:
+    lanes, lane = dice.randint(*layout.lanes), dice.within(layout.lane)
+    ours = dice.randrange(1, lanes) + 0.5 + dice.uniform(-0.15, 0.15)
+    start, width = dice.uniform(8, 60), dice.uniform(6, 12) if dice.chance(0.5) else 0.0
     left = -ours * lane
-    return Street(left, left + lanes * lane, float(rng.uniform(*layout.sidewalk)), lane, (start, start + width))
+    return Street(left, left + lanes * lane, dice.within(layout.sidewalk), lane, (start, start + width))
 
 
-def _pave(canvas: Canvas, street: Street, layout: Layout, rng: np.random.Generator) -> None:
-    rows, x, z = canvas.ground
-    road, walk = (canvas.surface(kind, canvas.thing(), FACING_UP) for kind in (ROAD, SIDEWALK))
-    grass = canvas.surface(VEGETATION, canvas.thing(), FACING_UP)
-    codes = np.full(x.shape, walk + BODY, np.int32)
+def _pave(canvas: Canvas, street: Street, layout: Layout, dice: Dice) -> None:
+    """Every row of the ground shows one of four cross-sections: lines, gaps between them, a crossing, a zebra."""
+    road, walk, grass = (canvas.surface(kind, canvas.thing(), FACING_UP) for kind in (ROAD, SIDEWALK, VEGETATION))
+    across = np.arange(-REACH, REACH, CELL)
+    plain = np.full(across.shape, walk, np.int32)
     for sign, edge in ((-1, street.left), (1, street.right)):
-        if rng.random() < layout.grass:
-            inner = street.walk * float(rng.choice((0.75, 1.0)))
-            codes[sign * (x - edge) > inner] = grass
-        codes[np.abs(x - edge - sign * 0.12) < 0.14] = walk + SECOND
-    codes[(x > street.left) & (x < street.right)] = road
-    lines = np.arange(street.left + street.lane, street.right - 0.5, street.lane)
-    dashed = np.mod(z + rng.uniform(0, 6), 6) < 3
-    for line in lines:
-        codes[(np.abs(x - np.float32(line)) < 0.09) & dashed] = road + MARK
+        beyond = sign * (across - edge)
+        if dice.chance(layout.grass):
+            plain[beyond > street.walk * dice.choice((0.75, 1.0))] = grass
+        plain[np.abs(beyond - 0.12) < 0.14] = walk + SECOND
+    carriageway = (across > street.left) & (across < street.right)
+    plain[carriageway] = road
+    lined, zebra, crossing = plain.copy(), plain.copy(), np.full_like(plain, road)
+    for lane in range(1, round((street.right - street.left) / street.lane)):
+        lined[np.abs(across - street.left - lane * street.lane) < 0.09] = road + MARK
+    zebra[carriageway & (across % 1 < 0.5)] = road + MARK
+
+    _, x, z = canvas.ground
     near, far = street.crossing
-    codes[((z > near) & (z < far))[:, 0]] = road
-    if rng.random() < 0.5:
-        zebra = (z > near - 4) & (z < near - 1) & (x > street.left) & (x < street.right) & (np.mod(x, 1.0) < 0.5)
-        codes[zebra] = road + MARK
-    canvas.codes[rows], canvas.u[rows], canvas.v[rows], canvas.depth[rows] = codes, x, z, z
+    section = (np.mod(z + dice.uniform(0, 6), 6) < 3).astype(np.int32)
+    section[(z > near) & (z < far)] = 3
+    if dice.chance(0.5):
+        section[(z > near - 4) & (z < near - 1)] = 2
+    cells = x.clip(-REACH, REACH - CELL)
+    cells += REACH
+    cells *= 1 / CELL
+    column = cells.astype(np.int32)
+    column += section * len(across)
+    canvas.pave(np.concatenate([plain, lined, zebra, crossing]).take(column))
 
 
-def _backdrop(canvas: Canvas, rng: np.random.Generator) -> None:
+def _backdrop(canvas: Canvas, dice: Dice) -> None:
     """What closes the view far ahead."""
-    for _ in range(int(rng.integers(3, 8))):
-        height, x = float(rng.uniform(5, 22)), float(rng.uniform(-60, 60))
-        z, width = float(rng.uniform(95, 140)), float(rng.uniform(12, 40))
-        if rng.random() < 0.4:
-            canvas.front(VEGETATION, canvas.thing(), street_furniture.hedge(rng, height / 2), x, z, width, height / 2)
+    for _ in range(dice.randint(3, 7)):
+        height, x, z, width = dice.uniform(5, 22), dice.uniform(-60, 60), dice.uniform(95, 140), dice.uniform(12, 40)
+        if dice.chance(0.4):
+            hedge = street_furniture.hedge(dice, height / 2, width)
+            canvas.front(VEGETATION, canvas.thing(), hedge, x - width / 2, z)
         else:
-            canvas.front(BUILDING, canvas.thing(), street_furniture.facade(rng, height), x, z, width, height)
+            wall = street_furniture.facade(dice, height)
+            canvas.front(BUILDING, canvas.thing(), wall.shape(width), x - width / 2, z, wall.pattern)
 
 
-def _plots(canvas: Canvas, street: Street, edge: float, layout: Layout, rng: np.random.Generator) -> None:
+def _plots(canvas: Canvas, street: Street, edge: float, layout: Layout, dice: Dice) -> None:
     """Buildings, fences and hedges along one side."""
-    z, outwards = float(rng.uniform(-6, 2)), -1 if edge < 0 else 1
+    z, outwards = dice.uniform(-6, 2), -1 if edge < 0 else 1
+    near, far = street.crossing
     while z < 90:
-        end = z + float(rng.uniform(8, 22))
-        if z < street.crossing[1] and end > street.crossing[0] and street.crossing[1] > street.crossing[0]:
-            if z >= street.crossing[0] - 3:
-                z = street.crossing[1]
+        end = z + dice.uniform(8, 22)
+        if near < far and z < far and end > near:
+            if z >= near - 3:
+                z = far
                 continue
-            end = street.crossing[0]
-        if rng.random() < layout.gap:
-            _enclose(canvas, edge, z, end, layout, rng)
-        else:
-            _build(canvas, edge + outwards * float(rng.choice((0, 0, 3))), z, end, layout, rng)
-        z = end + float(rng.choice((0, 0, 2)))
+            end = near
+        if end > NEAREST:
+            if dice.chance(layout.gap):
+                _enclose(canvas, edge, max(z, NEAREST), end, layout, dice)
+            else:
+                _build(canvas, edge + outwards * dice.choice((0, 0, 3)), max(z, NEAREST), end, layout, dice)
+        z = end + dice.choice((0, 0, 2))
 
 
-def _build(canvas: Canvas, x: float, near: float, far: float, layout: Layout, rng: np.random.Generator) -> None:
-    height, deep = float(rng.uniform(*layout.storeys)), 12.0
-    shape, thing = street_furniture.facade(rng, height), canvas.thing()
-    canvas.side(BUILDING, thing, shape, x, near, far, height)
+def _build(canvas: Canvas, x: float, near: float, far: float, layout: Layout, dice: Dice) -> None:
+    height, deep = dice.within(layout.storeys), 12.0
+    wall, thing = street_furniture.facade(dice, height), canvas.thing()
+    canvas.side(BUILDING, thing, wall.shape(far - near), x, near, wall.pattern)
     if near > 1:
-        canvas.front(BUILDING, thing, shape, x + (deep if x > 0 else -deep) / 2, near, deep, height)
+        canvas.front(BUILDING, thing, wall.shape(deep), x if x > 0 else x - deep, near, wall.pattern)
 
 
-def _enclose(canvas: Canvas, x: float, near: float, far: float, layout: Layout, rng: np.random.Generator) -> None:
-    height = float(rng.uniform(1.0, 2.0))
-    if rng.random() < layout.fence:
-        shape = (street_furniture.wall if rng.random() < 0.5 else street_furniture.railing)(rng, height)
-        canvas.side(FENCE, canvas.thing(), shape, x, near, far, height)
+def _enclose(canvas: Canvas, x: float, near: float, far: float, layout: Layout, dice: Dice) -> None:
+    height = dice.uniform(1.0, 2.0)
+    if dice.chance(layout.fence):
+        wall = (street_furniture.garden_wall if dice.chance(0.5) else street_furniture.railing)(dice, height)
+        canvas.side(FENCE, canvas.thing(), wall.shape(far - near), x, near, wall.pattern)
     else:
-        canvas.side(VEGETATION, canvas.thing(), street_furniture.hedge(rng, height), x, near, far, height)
+        canvas.side(VEGETATION, canvas.thing(), street_furniture.hedge(dice, height, far - near), x, near)
     if near > 2:
         beyond = x + (4.0 if x > 0 else -4.0)
-        _upright(canvas, VEGETATION, street_furniture.tree(rng), beyond, (near + far) / 2)
+        canvas.front(VEGETATION, canvas.thing(), street_furniture.tree(dice), beyond, (near + far) / 2)
 
 
-def _upright(canvas: Canvas, kind: int, sprite: Sprite, x: float, z: float, base: float = 0.0) -> None:
-    canvas.front(kind, canvas.thing(), sprite.parts, x, z, sprite.width, sprite.height, base)
+def _plant(canvas: Canvas, street: Street, layout: Layout, dice: Dice) -> None:
+    """Trees, poles and signs on the sidewalks."""
+    for _ in range(dice.count(layout.trees)):
+        shape = street_furniture.tree(dice) if dice.chance(0.75) else street_furniture.bush(dice)
+        canvas.front(VEGETATION, canvas.thing(), shape, street.kerb(dice.uniform(0.7, 1.6), dice), dice.ahead(5, 70))
+    for _ in range(dice.count(layout.poles)):
+        post = street_furniture.lamp_post(dice)
+        canvas.front(POLE, canvas.thing(), post, street.kerb(0.2, dice), dice.ahead(4, 50))
+    for _ in range(dice.count(layout.signs)):
+        x, z, base = street.kerb(0.22, dice), dice.ahead(4, 30), dice.uniform(1.9, 2.6)
+        board = (street_furniture.sign if dice.chance(0.6) else street_furniture.traffic_light)(dice, base)
+        canvas.front(POLE, canvas.thing(), street_furniture.sign_post(base + 0.2), x, z)
+        canvas.front(SIGN, canvas.thing(), board, x, z - 0.05)
 
 
-def _kerb(street: Street, rng: np.random.Generator, share: float) -> float:
-    """World x on one of the sidewalks: `share` of its width from the road."""
-    return street.left - share * street.walk if rng.random() < 0.5 else street.right + share * street.walk
+def _traffic(canvas: Canvas, street: Street, layout: Layout, dice: Dice) -> None:
+    for _ in range(dice.count(layout.cars)):
+        _drive(canvas, CAR, shapes.car(dice), street, dice)
+    for _ in range(dice.count(layout.trucks)):
+        _drive(canvas, TRUCK, shapes.truck(dice) if dice.chance(0.6) else shapes.bus(dice), street, dice)
 
 
-def _plant(canvas: Canvas, street: Street, layout: Layout, rng: np.random.Generator) -> None:
-    for _ in range(rng.poisson(layout.trees)):
-        sprite = street_furniture.tree(rng) if rng.random() < 0.75 else street_furniture.bush(rng)
-        _upright(canvas, VEGETATION, sprite, _kerb(street, rng, float(rng.uniform(0.7, 1.6))), _ahead(rng, 5, 70))
-    for _ in range(rng.poisson(layout.poles)):
-        _upright(canvas, POLE, street_furniture.lamp_post(rng), _kerb(street, rng, 0.2), _ahead(rng, 4, 50))
-    for _ in range(rng.poisson(layout.signs)):
-        x, z, base = _kerb(street, rng, 0.22), _ahead(rng, 4, 30), float(rng.uniform(1.9, 2.6))
-        board = street_furniture.sign(rng) if rng.random() < 0.6 else street_furniture.traffic_light(rng)
-        _upright(canvas, POLE, street_furniture.sign_post(base + 0.2), x, z)
-        _upright(canvas, SIGN, board, x, z - 0.05, base)
-
-
-def _ahead(rng: np.random.Generator, near: float, far: float) -> float:
-    """A distance, denser near the camera: uniform in its logarithm."""
-    return float(np.exp(rng.uniform(np.log(near), np.log(far))))
-
-
-def _traffic(canvas: Canvas, street: Street, layout: Layout, rng: np.random.Generator) -> None:
-    for kind, count in ((CAR, layout.cars), (TRUCK, layout.trucks)):
-        for _ in range(rng.poisson(count)):
-            if kind == CAR:
-                vehicle = shapes.car(rng)
-            else:
-                vehicle = shapes.truck(rng) if rng.random() < 0.6 else shapes.bus(rng)
-            _drive(canvas, kind, vehicle, street, rng)
-
-
-def _drive(canvas: Canvas, kind: int, vehicle: Vehicle, street: Street, rng: np.random.Generator) -> None:
+def _drive(canvas: Canvas, kind: int, vehicle: Vehicle, street: Street, dice: Dice) -> None:
     """A vehicle in a lane, at the kerb, or across the street."""
-    half, z = vehicle.width / 2, _ahead(rng, 5 if kind == CAR else 8, 60)
-    manner = rng.random()
+    half, z, thing = vehicle.width / 2, dice.ahead(5 if kind == CAR else 8, 60), canvas.thing()
+    manner = dice.random()
     if manner < 0.12:
-        x = float(rng.uniform(street.left, street.right))
-        _shade(canvas, x, z, vehicle.length, vehicle.width)
-        canvas.front(kind, canvas.thing(), _turned(vehicle), x, z, vehicle.length, vehicle.height)
+        x = dice.uniform(street.left, street.right) - vehicle.length / 2
+        canvas.shade(x - 0.15, x + vehicle.length + 0.15, z - 0.3, z + vehicle.width)
+        canvas.front(kind, thing, vehicle.side, x, z)
         return
     if manner < 0.6:
-        x = street.left + half + 0.2 if rng.random() < 0.5 else street.right - half - 0.2
+        x = street.left + half + 0.2 if dice.chance(0.5) else street.right - half - 0.2
     else:
         lanes = max(1, round((street.right - street.left) / street.lane))
-        x = street.left + (int(rng.integers(lanes)) + 0.5) * street.lane
+        x = street.left + (dice.randrange(lanes) + 0.5) * street.lane
         z = max(z, 10.0)
-    _shade(canvas, x, z, vehicle.width, vehicle.length)
-    thing, inner = canvas.thing(), x - half if x > 0 else x + half
-    canvas.front(kind, thing, vehicle.end, x, z, vehicle.width, vehicle.height)
+    inner = x - half if x > 0 else x + half
+    canvas.shade(x - half - 0.15, x + half + 0.15, z - 0.3, z + vehicle.length)
+    canvas.front(kind, thing, vehicle.end, x, z)
     if inner * x > 0:
-        canvas.side(kind, thing, vehicle.side, inner, z, z + vehicle.length, vehicle.height)
+        canvas.side(kind, thing, vehicle.side, inner, z)
 
 
-def _turned(vehicle: Vehicle) -> shapes.Shape:
-    """A vehicle's side as an upright front."""
-    return lambda u, v: vehicle.side(u + np.float32(vehicle.length / 2), v)
-
-
-def _shade(canvas: Canvas, x: float, z: float, width: float, length: float) -> None:
-    """The dark ground below a thing, wherever ground is still seen."""
-    rows, across, ahead = canvas.ground
-    under = np.flatnonzero((ahead[:, 0] > z - 0.3) & (ahead[:, 0] < z + length))
-    if len(under) == 0:
-        return
-    part = slice(under[0], under[-1] + 1)
-    below = np.abs(across[part] - np.float32(x)) < width / 2 + 0.15
-    codes, depth = canvas.codes[rows][part], canvas.depth[rows][part]
-    below &= depth == ahead[part]
-    codes[below] = codes[below] // PARTS * PARTS + DARK
-
-
-def _people(canvas: Canvas, street: Street, layout: Layout, rng: np.random.Generator) -> None:
-    for _ in range(rng.poisson(layout.persons)):
-        crosses = rng.random() < 0.2
-        x = float(rng.uniform(street.left, street.right)) if crosses else _kerb(street, rng, float(rng.uniform(0.2, 1)))
-        _upright(canvas, PERSON, shapes.person(rng), x, _ahead(rng, 4, 30))
-    for _ in range(rng.poisson(layout.riders)):
-        sprite = shapes.rider_along(rng) if rng.random() < 0.6 else shapes.rider_across(rng)
-        x = float(rng.uniform(street.left, street.right)) if rng.random() < 0.5 else _kerb(street, rng, -0.3)
-        _upright(canvas, RIDER, sprite, x, _ahead(rng, 4, 25))
+def _people(canvas: Canvas, street: Street, layout: Layout, dice: Dice) -> None:
+    for _ in range(dice.count(layout.persons)):
+        crosses = dice.chance(0.2)
+        x = dice.uniform(street.left, street.right) if crosses else street.kerb(dice.uniform(0.2, 1), dice)
+        canvas.front(PERSON, canvas.thing(), shapes.person(dice), x, dice.ahead(4, 30))
+    for _ in range(dice.count(layout.riders)):
+        shape = shapes.rider_along(dice) if dice.chance(0.6) else shapes.rider_across(dice)
+        x = dice.uniform(street.left, street.right) if dice.chance(0.5) else street.kerb(-0.3, dice)
+        canvas.front(RIDER, canvas.thing(), shape, x, dice.ahead(4, 25))

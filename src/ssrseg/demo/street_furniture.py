@@ -2,145 +2,119 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from dataclasses import dataclass
 
-from ssrseg.demo.shapes import (
-    BODY,
-    DARK,
-    GLASS,
-    LAMP,
-    MARK,
-    SECOND,
-    Floats,
-    Parts,
-    Shape,
-    Sprite,
-    box,
-    cycle,
-    disc,
-    lumps,
-    stack,
-)
+from ssrseg.demo.dice import Dice
+from ssrseg.demo.patterns import BARS, DOORS, PILLARS, SHOPS, STOREYS, VARIANTS, Pattern
+from ssrseg.demo.shapes import BASE, BODY, DARK, LAMP, MARK, SECOND, Points, Shape, box, disc, mirrored
+
+_LEAVES = [(math.cos(math.tau * i / 24), math.sin(math.tau * i / 24)) for i in range(24)]
 
 
-def tree(rng: np.random.Generator) -> Sprite:
-    """A lumpy crown, with holes, on a trunk."""
-    width, height, trunk = (float(x) for x in rng.uniform((2.5, 4.5, 0.12), (6, 10, 0.25)))
-    low = float(rng.uniform(0.25, 0.42)) * height
-    bumps, slim = lumps(rng, 1.2), float(rng.uniform(1.6, 3.0))
-
-    def parts(u: Floats, v: Floats) -> Parts:
-        middle, half = (low + height) / 2, (height - low) / 2
-        radius = np.abs(u / (width / 2)) ** slim + np.abs((v - middle) / half) ** 2
-        bump = bumps(u, v)
-        return stack(
-            (SECOND, (np.abs(u) < trunk) & (v < middle)), (BODY, (radius < 0.72 + 0.28 * bump) & (bump > -0.85))
-        )
-
-    return Sprite(width, height, parts)
-
-
-def bush(rng: np.random.Generator) -> Sprite:
-    """A low lumpy dome."""
-    width, height = (float(x) for x in rng.uniform((1, 0.6), (3, 1.6)))
-    bumps = lumps(rng, 0.5)
-
-    def parts(u: Floats, v: Floats) -> Parts:
-        return stack((BODY, (u / (width / 2)) ** 2 + (v / height) ** 2 < 0.8 + 0.2 * bumps(u, v)))
-
-    return Sprite(width, height, parts)
+def tree(dice: Dice) -> Shape:
+    """A ragged crown, with holes, on a trunk."""
+    half, height, trunk = dice.uniform(1.25, 3), dice.uniform(4.5, 10), dice.uniform(0.12, 0.25)
+    low = dice.uniform(0.25, 0.42) * height
+    middle, rise = (low + height) / 2, (height - low) / 2
+    crown: Points = []
+    for cos, sin in _LEAVES:
+        radius = 0.72 + 0.28 * dice.random()
+        crown += (radius * half * cos, middle + radius * rise * sin)
+    holes = [
+        disc(side * dice.uniform(0.15, 0.45) * half, middle + dice.uniform(-0.4, 0.4) * rise, dice.uniform(0.1, 0.3))
+        for side in dice.choice(((), (-1,), (1,), (-1, 1)))
+    ]
+    return [(BODY, [crown, *holes]), (SECOND, [box(-trunk, trunk, 0, low + 0.3)])]
 
 
-def hedge(rng: np.random.Generator, height: float) -> Shape:
+def bush(dice: Dice) -> Shape:
+    """A low ragged dome."""
+    half, height = dice.uniform(0.5, 1.5), dice.uniform(0.6, 1.6)
+    dome: Points = []
+    for cos, sin in _LEAVES[:13]:
+        radius = 0.8 + 0.2 * dice.random()
+        dome += (radius * half * cos, radius * height * sin)
+    return [(BODY, [dome])]
+
+
+def hedge(dice: Dice, height: float, length: float) -> Shape:
     """A long row of leaves whose top is uneven."""
-    bumps = lumps(rng, 1.5)
-    return lambda u, v: stack((BODY, v + 0 * u < height * (0.85 + 0.15 * bumps(u, v))))
+    steps = max(3, int(length / 0.8))
+    top = [x for i in range(steps, -1, -1) for x in (length * i / steps, height * (0.72 + 0.28 * dice.random()))]
+    return [(BODY, [[0, 0, length, 0, *top]])]
 
 
-def railing(rng: np.random.Generator, height: float) -> Shape:
-    """A fence of upright bars between posts; its gaps are part of it."""
-    bar = float(rng.uniform(0.25, 0.5))
+@dataclass(frozen=True)
+class Wall:
+    """A surface of any length, and what repeats across it."""
 
-    def parts(u: Floats, v: Floats) -> Parts:
-        inside = (v + 0 * u) < height
-        rails = (np.abs(v - 0.15) < 0.06) | (np.abs(v - height + 0.12) < 0.07)
-        bars = (cycle(u, bar) < 0.4 * bar) | (cycle(u, 2.5) < 0.16)
-        return stack((DARK, inside), (BODY, inside & (bars | rails)))
+    height: float
+    pattern: Pattern
+    bands: tuple[tuple[int, float, float], ...]
+    """Parts from one height to another, over the main part."""
 
-    return parts
-
-
-def wall(rng: np.random.Generator, height: float) -> Shape:
-    """A garden wall of panels with a coping."""
-    panel = float(rng.uniform(1.5, 3))
-
-    def parts(u: Floats, v: Floats) -> Parts:
-        inside = (v + 0 * u) < height
-        return stack((BODY, inside), (SECOND, inside & ((v > height - 0.18) | (cycle(u, panel) < 0.2))))
-
-    return parts
+    def shape(self, length: float) -> Shape:
+        """`length` metres of it, from u = 0."""
+        bands = [(part, [box(0, length, low, high)]) for part, low, high in self.bands]
+        return [(BODY, [box(0, length, 0, self.height)]), *bands]
 
 
-def facade(rng: np.random.Generator, height: float) -> Shape:
+def railing(dice: Dice, height: float) -> Wall:
+    """A fence of upright bars between rails; its gaps are part of it."""
+    pattern = Pattern(BARS + dice.randrange(VARIANTS), pitch=8 * dice.uniform(0.25, 0.5))
+    return Wall(height, pattern, ((SECOND, 0.09, 0.21), (SECOND, height - 0.19, height - 0.05)))
+
+
+def garden_wall(dice: Dice, height: float) -> Wall:
+    """Panels between pillars, with a coping."""
+    pattern = Pattern(PILLARS + dice.randrange(VARIANTS), pitch=dice.uniform(1.5, 3))
+    return Wall(height, pattern, ((SECOND, height - 0.18, height),))
+
+
+def facade(dice: Dice, height: float) -> Wall:
     """Rows of windows above a ground floor of doors or shops, below a cornice."""
-    floor, pitch = (float(x) for x in rng.uniform((2.7, 1.6), (3.6, 4.0)))
-    share, shop = float(rng.uniform(0.35, 0.7)), bool(rng.random() < 0.5)
-    low, high = (float(x) for x in rng.uniform((0.2, 0.7), (0.35, 0.88)))
-
-    def parts(u: Floats, v: Floats) -> Parts:
-        storey, across = cycle(v, floor) / floor, cycle(u, pitch) / pitch
-        inside, above = (v + 0 * u) < height, v > floor
-        wide = across < share
-        panes = wide & (storey > low) & (storey < high) & above & (v < height - 0.8)
-        sills = (across < share + 0.08) & (storey > low - 0.08) & (storey <= low) & above
-        ground = ~above & (v < 0.8 * floor) & ((v > 0.5) if shop else wide) & (cycle(u, 2 * pitch) > 0.3)
-        trim = (v > height - 0.45) | (np.abs(v - floor) < 0.15)
-        return stack((BODY, inside), (SECOND, inside & (trim | sills)), (GLASS, inside & (panes | ground)))
-
-    return parts
+    cornice, ground = 0.6, SHOPS if dice.chance(0.5) else DOORS
+    floor = (height - cornice) / round(height / dice.uniform(2.7, 3.6))
+    pattern = Pattern(
+        STOREYS + dice.randrange(VARIANTS), ground + dice.randrange(VARIANTS), dice.uniform(1.6, 4), rise=floor
+    )
+    bands = ((BASE, 0.0, floor), (SECOND, floor - 0.15, floor + 0.15), (SECOND, height - cornice, height))
+    return Wall(height, pattern, bands)
 
 
-def lamp_post(rng: np.random.Generator) -> Sprite:
+def lamp_post(dice: Dice) -> Shape:
     """A pole, with an arm and lamp or bare."""
-    height, arm = float(rng.uniform(4, 8)), float(rng.choice((-1.4, 0, 1.4)))
+    height = dice.uniform(4, 8)
+    post = (BODY, [box(-0.06, 0.06, 0, height)])
+    foot = (BODY, [box(-0.11, 0.11, 0, 1)])
+    if dice.chance(1 / 3):
+        return [post, foot]
+    arm, lamp = box(0, 1.4, height - 0.18, height), box(1.1, 1.7, height - 0.26, height - 0.1)
+    shape = [post, foot, (BODY, [arm]), (SECOND, [lamp])]
+    return mirrored(shape) if dice.chance(0.5) else shape
 
-    def parts(u: Floats, v: Floats) -> Parts:
-        shaft = np.abs(u) < 0.06 + 0.05 * (v < 1)
-        bracket = box(u, v, min(arm, 0), max(arm, 0), height - 0.18, height)
-        head = box(u, v, arm - 0.3, arm + 0.3, height - 0.26, height - 0.1)
-        return stack((BODY, shaft & (v < height)), (BODY, bracket), (SECOND, head))
 
-    return Sprite(3.6, height, parts)
-
-
-def sign_post(height: float) -> Sprite:
+def sign_post(height: float) -> Shape:
     """The thin pole below a sign."""
-    return Sprite(0.3, height, lambda u, v: stack((BODY, (np.abs(u) < 0.055) & (v < height))))
+    return [(BODY, [box(-0.055, 0.055, 0, height)])]
 
 
-def sign(rng: np.random.Generator) -> Sprite:
-    """A disc, triangle or plate with a rim."""
-    size, kind = float(rng.uniform(0.65, 1.0)), int(rng.integers(3))
-    half = size / 2
-
-    def parts(u: Floats, v: Floats) -> Parts:
-        if kind == 0:
-            outer, inner = disc(u, v, (0, half), half), disc(u, v, (0, half), 0.66 * half)
-        elif kind == 1:
-            outer, inner = np.abs(u) < half - v / 2, np.abs(u) < half - v / 2 - 0.14
-            inner &= v > 0.1
-        else:
-            outer, inner = box(u, v, -half, half, 0, size), box(u, v, -half + 0.1, half - 0.1, 0.1, size - 0.1)
-        return stack((BODY, outer), (MARK, inner))
-
-    return Sprite(size, size, parts)
+def sign(dice: Dice, base: float) -> Shape:
+    """A disc, triangle or plate with a rim, from `base` upwards."""
+    size, kind = dice.uniform(0.65, 1.0), dice.randrange(3)
+    half, top = size / 2, base + size
+    if kind == 0:
+        outer, inner = disc(0, base + half, half), disc(0, base + half, 0.66 * half)
+    elif kind == 1:
+        outer = [-half, base, half, base, 0, top]
+        inner = [0.26 - half, base + 0.1, half - 0.26, base + 0.1, 0, top - 0.28]
+    else:
+        outer, inner = box(-half, half, base, top), box(0.1 - half, half - 0.1, base + 0.1, top - 0.1)
+    return [(BODY, [outer]), (MARK, [inner])]
 
 
-def traffic_light(rng: np.random.Generator) -> Sprite:
+def traffic_light(dice: Dice, base: float) -> Shape:
     """A dark upright case with one of its three lamps lit."""
-    lit = float(rng.choice((0.2, 0.55, 0.9)))
-
-    def parts(u: Floats, v: Floats) -> Parts:
-        return stack((DARK, box(u, v, -0.2, 0.2, 0, 1.1)), (LAMP, disc(u, v, (0, lit), 0.13)))
-
-    return Sprite(0.4, 1.1, parts)
+    lit = base + dice.choice((0.2, 0.55, 0.9))
+    return [(DARK, [box(-0.2, 0.2, base, base + 1.1)]), (LAMP, [disc(0, lit, 0.13)])]
