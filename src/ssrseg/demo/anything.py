@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ssrseg.demo import lens
-from ssrseg.demo.shapes import Floats, Mask, cycle
+from ssrseg.demo.shapes import Floats
 from ssrseg.demo.textures import TILE, smooth_noise
 
+Mask = npt.NDArray[np.bool_]
 Outline = Callable[[Floats, Floats], Mask]
 """Which points (x (1, w), y (h, 1)) of [-1, 1] squared belong to a shape."""
 
@@ -35,8 +36,7 @@ def draw_anything(
     for _ in range(int(rng.integers(4, 26))):
         _place(stuff, owners, things, rng)
         things += 1
-    image = _shine(_cover(stuff, len(owners), rng), rng)
-    return lens.develop(image), np.asarray(owners, np.int32)[stuff]
+    return _shine(_cover(stuff, len(owners), rng), rng), np.asarray(owners, np.int32)[stuff]
 
 
 def _divide(stuff: npt.NDArray[np.int32], rng: np.random.Generator) -> list[int]:
@@ -83,6 +83,12 @@ def _fill(canvas: npt.NDArray[np.int32], outline: Outline, centre: Pair, halves:
 def _outline(rng: np.random.Generator) -> Outline:
     kinds = (_superellipse, _polygon, _blob, _bar, _ring, _bars)
     return kinds[int(rng.choice(len(kinds), p=(0.25, 0.25, 0.2, 0.15, 0.07, 0.08)))](rng)
+
+
+def _cycle(x: Floats, period: float) -> Floats:
+    """`x` modulo `period`; several times faster than `np.mod`."""
+    rest: Floats = x - np.floor(x * np.float32(1 / period)) * np.float32(period)
+    return rest
 
 
 def _turn(x: Floats, y: Floats, angle: float) -> tuple[Floats, Floats]:
@@ -155,7 +161,7 @@ def _bars(rng: np.random.Generator) -> Outline:
 
     def outline(x: Floats, y: Floats) -> Mask:
         across, along = (x, y) if upright else (y, x)
-        inside: Mask = (cycle(across, pitch) < share * pitch) | (np.abs(along - beam) < 0.12)
+        inside: Mask = (_cycle(across, pitch) < share * pitch) | (np.abs(along - beam) < 0.12)
         return inside
 
     return outline
@@ -197,7 +203,7 @@ def _cover(stuff: npt.NDArray[np.int32], count: int, rng: np.random.Generator) -
     return cover
 
 
-def _shine(image: Floats, rng: np.random.Generator) -> Floats:
+def _shine(image: Floats, rng: np.random.Generator) -> lens.Bytes:
     """Any exposure, cast, fog, softness, noise and compression."""
     height, width = image.shape[:2]
     gains = np.exp(rng.normal(0, 0.25) + rng.normal(0, 0.12, 3)).astype(np.float32)
@@ -206,6 +212,7 @@ def _shine(image: Floats, rng: np.random.Generator) -> Floats:
     image = np.clip(image, 0, 1) * gains * (1 - strength / 2 + strength / 2 * slope[..., None]).astype(np.float32)
     veil = np.float32(rng.choice((0, rng.uniform(0, 0.6))))
     image = image + (rng.random(3, np.float32) - image) * veil
-    image = lens.soften(np.clip(image, 0, 1), float(rng.uniform(0, 0.33)))
-    image += rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, 0.06))
-    return lens.compress(image, float(rng.uniform(0.005, 0.05))) if rng.random() < 0.5 else image
+    image = np.clip(image, 0, 1).transpose(2, 0, 1)
+    softened = lens.soften(lens.develop(image), float(rng.uniform(0, 0.33)))
+    noised = lens.noisy(softened, float(rng.uniform(0, 0.06)), 0, rng)
+    return lens.compress(noised, int(rng.integers(30, 95))) if rng.random() < 0.5 else noised

@@ -16,10 +16,11 @@ from ssrseg.demo.projection import (
     FACING_UP,
     SHIFT,
     Cutout,
-    Cutouts,
     Ints,
     Plane,
+    Seen,
     View,
+    project,
 )
 from ssrseg.demo.shapes import BASE, BODY, DARK, Floats, Shape
 
@@ -49,7 +50,7 @@ class Surfaces:
     @property
     def on_ground(self) -> npt.NDArray[np.bool_]:
         """Which surfaces face up and are not the sky."""
-        ground = self.facing == FACING_UP
+        ground: npt.NDArray[np.bool_] = self.facing == FACING_UP
         ground[0] = False
         return ground
 
@@ -94,7 +95,7 @@ class Canvas:
         self.things = 0
         self.surfaces: list[tuple[int, int, int]] = []
         self.patterns: list[Pattern] = []
-        self.upright, self.shadows = Cutouts(), Cutouts()
+        self.cutouts: list[Cutout] = []
         self.surface(sky, self.thing(), FACING_UP)
 
     def _ground(self) -> tuple[slice, Floats, Floats]:
@@ -123,48 +124,62 @@ class Canvas:
     def shade(self, left: float, right: float, near: float, far: float) -> None:
         """Darken the ground between two x and two z."""
         outline = [left, near, right, near, right, far, left, far]
-        self.shadows.add(Plane(FACING_UP), [(DARK, [outline])], 0)
+        self.cutouts.append(Cutout(Plane(FACING_UP), [(DARK, [outline])], 0))
 
     def front(self, kind: int, thing: int, shape: Shape, x: float, z: float, pattern: Pattern = PLAIN) -> None:
         """A surface that faces the camera; `u` is relative to `x`."""
         code = self.surface(kind, thing, FACING_CAMERA, pattern)
-        self.upright.add(Plane(FACING_CAMERA, x, z), shape, code)
+        self.cutouts.append(Cutout(Plane(FACING_CAMERA, x, z), shape, code))
 
     def side(self, kind: int, thing: int, shape: Shape, x: float, near: float, pattern: Pattern = PLAIN) -> None:
         """A surface along the street at `x`; `u` starts `near` metres ahead."""
         if abs(x) > 0.1:
             facing = FACING_LEFT if x > 0 else FACING_RIGHT
-            self.upright.add(Plane(facing, x, near), shape, self.surface(kind, thing, facing, pattern))
+            self.cutouts.append(Cutout(Plane(facing, x, near), shape, self.surface(kind, thing, facing, pattern)))
 
     def scene(self) -> Scene:
         """All that was put on the canvas."""
-        for shadow in self.shadows.seen(self.view):
-            keys, stencil = self._drawn(shadow, 0)
-            np.copyto(keys, keys & -PARTS | DARK, where=stencil < _EMPTY)
-            stencil.fill(_EMPTY)
-        for cutout in self.upright.seen(self.view):
-            if cutout.plane.facing == FACING_CAMERA:
-                keys, stencil = self._drawn(cutout, _key(cutout.plane.z))
-            else:
-                keys, stencil = self._drawn(cutout, 0)
-                stencil += _keys(self._along(cutout))
-            np.minimum(keys, stencil, out=keys)
-            stencil.fill(_EMPTY)
+        seen = list(project(self.cutouts, self.view))
+        self._darken([one for one in seen if one.plane.facing == FACING_UP])
+        self._paint_fronts([one for one in seen if one.plane.facing == FACING_CAMERA])
+        for one in seen:
+            if one.plane.facing in (FACING_LEFT, FACING_RIGHT):
+                self._paint_side(one)
         classes, objects, facing = zip(*self.surfaces, strict=True)
         surfaces = Surfaces(np.array(classes, np.uint8), np.array(objects, np.int32), np.array(facing, np.uint8))
         return self._mapped(surfaces)
 
-    def _drawn(self, cutout: Cutout, key: int) -> tuple[Ints, Ints]:
-        """The window of a cutout on the keys, and on the stencil with `key` and the codes drawn: fill it after use."""
-        for code, outlines in cutout.layers:
-            cv2.fillPoly(self.stencil, outlines, key + code, cv2.LINE_8, SHIFT)
-        return self.keys[cutout.window], self.stencil[cutout.window]
+    def _darken(self, shadows: list[Seen]) -> None:
+        """Ground in shadow becomes its surface's dark part."""
+        for shadow in shadows:
+            self._draw(shadow, 0)
+        keys, stencil = self.keys[self.ground[0]], self.stencil[self.ground[0]]
+        np.copyto(keys, keys & -PARTS | DARK, where=stencil < _EMPTY)
+        self.stencil.fill(_EMPTY)
 
-    def _along(self, cutout: Cutout) -> Floats:
-        """Depth (1, w) of a cutout along the street, in its columns."""
-        aside = np.abs(self.cols[:, cutout.window[1]])
-        depth = np.float32(self.view.focal * abs(cutout.plane.x)) / np.maximum(aside, np.float32(0.01))
-        return np.minimum(np.maximum(depth, np.float32(cutout.near)), np.float32(cutout.far))
+    def _paint_fronts(self, fronts: list[Seen]) -> None:
+        """Each is equally far everywhere: the nearer are drawn over the farther."""
+        for front in fronts:
+            self._draw(front, _key(front.plane.z))
+        np.minimum(self.keys, self.stencil, out=self.keys)
+        self.stencil.fill(_EMPTY)
+
+    def _paint_side(self, side: Seen) -> None:
+        """The depth of a side differs from column to column."""
+        self._draw(side, 0)
+        left, top, right, bottom = side.bounds
+        rows, cols = slice(max(0, int(top)), int(bottom) + 2), slice(max(0, int(left)), int(right) + 2)
+        keys, stencil = self.keys[rows, cols], self.stencil[rows, cols]
+        aside = np.maximum(np.abs(self.cols[:, cols]), np.float32(0.01))
+        depth = np.float32(self.view.focal * abs(side.plane.x)) / aside
+        depth = np.minimum(np.maximum(depth, np.float32(side.near)), np.float32(side.far))
+        np.minimum(keys, stencil + _keys(depth), out=keys)
+        stencil.fill(_EMPTY)
+
+    def _draw(self, seen: Seen, key: int) -> None:
+        """Put the codes with `key` on the stencil, to be emptied after use."""
+        for code, outlines in seen.layers:
+            cv2.fillPoly(self.stencil, outlines, key + code, cv2.LINE_8, SHIFT)
 
     def _mapped(self, surfaces: Surfaces) -> Scene:
         """The maps of what is seen."""
@@ -185,7 +200,8 @@ class Canvas:
         table[1, :, BASE] /= 2
         tile, across, up = table.reshape(3, -1).take(codes, axis=1)
         row, column = (u_or_v.astype(np.int32) & (CELLS - 1) for u_or_v in (v * up, u * across))
-        return tiles().take((tile.astype(np.int32) * CELLS + row) * CELLS + column)
+        added: Ints = tiles().take((tile.astype(np.int32) * CELLS + row) * CELLS + column)
+        return added
 
 
 def _blend(one: Floats, other: Floats, chosen: npt.NDArray[np.bool_], codes: npt.NDArray[np.intp]) -> Floats:
@@ -200,4 +216,5 @@ def _key(depth: float) -> int:
 
 def _keys(depth: Floats) -> Ints:
     """Depths in metres as the upper bits of keys."""
-    return (depth * np.float32(1 / _STEP)).astype(np.int32) << _BITS
+    keys: Ints = (depth * np.float32(1 / _STEP)).astype(np.int32) << _BITS
+    return keys

@@ -20,7 +20,7 @@ from ssrseg.files import write_json
 MARKER = "demo.json"
 """Lies in a complete data set and holds what it was made from."""
 
-VERSION = 1
+VERSION = 2
 """Counts changes of the pictures that the same seed gives."""
 
 Bytes = npt.NDArray[np.uint8]

@@ -31,7 +31,7 @@ class Dice(Random):
 
     def ahead(self, near: float, far: float) -> float:
         """A distance, denser near the camera: uniform in its logarithm."""
-        return near * (far / near) ** self.random()
+        return near * math.exp(self.random() * math.log(far / near))
 
     def count(self, mean: float) -> int:
         """A Poisson number (Knuth: uniform factors until their product falls below exp(-mean))."""

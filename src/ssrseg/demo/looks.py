@@ -93,7 +93,7 @@ def render(scene: Scene, look: Look, rng: np.random.Generator) -> Bytes:
     """The picture (H, W, 3) of a scene."""
     light = look.light(rng)
     colors = _lit(_colors(scene.surfaces, look.palette, rng), scene.surfaces, light)
-    image = colors.reshape(-1, 3).T.take(scene.codes, axis=1)  # (3, H, W): maps multiply it sooner than (H, W, 3)
+    image = colors.reshape(3, -1).take(scene.codes, axis=1)
     gain = _grain(scene, look.palette)
     _cast(gain, scene, light)
     image *= gain
@@ -104,28 +104,32 @@ def render(scene: Scene, look: Look, rng: np.random.Generator) -> Bytes:
 
 
 def _colors(surfaces: Surfaces, palette: Palette, rng: np.random.Generator) -> Floats:
-    """What each part of each surface is painted, (S, PARTS, 3) in [0, 1]; the surfaces of one thing are alike."""
-    kinds, things = surfaces.classes, surfaces.objects
+    """What each part of each surface is painted, (3, S, PARTS); the surfaces of one thing are alike."""
+    kinds, things = surfaces.classes.astype(np.intp), surfaces.objects
     per_thing = (int(things.max()) + 1, PARTS)
-    first, second = rng.integers(palette.anchors.shape[2], size=(2, *per_thing))[:, things]
-    mix = rng.random(per_thing, np.float32)[things, :, None] ** 2  # mostly near the first
-    anchors, parts, rows = palette.anchors[kinds], np.arange(PARTS), np.arange(len(kinds))[:, None]
-    colors = anchors[rows, parts, first] * (1 - mix) + anchors[rows, parts, second] * mix
-    spread = rng.standard_normal((*per_thing, 2), np.float32)[things]  # brightness and warmth
-    tint = spread[..., :1] + 0.4 * spread[..., 1:] * np.array([1, 0, -1], np.float32)
-    colors += palette.spread[kinds][..., None] * tint
-    return colors
+    choices = palette.anchors.shape[-1]
+    material = (kinds[:, None] * PARTS + np.arange(PARTS)) * choices
+    first, second = rng.integers(choices, size=(2, *per_thing)).take(things, axis=1) + material
+    anchors = palette.anchors.reshape(3, -1)
+    colors: Floats = anchors.take(first, axis=1)
+    mix = rng.random(per_thing, np.float32).take(things, axis=0) ** 2  # mostly near the first
+    colors += (anchors.take(second, axis=1) - colors) * mix
+    brightness, warmth = rng.standard_normal((2, *per_thing), np.float32).take(things, axis=1)
+    warmth *= 0.4
+    spread = palette.spread.take(kinds, axis=0)
+    colors += np.stack([brightness + warmth, brightness, brightness - warmth]) * spread
+    return np.maximum(colors, 0, out=colors)
 
 
 def _lit(colors: Floats, surfaces: Surfaces, light: Light) -> Floats:
     """The same under a light that falls on each side as its strength says; lamps shine, the sky has its own light."""
-    lit = colors * np.asarray(light.strength, np.float32)[surfaces.facing, None, None]
-    lit *= np.asarray(light.color, np.float32)
-    lit[surfaces.on_ground, DARK] *= 0.45
-    lit[:, LAMP] *= 1 + 6 * light.lit
+    tint, haze = (np.array(color, np.float32)[:, None, None] for color in (light.color, light.haze))
+    lit = colors * np.array(light.strength, np.float32).take(surfaces.facing)[:, None] * tint
+    lit[:, surfaces.on_ground, DARK] *= 0.45
+    lit[:, :, LAMP] *= 1 + 6 * light.lit
     if light.strength[0] < 0.8:
         cloud = 0.35 + 0.65 * min(1, light.strength[0] / 0.5)
-        lit[0] = np.asarray(light.haze, np.float32) * (0.7 + 0.5 * colors[0]) * cloud
+        lit[:, :1] = haze * (0.7 + 0.5 * colors[:, :1]) * cloud
     return lit
 
 
@@ -141,7 +145,7 @@ def _grain(scene: Scene, palette: Palette) -> Floats:
     cell += column
     fading *= np.float32(scene.view.focal)
     fading /= scene.depth
-    grain = textures().take(cell)
+    grain: Floats = textures().take(cell)
     grain *= np.minimum(contrast, fading, out=fading)
     grain += 1
     return grain

@@ -118,7 +118,7 @@ class Palette:
     """Materials as arrays, indexed by class and part."""
 
     anchors: Floats
-    """(K, PARTS, A, 3) in [0, 1]."""
+    """(3, K, PARTS, A) in [0, 1]."""
     spread: Floats
     grain: Floats
     """(4, K, PARTS): first cell of the texture, texels per metre, contrast, contrast * metres per texel."""
@@ -127,7 +127,7 @@ class Palette:
 def palette(materials: Mapping[Key, Material], anchors: int = 12) -> Palette:
     """The arrays of a domain's materials."""
     shape = len(CLASSES), PARTS
-    colors, spread = np.zeros((*shape, anchors, 3), np.float32), np.zeros(shape, np.float32)
+    colors, spread = np.zeros((3, *shape, anchors), np.float32), np.zeros(shape, np.float32)
     grain = np.zeros((4, *shape), np.float32)
     for kind in range(len(CLASSES)):
         for part, common in _COMMON.items():
@@ -135,7 +135,7 @@ def palette(materials: Mapping[Key, Material], anchors: int = 12) -> Palette:
             if part == DARK and kind in (ROAD, SIDEWALK, VEGETATION):
                 material = materials[kind, BODY]  # ground below a thing: `looks` darkens it
             own = [[int(word[i : i + 2], 16) / 255 for i in (0, 2, 4)] for word in material.colors.split()]
-            colors[kind, part] = np.resize(np.asarray(own, np.float32), (anchors, 3))
+            colors[:, kind, part] = np.resize(np.asarray(own, np.float32), (anchors, 3)).T
             spread[kind, part] = material.spread / 255
             texel = material.texel * (FAR if kind == SKY else 1)
             grain[:, kind, part] = material.texture * TILE**2, 1 / texel, material.grain, material.grain * texel

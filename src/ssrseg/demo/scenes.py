@@ -127,7 +127,7 @@ def _street(layout: Layout, dice: Dice) -> Street:
 def _pave(canvas: Canvas, street: Street, layout: Layout, dice: Dice) -> None:
     """Every row of the ground shows one of four cross-sections: lines, gaps between them, a crossing, a zebra."""
     road, walk, grass = (canvas.surface(kind, canvas.thing(), FACING_UP) for kind in (ROAD, SIDEWALK, VEGETATION))
-    across = np.arange(-REACH, REACH, CELL)
+    across = np.arange(-REACH, REACH, CELL, dtype=np.float32)
     plain = np.full(across.shape, walk, np.int32)
     for sign, edge in ((-1, street.left), (1, street.right)):
         beyond = sign * (across - edge)

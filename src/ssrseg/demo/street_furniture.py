@@ -51,25 +51,27 @@ class Wall:
 
     height: float
     pattern: Pattern
-    bands: tuple[tuple[int, float, float], ...]
-    """Parts from one height to another, over the main part."""
+    bands: tuple[tuple[float, float], ...]
+    """Heights between which it has the second colour."""
+    base: float = 0.0
+    """Height of the ground floor."""
 
     def shape(self, length: float) -> Shape:
         """`length` metres of it, from u = 0."""
-        bands = [(part, [box(0, length, low, high)]) for part, low, high in self.bands]
-        return [(BODY, [box(0, length, 0, self.height)]), *bands]
+        shape = [(BODY, [box(0, length, 0, self.height)]), (SECOND, [box(0, length, *band) for band in self.bands])]
+        return [*shape, (BASE, [box(0, length, 0, self.base)])] if self.base else shape
 
 
 def railing(dice: Dice, height: float) -> Wall:
     """A fence of upright bars between rails; its gaps are part of it."""
     pattern = Pattern(BARS + dice.randrange(VARIANTS), pitch=8 * dice.uniform(0.25, 0.5))
-    return Wall(height, pattern, ((SECOND, 0.09, 0.21), (SECOND, height - 0.19, height - 0.05)))
+    return Wall(height, pattern, ((0.09, 0.21), (height - 0.19, height - 0.05)))
 
 
 def garden_wall(dice: Dice, height: float) -> Wall:
     """Panels between pillars, with a coping."""
     pattern = Pattern(PILLARS + dice.randrange(VARIANTS), pitch=dice.uniform(1.5, 3))
-    return Wall(height, pattern, ((SECOND, height - 0.18, height),))
+    return Wall(height, pattern, ((height - 0.18, height),))
 
 
 def facade(dice: Dice, height: float) -> Wall:
@@ -79,8 +81,7 @@ def facade(dice: Dice, height: float) -> Wall:
     pattern = Pattern(
         STOREYS + dice.randrange(VARIANTS), ground + dice.randrange(VARIANTS), dice.uniform(1.6, 4), rise=floor
     )
-    bands = ((BASE, 0.0, floor), (SECOND, floor - 0.15, floor + 0.15), (SECOND, height - cornice, height))
-    return Wall(height, pattern, bands)
+    return Wall(height, pattern, ((floor, floor + 0.2), (height - cornice, height)), floor)
 
 
 def lamp_post(dice: Dice) -> Shape:
