@@ -189,19 +189,24 @@ class Canvas:
         across, height = self.cols * scale, np.float32(self.view.eye) - self.rows * scale
         u = _blend(across, depth, surfaces.facing >= FACING_LEFT, codes)
         v = _blend(height, depth, surfaces.on_ground, codes)
-        return Scene(self.view, codes + self._pattern(codes, u, v), u, v, depth, surfaces)
+        self._add_patterns(codes, u, v)
+        return Scene(self.view, codes, u, v, depth, surfaces)
 
-    def _pattern(self, codes: npt.NDArray[np.intp], u: Floats, v: Floats) -> Ints:
-        """What the surfaces' patterns add to the code of each pixel."""
+    def _add_patterns(self, codes: npt.NDArray[np.intp], u: Floats, v: Floats) -> None:
+        """Put the cells of the surfaces' tiles into the codes."""
         patterns = np.array(self.patterns, np.float32)
         table = np.zeros((3, len(patterns), PARTS), np.float32)  # tile, cells per metre across and up
         table[0, :, [BODY, BASE]] = patterns[:, :2].T
         table[1:] = CELLS / patterns[:, 2:].T[..., None]
         table[1, :, BASE] /= 2
-        tile, across, up = table.reshape(3, -1).take(codes, axis=1)
-        row, column = (u_or_v.astype(np.int32) & (CELLS - 1) for u_or_v in (v * up, u * across))
-        added: Ints = tiles().take((tile.astype(np.int32) * CELLS + row) * CELLS + column)
-        return added
+        tiled = np.flatnonzero((table[0] > 0).take(codes))
+        own = codes.take(tiled)
+        tile, across, up = table.reshape(3, -1).take(own, axis=1)
+        across *= u.take(tiled)
+        up *= v.take(tiled)
+        row, column = (cell.astype(np.int32) & (CELLS - 1) for cell in (up, across))
+        own += tiles().take((tile.astype(np.int32) * CELLS + row) * CELLS + column)
+        codes.put(tiled, own)
 
 
 def _blend(one: Floats, other: Floats, chosen: npt.NDArray[np.bool_], codes: npt.NDArray[np.intp]) -> Floats:

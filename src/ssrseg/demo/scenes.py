@@ -158,7 +158,7 @@ def _pave(canvas: Canvas, street: Street, layout: Layout, dice: Dice) -> None:
 def _backdrop(canvas: Canvas, dice: Dice) -> None:
     """What closes the view far ahead."""
     for _ in range(dice.randint(3, 7)):
-        height, x, z, width = dice.uniform(5, 22), dice.uniform(-60, 60), dice.uniform(95, 140), dice.uniform(12, 40)
+        height, x, z, width = dice.uniform(5, 22), dice.uniform(-60, 60), dice.uniform(80, 130), dice.uniform(12, 40)
         if dice.chance(0.4):
             hedge = street_furniture.hedge(dice, height / 2, width)
             canvas.front(VEGETATION, canvas.thing(), hedge, x - width / 2, z)
@@ -171,7 +171,7 @@ def _plots(canvas: Canvas, street: Street, edge: float, layout: Layout, dice: Di
     """Buildings, fences and hedges along one side."""
     z, outwards = dice.uniform(-6, 2), -1 if edge < 0 else 1
     near, far = street.crossing
-    while z < 90:
+    while z < 75:
         end = z + dice.uniform(8, 22)
         if near < far and z < far and end > near:
             if z >= near - 3:
