@@ -1,7 +1,7 @@
 """Pictures per second of one core's time, with labels, of both domains of the embedded data set.
 
-The domains take turns picture by picture in one process. Time is the processor's (of all threads), so that others on the
-machine count little; through the caches that they share with us they do count: hence the best round beside the median.
+The domains take turns picture by picture in one process. Time is the processor's (of all threads), so that others on
+the machine count little; through the caches that they share with us they do: hence the best round beside the median.
 
     python benchmarks/render_speed.py [--rounds 15]
 """

@@ -25,7 +25,7 @@ def tree(dice: Dice) -> Shape:
         disc(side * dice.uniform(0.15, 0.45) * half, middle + dice.uniform(-0.4, 0.4) * rise, dice.uniform(0.1, 0.3))
         for side in dice.choice(((), (-1,), (1,), (-1, 1)))
     ]
-    return [(BODY, [crown, *holes]), (SECOND, [box(-trunk, trunk, 0, low + 0.3)])]
+    return [(SECOND, [box(-trunk, trunk, 0, middle)]), (BODY, [crown, *holes])]
 
 
 def bush(dice: Dice) -> Shape:
