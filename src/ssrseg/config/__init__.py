@@ -1,34 +1,42 @@
 """Typed settings, in YAML or on the command line as `key.path=value`; an unknown key names the nearest valid one."""
 
-from ssrseg.config.groups import (
-    CRITERIA,
-    AlignmentConfig,
-    AugmentConfig,
+from ssrseg.config.base import (
+    Strict,
+)
+from ssrseg.config.data import (
     ClassBalancedConfig,
     ClassConfig,
     DataConfig,
+    LoaderConfig,
+    RareClassConfig,
+)
+from ssrseg.config.method import (
+    AlignmentConfig,
+    AugmentConfig,
     FeatureDistanceConfig,
     FoundationConfig,
-    GuardConfig,
-    InferenceConfig,
-    LoaderConfig,
     MaskedConfig,
     MethodConfig,
     MixedConfig,
-    ModelConfig,
-    OptimConfig,
-    RareClassConfig,
     RegularizerConfig,
     SegmentationConfig,
-    SelectionConfig,
-    Settings,
-    StageConfig,
-    Strict,
     TeacherConfig,
-    TrainConfig,
 )
 from ssrseg.config.recipes import assignments, compose, merge, preset_names, preset_summaries, read_preset, read_yaml
 from ssrseg.config.resolve import dump, flatten, resolve, resolve_group
+from ssrseg.config.settings import (
+    Settings,
+    StageConfig,
+)
+from ssrseg.config.training import (
+    CRITERIA,
+    GuardConfig,
+    InferenceConfig,
+    ModelConfig,
+    OptimConfig,
+    SelectionConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "CRITERIA",

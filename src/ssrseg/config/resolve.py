@@ -9,7 +9,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
-from ssrseg.config.groups import Settings, Strict
+from ssrseg.config.base import Strict
+from ssrseg.config.settings import Settings
 from ssrseg.errors import UserError
 
 Group = TypeVar("Group", bound=Strict)

@@ -1,0 +1,116 @@
+"""Settings of the data: classes, folders, and how samples are drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ssrseg.config.base import Fraction, Positive, Rate, Size, Strict, UserPath
+
+
+def _spelled(value: Any) -> Any:
+    """YAML's sugar for one class: a bare name."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class ClassConfig(Strict):
+    """One class of a user's own label space."""
+
+    name: str
+    color: tuple[int, int, int] | None = None
+    """RGB, 0..255; one is chosen when absent. Label files that are coloured need that of every class."""
+    ids: tuple[int, ...] | None = None
+    """Raw label values that mean this class; its position in the list when absent."""
+    of: tuple[str, ...] | None = None
+    """Names of the classes of a published data set that this class is made of; its own name when absent.
+
+    Where source and val have different classes, name those of both; `*` means all that no other class takes.
+    """
+
+
+Class = Annotated[ClassConfig, BeforeValidator(_spelled)]
+
+
+class DataConfig(Strict):
+    """Images, with labels or without."""
+
+    root: UserPath
+    """A folder, unpacked or with the zip archives as they were downloaded; one zip archive; or what `pack` wrote."""
+    url: str | None = None
+    """Where what `pack` wrote was copied to, as `s3://bucket/folder`; `root` then keeps what was fetched of it."""
+    spec: str = "folders"
+    """A layout in `ssrseg.data.SPECS`; `folders` is any pair of globs."""
+    split: str | None = None
+    """Fills `{split}` in the globs; the spec's own default when absent."""
+    images: str | None = None
+    """Glob below `root`; replaces the spec's."""
+    labels: str | None = None
+    """Glob below `root`. An image's label is the file for which the wildcards match the same text."""
+    stems: UserPath | None = None
+    """Text file with one image stem per line: only these are used."""
+    id_map: dict[int, int] | None = None
+    """Raw label value -> class id; values that are not listed become ignore."""
+    labels_root: UserPath | None = None
+    """Where `labels` lie when it is not below `root`."""
+    resize: Size | None = None
+    """(width, height) that bounds the image, aspect ratio kept; no resize when absent."""
+    margins: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
+    """Rows at the top and bottom of a target crop whose pseudo-labels are not trusted (own car, rectification)."""
+
+
+class RareClassConfig(Strict):
+    """Rare-class sampling (DAFormer, section 3.2)."""
+
+    temperature: Rate = 0.01
+    min_pixels: Positive | None = None
+    """A file counts for a class when it has more pixels of it; scaled from 3000 per 512x512 crop when absent."""
+    min_crop_ratio: Annotated[float, Field(ge=0)] = 0.5
+    """Share of `min_pixels` that the crop must show, else it is drawn again (at most ten times)."""
+
+
+class ClassBalancedConfig(Strict):
+    """Class-balanced source list (Undoing's code): a class seen less often so far is drawn more often."""
+
+    block: Positive = 3000
+    """Draws after which the histogram starts anew."""
+    offset: Annotated[float, Field(gt=1)] = 1.01
+    """A class's weight is 1 / ln(offset + its share so far)."""
+
+
+class LoaderConfig(Strict):
+    """How samples are cut and batched."""
+
+    crop: Size = (512, 512)
+    """(height, width)."""
+    target_crop: Size | None = None
+    """(height, width) of target crops, for methods that do not mix; `crop` when absent."""
+    batch: Positive = 2
+    """Source images and target images per step and process."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    timeout: Annotated[int, Field(ge=0)] = 1800
+    """Seconds without a batch from the workers after which the run stops; 0 waits for ever."""
+    max_class_share: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """A source crop is drawn again while one class covers this share of its labelled pixels or more."""
+    flip: Fraction = 0.5
+    rare_class: RareClassConfig | None = None
+    cache: Path | None = None
+    """Folder that keeps images as they are after `resize`, uncompressed, so that they are decoded once: four bytes per
+    pixel of the source, three of the target (3.6 and 2.7 MB per image of 1280x704; 90 GB for all of GTA5)."""
+    scale_jpeg: bool = False
+    """Scale a JPEG that becomes half as large or smaller while decoding it. Faster, but antialiased where `resize` is
+    not: on photographs grey values differ by 3 on average, single ones by 90."""
+    class_balanced: ClassBalancedConfig | None = None
+    """Another way to choose source images; at most one of the two."""
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> LoaderConfig:
+        if self.rare_class is not None and self.class_balanced is not None:
+            raise ValueError("rare_class and class_balanced both choose the source images: set one of them to null")
+        return self
+
+    @property
+    def of_target(self) -> Size:
+        """(height, width) of target crops."""
+        return self.target_crop or self.crop

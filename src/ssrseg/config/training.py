@@ -1,0 +1,128 @@
+"""Settings of the model, the optimiser and the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from ssrseg.config.base import Fraction, Positive, Rate, Size, Strict
+
+
+class ModelConfig(Strict):
+    """What is deployed."""
+
+    backbone: str = "mit_b5"
+    """A key of `ssrseg.models.BACKBONES` (`mit_b0`..`mit_b5`, `resnet101v1c`, `vgg16-dilated` ...) or `timm:<name>` of
+    any pyramid."""
+    head: str = "daformer"
+    head_channels: Positive | None = None
+    """Width of the head; the published one (256 for DAFormer's, 768 for SegFormer's) when absent."""
+    pretrained: str = "hub"
+    """`hub` (the backbone's published ImageNet weights), `owner/name[@revision]`, a local file, or `none`."""
+    drop_path: Fraction = 0.1
+    dropout: Fraction = 0.1
+    align_corners: bool = False
+    """How logits are resized; DACS and Undoing align the corners."""
+    start: Path | None = None
+    """A model file of ours to start from, head and all: the student of an earlier stage."""
+
+
+class OptimConfig(Strict):
+    """Optimiser and schedule; by default AdamW with DAFormer's groups."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    momentum: Fraction = 0.9
+    """Of SGD."""
+    lr: Rate = 6e-5
+    head_lr_factor: Rate = 10.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup: Annotated[int, Field(ge=0)] = 1500
+    """Steps; the warm-up multiplies the already decaying rate."""
+    power: Rate = 1.0
+    length: Positive | None = None
+    """Steps until the rate has decayed; `train.steps` when absent. Undoing stops at two thirds of its schedule."""
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Where the decay ends."""
+
+
+class InferenceConfig(Strict):
+    """How an image becomes logits."""
+
+    mode: Literal["whole", "slide"] = "whole"
+    window: Size = (512, 512)
+    stride: Size = (341, 341)
+    flip: bool = False
+    """Average with the mirrored image."""
+
+
+class GuardConfig(Strict):
+    """What a run does when its numbers go wrong, and when it warns; the reasons stand in `docs/guards.md`."""
+
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Steps with a loss or gradient that is not finite are left out, up to so many; the next one stops the run."""
+    window: Positive = 500
+    """Steps over which each class's share of the pseudo-labels is taken."""
+    learned_share: Fraction = 5e-4
+    """A class was learned once it held this share of the pseudo-labels in two windows in a row after the warm-up."""
+    lost_share: Fraction = 1e-5
+    """A learned class has collapsed when it holds less in two windows in a row."""
+    learned_iou: Fraction = 0.1
+    """A class was learned once an evaluation gave the student this IoU."""
+    lost_iou: Fraction = 0.01
+    """A learned class has collapsed when an evaluation gives less."""
+    apart: Rate = 0.5
+    """Distance of student and teacher, as a share of the student's own length, that is too far."""
+    stall_seconds: Rate = 60.0
+    """A step that waits longer for its data is warned of."""
+
+
+Criterion = Literal["im", "snd", "agreement", "confidence"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+
+
+class SelectionConfig(Strict):
+    """Which student is best, told from unlabelled target images alone (`docs/selection.md`)."""
+
+    images: Positive = 32
+    """Target images that are looked at, evenly spread over all."""
+    pixels: Annotated[int, Field(ge=2)] = 100
+    """Of each image, for soft neighbourhood density."""
+    keep: tuple[Criterion, ...] = CRITERIA
+    """Criteria whose best student is kept as a file; students of the same step share one on disk."""
+
+
+class TrainConfig(Strict):
+    """The loop."""
+
+    steps: Positive = 40_000
+    seed: int = 0
+    devices: Positive = 1
+    """Processes per machine, each with its own device. torchrun and SLURM say themselves how many they started."""
+    nodes: Positive = 1
+    """Machines."""
+    accumulate: Positive = 1
+    """Batches per step and process, one after the other; their gradients are averaged."""
+    sync_batchnorm: bool = False
+    """BatchNorm uses the statistics of the whole batch, over all processes (CUDA only), not of each process's."""
+    timeout_minutes: Rate = 30.0
+    """A process that stands still for so long while the others wait ends the run."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: autocast; the weights stay in 32 bits."""
+    activation_checkpointing: bool = False
+    """The student's blocks keep only their inputs and run again in the backward pass: less memory, more time."""
+    compile: Literal["off", "on", "auto"] = "off"
+    """`torch.compile` of student, teacher and frozen encoders at the size of the crops; `auto` does so on CUDA."""
+    deterministic: bool = False
+    """Only operations that give the same bits every time; an error names one that cannot (docs/reproducibility.md)."""
+    evaluate_every: Positive = 4_000
+    checkpoint_every: Positive = 2_000
+    log_every: Positive = 50
+    pictures_every: Positive = 1_000
+    guard: GuardConfig = GuardConfig()
+    track: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Services that get the journal's numbers, beside TensorBoard (`docs/tracking.md`)."""
+    track_project: str = "ssrseg"
+    """Project of wandb, experiment of mlflow."""
