@@ -37,7 +37,7 @@ from ssrseg.training import train
 RESULTS = Path(__file__).parent / "results"
 
 WALL_CLOCK, WAITING = "images_per_second", "waits for its data"
-"""The only field of metrics.jsonl that the clock writes."""
+"""What the clock writes into metrics.jsonl, beside records of kind `data`: a field, and a note."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def write_results(trials: list[Trial], seconds: float) -> None:
 
 `python benchmarks/crash_test.py`: MIC + SSR on the CPU, {len(trials)} trainings, each killed once by SIGKILL, resumed
 with 0 to 2 loader workers. Compared with the undisturbed run, bit for bit: last and best student, teacher, optimiser,
-generators, scores.json, pictures, and metrics.jsonl but for its one wall-clock field (`{WALL_CLOCK}`).
+generators, scores.json, pictures, and metrics.jsonl but for what the clock writes.
 
 | killed | runs | before the first checkpoint | left a half-written file | equal |
 |---|---|---|---|---|
