@@ -22,7 +22,7 @@ from ssrseg.foundation import Frozen
 from ssrseg.models import Segmenter, save_segmenter
 
 ROOT = Path(ssrseg.__file__).parent
-TRAINING = {"foundation", "adapt", "training"}
+TRAINING = {"control", "foundation", "adapt", "training"}
 DEPLOYED = ("models", "inference", "scores", "evaluation", "prediction", "exporting")
 LAW: dict[str, set[str]] = {
     "errors": set(),
@@ -36,7 +36,8 @@ LAW: dict[str, set[str]] = {
     "prediction": {"inference", "models", "data", "config", "errors", "files"},
     "exporting": {"inference", "models", "config", "errors", "files"},
     "data": {"config", "errors", "files", "demo"},
-    "foundation": {"models", "config", "errors", "demo"},
+    "control": {"errors"},
+    "foundation": {"control", "models", "config", "errors", "demo"},
     "adapt": {"foundation", "models", "priors", "config", "errors"},
     "training": {
         "adapt",

@@ -126,7 +126,11 @@ def test_torchrun_starts_a_run_that_speaks_and_writes_once(tmp_path: Path) -> No
         f"classes=[{', '.join(CLASSES)}]",
         *("loader.crop=[64, 64]", "loader.workers=0", "loader.batch=1", "loader.rare_class={}"),
         *("model.backbone=timm:test_resnet", "model.head_channels=8", "model.pretrained=none"),
-        *("method.teacher={}", "method.mixed={}", "method.regularizer={foundation: {encoder: demo, shard: true}}"),
+        *(
+            "method.teacher={}",
+            "method.mixed={}",
+            "method.regularizer={foundation: {encoder: demo, input_size: native, shard: true}}",
+        ),
         *("train.steps=2", "train.log_every=1", "train.evaluate_every=2", "train.accelerator=cpu"),
     ]
     roots = ["--source", tmp_path / "game", "--target", tmp_path / "camera", "--val", tmp_path / "val"]

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from ssrseg.config import FoundationConfig
+from ssrseg.control import DISTURBANCES
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import Backbone
 from ssrseg.models.reading import read_checkpoint
@@ -132,6 +133,17 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
     Raises:
         UserError: unknown encoder, or its weights cannot be had.
     """
+    encoder = _build(config, crop)
+    if config.disturb is not None:
+        features, disturb = encoder.features, DISTURBANCES[config.disturb]
+        encoder.features = lambda images: disturb(features(images))
+        told = f"features are disturbed ({config.disturb}), which is a control and not a method"
+        encoder.note = "; ".join(filter(None, (encoder.note, told)))
+    return encoder
+
+
+def _build(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
+    square = None if config.input_size == "native" else (config.input_size, config.input_size)
     if config.encoder == "demo":
         from ssrseg.demo import encoder as demo  # only for those who ask for it
 
@@ -142,8 +154,10 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
             channels=demo.CHANNELS,
             mean=demo.MEAN,
             std=demo.STD,
+            input_size=square,
             divisor=demo.PATCH,
             precision=config.precision,
+            note="demo: random weights, which is a control and not a method" if config.weights == "none" else "",
         )
     record = ENCODERS.get(config.encoder)
     if record is None:
@@ -152,8 +166,7 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
             known = ", ".join(ENCODERS)
             raise UserError(f"There is no foundation encoder {config.encoder!r}: choose {known} or timm:<name>.")
         record = Encoder(name, 32, any_size=name.startswith("samvit_"))
-    size = crop if config.input_size == "native" else (config.input_size, config.input_size)
-    module, note = _create(record, config.weights, _padded(torch.Size(size), record.divisor))
+    module, note = _create(record, config.weights, _padded(torch.Size(square or crop), record.divisor))
     settings: Any = module.pretrained_cfg
     return Frozen(
         module,
@@ -161,7 +174,7 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
         channels=module.num_features,
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
-        input_size=None if config.input_size == "native" else size,
+        input_size=square,
         divisor=record.divisor,
         precision=config.precision,
         note=note,

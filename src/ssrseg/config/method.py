@@ -69,6 +69,9 @@ class FoundationConfig(Strict):
     """Each process holds a part of the weights and gathers the rest when it needs them (FSDP)."""
     precision: Literal["fp32", "half", "auto"] = "fp32"
     """`half` keeps and runs the encoder in bfloat16; `auto` does so on CUDA. The published runs have `fp32`."""
+    disturb: Literal["pixels", "channels", "images"] | None = None
+    """A control, not a method: features with their locations shuffled, with each channel shuffled by itself, or those
+    of another image of the batch."""
 
 
 class JitterConfig(Strict):

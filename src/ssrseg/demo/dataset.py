@@ -61,6 +61,7 @@ def write_dataset(
     val: int = 100,
     size: tuple[int, int] = (128, 256),
     seed: int = 0,
+    oracle: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write `game/{images,labels}`, `camera/train/images` and `camera/val/{images,labels}` below `root`.
@@ -74,17 +75,26 @@ def write_dataset(
         val: labelled camera pictures, to score with.
         size: (height, width) in pixels.
         seed: picture i of a part depends on this, the part and i alone.
+        oracle: write `camera/train/labels` too, for the model that is trained with what nobody has.
         progress: called with (pictures written, pictures in all) after each.
 
     Raises:
         UserError: `root` exists and is something else.
     """
-    made_from = {"version": VERSION, "source": source, "target": target, "val": val, "size": list(size), "seed": seed}
+    made_from: dict[str, object] = {
+        "version": VERSION,
+        "source": source,
+        "target": target,
+        "val": val,
+        "size": list(size),
+        "seed": seed,
+    }
+    made_from |= {"oracle": True} if oracle else {}
     if _is_made_from(root, made_from):
         return
     parts = (
         Part("game", GAME_DOMAIN, source, labelled=True),
-        Part("camera/train", CAMERA_DOMAIN, target, labelled=False),
+        Part("camera/train", CAMERA_DOMAIN, target, labelled=oracle),
         Part("camera/val", CAMERA_DOMAIN, val, labelled=True),
     )
     root.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,63 @@
+"""Controls of SSR: what shuffled, swapped and random features take away."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ssrseg.adapt.regularizer import Stage
+from ssrseg.config import FoundationConfig
+from ssrseg.control import DISTURBANCES, Disturbance, next_images, shuffled_channels, shuffled_pixels
+from ssrseg.errors import UserError
+from ssrseg.foundation import build_encoder
+
+FEATURES = torch.arange(2 * 3 * 4 * 5, dtype=torch.float64).view(2, 3, 4, 5)
+
+
+def test_shuffled_pixels_keep_their_channels_together() -> None:
+    torch.manual_seed(0)
+    shuffled = shuffled_pixels(FEATURES)
+    assert not torch.equal(shuffled, FEATURES)
+    before, after = (sorted(map(tuple, each.flatten(2)[1].T.tolist())) for each in (FEATURES, shuffled))
+    assert before == after
+
+
+def test_shuffled_channels_keep_each_channels_values_alone() -> None:
+    torch.manual_seed(0)
+    shuffled = shuffled_channels(FEATURES)
+    assert torch.equal(shuffled.flatten(2).sort(dim=2).values, FEATURES.flatten(2))
+    tokens = {tuple(token) for token in FEATURES.flatten(2)[0].T.tolist()}
+    assert len(tokens & {tuple(token) for token in shuffled.flatten(2)[0].T.tolist()}) < len(tokens) / 2
+
+
+def test_another_images_features_are_whole() -> None:
+    assert torch.equal(next_images(FEATURES), FEATURES[[1, 0]])
+    with pytest.raises(UserError, match=r"loader\.batch"):
+        next_images(FEATURES[:1])
+
+
+@pytest.mark.parametrize(("how", "changes"), [("pixels", False), ("channels", True), ("images", True)])
+def test_attention_knows_no_order_of_the_tokens_so_shuffled_pixels_are_no_control(
+    how: Disturbance, changes: bool
+) -> None:
+    torch.manual_seed(1)
+    stage, level = Stage(6, 8, 2).double(), torch.rand(2, 8, 4, 4, dtype=torch.float64)
+    features = torch.rand(2, 6, 3, 5, dtype=torch.float64)
+    plain, disturbed = (stage(level, each.flatten(2).mT) for each in (features, DISTURBANCES[how](features)))
+    assert torch.allclose(plain, disturbed, atol=1e-12) is not changes
+
+
+def test_a_disturbed_encoder_says_that_it_is_a_control() -> None:
+    config = FoundationConfig(encoder="demo", input_size="native", disturb="images")
+    encoder, images = build_encoder(config, (64, 64)), torch.rand(2, 3, 64, 64)
+    plain = build_encoder(config.model_copy(update={"disturb": None}), (64, 64))
+    assert "control" in encoder.note
+    assert plain.note == ""
+    assert torch.equal(encoder(images), plain(images)[[1, 0]])
+
+
+def test_the_demos_encoder_takes_a_square_where_one_is_asked_for() -> None:
+    images, square = torch.rand(1, 3, 48, 64), FoundationConfig(encoder="demo", input_size=96)
+    assert build_encoder(square, (48, 64))(images).shape[-2:] == (12, 12)
+    native = FoundationConfig(encoder="demo", input_size="native")
+    assert build_encoder(native, (48, 64))(images).shape[-2:] == (6, 8)
