@@ -16,14 +16,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
 from embedded_page import write_results
-from rich.console import Console
+from rows import run_rows, start_of
 
 from ssrseg.config import Settings, merge, resolve
 from ssrseg.demo.dataset import write_dataset
 from ssrseg.demo.show import THINGS, demo_settings
-from ssrseg.training import train
 
 SOURCE_STEPS, STEPS = 1200, 240
 SIZES = {"source": 400, "target": 400, "val": 100}
@@ -66,40 +64,32 @@ ROWS: dict[str, Tree] = {
 }
 
 
-def source_run(seed: int, out: Path) -> Settings:
-    """The student that every row of a seed goes on from."""
-    settings = demo_settings(out / "data", ROWS["source-only"], SOURCE_STEPS, seed)
-    return resolve(merge(settings.model_dump(mode="json"), {"target": None, "train": _watched(SOURCE_STEPS)}))
-
-
 def row(name: str, seed: int, out: Path) -> Settings:
-    """One row of one seed."""
-    if name == "oracle":
-        labelled = {"source": {"root": str(out / "data" / "camera" / "train")}}
-        longer = {"train": {"steps": SOURCE_STEPS + STEPS, **_watched(SOURCE_STEPS + STEPS)}}
-        return resolve(merge(source_run(seed, out).model_dump(mode="json"), merge(labelled, longer)))
+    """One row of one seed, or the `source` of the seed's rows."""
+    if name in ("source", "oracle"):
+        return _from_nothing(name, seed, out)
     tree = {
         "loader": {"batch": 2},
-        "model": {"start": str(out / f"source-{seed}" / "student-last.safetensors")},
+        "model": {"start": start_of(seed, out)},
         "optim": {"lr": 1e-3, "warmup": STEPS // 12},
-        "train": {"steps": STEPS, "seed": seed, **_watched(STEPS)},
+        "train": _watched(STEPS),
     }
     settings = demo_settings(out / "data", ROWS[name], STEPS, seed)
+    return resolve(merge(settings.model_dump(mode="json"), tree))
+
+
+def _from_nothing(name: str, seed: int, out: Path) -> Settings:
+    oracle = name == "oracle"
+    steps = SOURCE_STEPS + STEPS if oracle else SOURCE_STEPS
+    tree: Tree = {"target": None, "train": _watched(steps)}
+    tree |= {"source": {"root": str(out / "data" / "camera" / "train")}} if oracle else {}
+    settings = demo_settings(out / "data", ROWS["source-only"], steps, seed)
     return resolve(merge(settings.model_dump(mode="json"), tree))
 
 
 def _watched(steps: int) -> Tree:
     """Scores and pictures of the last step alone."""
     return {"evaluate_every": steps, "checkpoint_every": steps, "log_every": steps // 8, "pictures_every": steps}
-
-
-def run(settings: Settings, folder: Path) -> None:
-    """Train what is not finished."""
-    if (folder / "student-last.safetensors").exists():
-        return
-    print(f"== {folder.name}", flush=True)
-    resume = (folder / "config.yaml").exists()
-    train(None if resume else settings, folder, resume=resume, console=Console(force_terminal=False))
 
 
 def main() -> None:
@@ -113,12 +103,8 @@ def main() -> None:
     if options.page:
         write_results(options.out, [*ROWS])
         return
-    torch.set_num_threads(1)  # small tensors: a second thread waits more than it works
     write_dataset(options.out / "data", **SIZES, oracle=True)
-    for seed in options.seeds:
-        run(source_run(seed, options.out), options.out / f"source-{seed}")
-        for name in options.rows:
-            run(row(name, seed, options.out), options.out / f"{name}-{seed}")
+    run_rows(lambda name, seed: row(name, seed, options.out), options.rows, options.seeds, options.out)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from rows import finished
 
 from ssrseg.reporting import compare, comparison_text
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def finished(out: Path, rows: Iterable[str]) -> list[Path]:
-    """The finished runs of rows, in order of row and seed."""
-    runs = {name: sorted(out.glob(f"{name}-[0-9]*"), key=lambda run: int(run.name.rpartition("-")[2])) for name in rows}
-    return [run for found in runs.values() for run in found if (run / "student-last.safetensors").exists()]
 
 
 def write_results(out: Path, rows: Sequence[str]) -> None:

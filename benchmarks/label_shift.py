@@ -1,12 +1,10 @@
-"""Undoing stage by stage, and prior correction after other methods, on the embedded set or on CamVid day to dusk.
+"""Undoing stage by stage, and prior correction after other methods, on the embedded set.
 
     python benchmarks/label_shift.py --out runs/label-shift
-    python benchmarks/label_shift.py --data CAMVID --out runs/camvid-label-shift --methods undoing --seeds 2
 
-Without `--data` the two embedded domains are drawn and used; with it, the task and student of `camvid_dusk.py`.
 Restartable: finished stages are kept, an interrupted one is resumed. `--shard i/n` takes every n-th recipe, so that
 several processes can share the work; the page is made from what is finished. Results go to
-`benchmarks/results/label-shift.*` or `camvid-label-shift.*`.
+`benchmarks/results/label-shift.*`. On real images, see `camvid_dusk.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import camvid_dusk
 import torch
 from rich.console import Console
 
@@ -91,13 +88,8 @@ RECIPES: dict[str, tuple[str, str | None]] = {
 def recipe(name: str, seed: int, options: argparse.Namespace) -> Settings:
     """The settings of one recipe, with its stages."""
     method, correction = RECIPES[name]
-    if options.data is None:
-        over = UNDOING if method == "undoing" else EMBEDDED[method]
-        settings = demo_settings(options.out / "data", over, options.steps, seed)
-    else:
-        base = "source-only" if method == "undoing" else method
-        tree = camvid_dusk.settings_tree(base, seed, options.data, options.weights, options.steps)
-        settings = resolve(merge(tree, {**UNDOING, "method": {"distort": False, **UNDOING["method"]}}))
+    over = UNDOING if method == "undoing" else EMBEDDED[method]
+    settings = demo_settings(options.out / "data", over, options.steps, seed)
     if method == "undoing":
         return resolve({**settings.model_dump(mode="json"), "stages": STAGES})
     return settings if correction is None else corrected(settings, correction)
@@ -106,9 +98,7 @@ def recipe(name: str, seed: int, options: argparse.Namespace) -> Settings:
 def main() -> None:
     """Run what is missing, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="CamVid; the embedded set when absent")
     parser.add_argument("--out", type=Path, default=Path("runs/label-shift"))
-    parser.add_argument("--weights", type=Path, default=Path("runs/weights"), help="of lite_weights.py, for CamVid")
     parser.add_argument("--methods", nargs="+", default=[*RECIPES], choices=[*RECIPES])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=260, help="of every training stage")
@@ -116,8 +106,7 @@ def main() -> None:
     parser.add_argument("--shard", default="0/1", help="i/n: only every n-th recipe, from the i-th on")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.data is None:
-        write_dataset(options.out / "data", source=300, target=300, val=60)
+    write_dataset(options.out / "data", source=300, target=300, val=60)
     index, count = map(int, options.shard.split("/"))
     jobs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
     for method, seed in jobs[index::count]:
@@ -126,24 +115,23 @@ def main() -> None:
         begun = (folder / STAGED).exists() or (folder / "config.yaml").exists()
         settings = None if begun else recipe(method, seed, options)
         train(settings, folder, resume=begun, console=Console(force_terminal=False))
-    write_results(options.out, options.seeds, "label-shift" if options.data is None else "camvid-label-shift")
+    write_results(options.out, options.seeds)
 
 
-def write_results(out: Path, seeds: int, name: str) -> None:
+def write_results(out: Path, seeds: int) -> None:
     """Every seed's scores as JSON, and the comparison and the priors as Markdown."""
     folders = [out / f"{method}-{seed}" for method in RECIPES for seed in range(seeds)]
     scores = {}
     for path in sorted(path for folder in folders for path in folder.rglob("scores.json")):
         scores[path.parent.relative_to(out).as_posix()] = json.loads(path.read_text())["last"]
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(scores, indent=1) + "\n")
+    (RESULTS / "label-shift.json").write_text(json.dumps(scores, indent=1) + "\n")
     begun = [folder for folder in folders if folder.exists()]
     text = comparison_text(compare(begun, table2=True, allow_unfinished=True), "markdown")
-    (RESULTS / f"{name}.md").write_text(HEADERS[name] + text)
+    (RESULTS / "label-shift.md").write_text(HEADER + text)
 
 
-HEADERS = {
-    "label-shift": """# Label shift on the embedded set
+HEADER = """# Label shift on the embedded set
 
 Made by `benchmarks/label_shift.py`: two drawn domains (300 labelled game pictures, 300 camera pictures without labels),
 scored on 60 held-out camera pictures. Every method has the same student (timm's `test_resnet`, 0.4 M parameters, from
@@ -157,14 +145,7 @@ How to read it: a stage of Undoing, and CR after SSR, has trained for longer tha
 what it gains is length. Poles, signs, fences, persons and riders are hardly learnt by any method at this length. The
 student that is distilled starts from scratch, where the paper's starts from ImageNet weights.
 
-""",
-    "camvid-label-shift": """# Undoing on CamVid, day to dusk
-
-Made by `benchmarks/label_shift.py --data CAMVID`; task, student and length are those of
-[camvid-dusk](camvid-dusk.md): 250 steps leave every student undertrained.
-
-""",
-}
+"""
 
 if __name__ == "__main__":
     main()

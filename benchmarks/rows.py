@@ -1,0 +1,46 @@
+"""Studies of rows and seeds: of each seed one source-trained student, and every row goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ssrseg.config import Settings
+from ssrseg.pipeline import train
+from ssrseg.seeded import STAGES
+
+STUDENT = "student-last.safetensors"
+Maker = Callable[[str, int], Settings]
+"""(row, seed) -> its settings; the row `source` is the student that the others go on from."""
+
+
+def run_rows(make: Maker, rows: Sequence[str], seeds: Sequence[int], out: Path) -> None:
+    """Train what is missing, seed by seed; an interrupted run is resumed."""
+    torch.set_num_threads(1)  # small tensors: a second thread waits more than it works
+    for seed in seeds:
+        for row in ("source", *rows):
+            folder = out / f"{row}-{seed}"
+            if is_finished(folder):
+                continue
+            print(f"== {folder.name}", flush=True)
+            begun = (folder / STAGES).exists() or (folder / "config.yaml").exists()
+            train(None if begun else make(row, seed), folder, resume=begun, console=Console(force_terminal=False))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run, or the last stage of the recipe, has ended."""
+    return any((folder / last / STUDENT).exists() for last in (".", "distilled"))
+
+
+def finished(out: Path, rows: Iterable[str]) -> list[Path]:
+    """The finished runs of rows, in order of row and seed."""
+    runs = {name: sorted(out.glob(f"{name}-[0-9]*"), key=lambda run: int(run.name.rpartition("-")[2])) for name in rows}
+    return [run for found in runs.values() for run in found if is_finished(run)]
+
+
+def start_of(seed: int, out: Path) -> str:
+    """The student that the rows of a seed go on from."""
+    return str(out / f"source-{seed}" / STUDENT)
