@@ -63,7 +63,7 @@ def row(name: str, seed: int, options: argparse.Namespace) -> Settings:
     camvid = {"root": str(options.data), "spec": "camvid", "resize": [320, 240]}
     splits = options.data / "splits"
     steps = SOURCE_STEPS if name == "source" else STEPS
-    start = {} if name == "source" else {"start": start_of(seed, options.out)}
+    start = {} if name == "source" else {"start": str(start_of(seed, options.out))}
     tree = {
         "source": {**camvid, "split": "train", "stems": str(splits / "day_source.txt")},
         "target": {**camvid, "split": "train", "stems": str(splits / "dusk_target_train.txt")},

@@ -21,7 +21,7 @@ from rows import run_rows, start_of
 
 from ssrseg.config import Settings, merge, resolve
 from ssrseg.demo.dataset import write_dataset
-from ssrseg.demo.show import THINGS, demo_settings
+from ssrseg.demo.show import THINGS, demo_settings, going_on
 
 SOURCE_STEPS, STEPS = 1200, 240
 SIZES = {"source": 400, "target": 400, "val": 100}
@@ -68,14 +68,8 @@ def row(name: str, seed: int, out: Path) -> Settings:
     """One row of one seed, or the `source` of the seed's rows."""
     if name in ("source", "oracle"):
         return _from_nothing(name, seed, out)
-    tree = {
-        "loader": {"batch": 2},
-        "model": {"start": start_of(seed, out)},
-        "optim": {"lr": 1e-3, "warmup": STEPS // 12},
-        "train": _watched(STEPS),
-    }
-    settings = demo_settings(out / "data", ROWS[name], STEPS, seed)
-    return resolve(merge(settings.model_dump(mode="json"), tree))
+    settings = going_on(out / "data", ROWS[name], start_of(seed, out), STEPS, seed)
+    return resolve(merge(settings.model_dump(mode="json"), {"train": _watched(STEPS)}))
 
 
 def _from_nothing(name: str, seed: int, out: Path) -> Settings:
@@ -101,7 +95,7 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="write the results and train nothing")
     options = parser.parse_args()
     if options.page:
-        write_results(options.out, [*ROWS])
+        write_results(options.out, set(options.seeds))
         return
     write_dataset(options.out / "data", **SIZES, oracle=True)
     run_rows(lambda name, seed: row(name, seed, options.out), options.rows, options.seeds, options.out)

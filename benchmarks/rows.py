@@ -41,6 +41,6 @@ def finished(out: Path, rows: Iterable[str]) -> list[Path]:
     return [run for found in runs.values() for run in found if is_finished(run)]
 
 
-def start_of(seed: int, out: Path) -> str:
+def start_of(seed: int, out: Path) -> Path:
     """The student that the rows of a seed go on from."""
-    return str(out / f"source-{seed}" / STUDENT)
+    return out / f"source-{seed}" / STUDENT

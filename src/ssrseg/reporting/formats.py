@@ -46,17 +46,20 @@ def sheets(comparison: Comparison) -> list[Sheet]:
 
 def to_markdown(comparison: Comparison) -> str:
     """GitHub-flavoured Markdown."""
-    parts = ["# Comparison"]
-    for sheet in sheets(comparison):
-        rule = ["---" if number < sheet.left else "---:" for number in range(len(sheet.header))]
-        rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (sheet.header, *sheet.rows)]
-        lines = ["| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:])]
-        parts.append("\n".join([f"## {sheet.title}\n", *(lines if sheet.rows else ())]))
-        parts.append("\n".join(f"- {note}" for note in sheet.notes))
+    parts = ["# Comparison", *map(sheet_markdown, sheets(comparison))]
     parts += ["## In words", _points([*map(sentence, comparison.contrasts)] or ["One group: nothing to compare."])]
     if comparison.caveats:
         parts += ["## Caveats", _points(comparison.caveats)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def sheet_markdown(sheet: Sheet) -> str:
+    """A title, the table and its notes."""
+    rule = ["---" if number < sheet.left else "---:" for number in range(len(sheet.header))]
+    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (sheet.header, *sheet.rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:])]
+    text = "\n".join([f"## {sheet.title}\n", *(lines if sheet.rows else ())])
+    return f"{text}\n\n{_points(sheet.notes)}" if sheet.notes else text
 
 
 def _points(lines: list[str] | tuple[str, ...]) -> str:
