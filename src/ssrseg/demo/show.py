@@ -71,6 +71,7 @@ def going_on(data: Path, method: Mapping[str, Any], start: Path, steps: int, see
         "loader": {"batch": 2},
         "model": {"start": str(start)},
         "optim": {"lr": 1e-3, "warmup": max(1, steps // 12)},
+        "train": dict.fromkeys(("evaluate_every", "pictures_every"), max(1, steps // 2)),
     }
     return resolve(merge(demo_settings(data, method, steps, seed).model_dump(mode="json"), tree))
 
@@ -78,8 +79,8 @@ def going_on(data: Path, method: Mapping[str, Any], start: Path, steps: int, see
 def demo(
     out: Path,
     *,
-    source_steps: int = 600,
-    steps: int = 160,
+    source_steps: int = 500,
+    steps: int = 150,
     pictures: tuple[int, int, int] = (300, 300, 60),
     size: tuple[int, int] = (128, 256),
     console: Console | None = None,
