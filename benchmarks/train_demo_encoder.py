@@ -5,7 +5,8 @@ SAM, and the decoder is thrown away. `--random` trains the decoder alone, on an 
 the control. Numbers are in docs/demo-encoder.md.
 
     python benchmarks/train_demo_encoder.py --out first.safetensors
-    python benchmarks/train_demo_encoder.py --seed 1 --init first.safetensors --out encoder.safetensors
+    python benchmarks/train_demo_encoder.py --seed 1 --init first.safetensors --out second.safetensors
+    python benchmarks/train_demo_encoder.py --seed 2 --init second.safetensors --steps 3600 --pool 5000 --out encoder.safetensors
     python benchmarks/train_demo_encoder.py --random --steps 1800
 """
 
