@@ -1,4 +1,4 @@
-"""Train the demo's foundation encoder: SAM's task in miniature, on pictures of nothing in particular.
+r"""Train the demo's foundation encoder: SAM's task in miniature, on pictures of nothing in particular.
 
 A point in, the mask of the object at that point out. The encoder's last features are all that the decoder sees, as in
 SAM, and the decoder is thrown away. `--random` trains the decoder alone, on an encoder that keeps its random weights:
@@ -6,7 +6,8 @@ the control. Numbers are in docs/demo-encoder.md.
 
     python benchmarks/train_demo_encoder.py --out first.safetensors
     python benchmarks/train_demo_encoder.py --seed 1 --init first.safetensors --out second.safetensors
-    python benchmarks/train_demo_encoder.py --seed 2 --init second.safetensors --steps 3600 --pool 5000 --out encoder.safetensors
+    python benchmarks/train_demo_encoder.py --seed 2 --init second.safetensors --steps 3600 --pool 5000 \
+        --out encoder.safetensors
     python benchmarks/train_demo_encoder.py --random --steps 1800
 """
 
