@@ -99,7 +99,7 @@ def main() -> None:
     """Run what is missing, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("runs/camvid-dusk"))
+    parser.add_argument("--out", type=Path, default=Path("runs/camvid"))
     parser.add_argument("--weights", type=Path, default=Path("runs/weights"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=[*ROWS], choices=[*ROWS])
