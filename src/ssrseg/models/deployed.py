@@ -1,0 +1,104 @@
+"""A segmenter arranged for inference: the same function in fewer operations."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+from ssrseg.models.convolutions import DilatedDepthwise, Winograd
+from ssrseg.models.heads import ConvNormAct, DAFormerHead
+from ssrseg.models.segmenter import Segmenter
+
+
+def deployed(segmenter: Segmenter) -> Segmenter:
+    """A copy in eval mode, in float32, on the same device: norms lie in their convolutions, the head is levelwise.
+
+    It computes what `segmenter` computes in eval mode, up to rounding, with operators that every runtime has. Its
+    parameters have other names: it is not for training or saving.
+    """
+    arranged = copy.deepcopy(segmenter).float().eval().requires_grad_(False)
+    arrange = ARRANGED.get(type(arranged.head))
+    if arrange is not None:
+        arranged.head = arrange(arranged.head)
+    for block in arranged.modules():
+        if isinstance(block, ConvNormAct):
+            conv, norm = cast(nn.Conv2d, block.conv), cast(nn.BatchNorm2d, block.bn)
+            block.conv, block.bn = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    return arranged
+
+
+def deployed_on_cpu(segmenter: Segmenter) -> Segmenter:
+    """`deployed` for torch on a CPU: channels last, and convolutions in the orders of `ssrseg.models.convolutions`."""
+    arranged = deployed(segmenter).to(memory_format=torch.channels_last)
+    for block in arranged.modules():
+        if isinstance(block, ConvNormAct):
+            conv = cast(nn.Conv2d, block.conv)
+            if conv.kernel_size == (3, 3) and conv.groups == 1 and conv.dilation == (1, 1):
+                block.conv = Winograd(conv)
+            elif conv.kernel_size == (3, 3) and conv.groups == conv.in_channels and conv.dilation[0] > 1:
+                block.conv = DilatedDepthwise(conv)
+    return arranged
+
+
+class LevelwiseDAFormerHead(nn.Module):
+    """`DAFormerHead` for inference: what is linear happens at each level's own size.
+
+    A 1x1 convolution commutes with bilinear scaling, whose weights sum to one, so the 1x1 branch is a sum over levels,
+    and its product with the level's projection is one matrix.
+    """
+
+    def __init__(self, head: DAFormerHead) -> None:
+        super().__init__()
+        self.embed, self.bottleneck, self.classify = head.embed, head.bottleneck, head.classify
+        self.branches = nn.ModuleList(
+            LevelwiseConv(head.embed, branch) if isinstance(branch, ConvNormAct) else branch
+            for branch in head.branches
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Features (B, C_i, h_i, w_i), finest first -> logits (B, K, h_0, w_0)."""
+        size = features[0].shape[-2:]
+        levels = [project(level) for project, level in zip(self.embed, features, strict=True)]
+        fused = torch.cat([levels[0], *(_scaled(level, size) for level in levels[1:])], dim=1)
+        context = [branch(features if isinstance(branch, LevelwiseConv) else fused) for branch in self.branches]
+        logits: Tensor = self.classify(self.bottleneck(torch.cat(context, dim=1)))
+        return logits
+
+
+class LevelwiseConv(nn.Module):
+    """Projection of every level, scaling, stacking, 1x1 convolution, norm and ReLU: one matrix per level, and a sum."""
+
+    def __init__(self, embed: nn.ModuleList, block: ConvNormAct) -> None:
+        super().__init__()
+        conv = fuse_conv_bn_eval(cast(nn.Conv2d, block.conv), cast(nn.BatchNorm2d, block.bn))
+        assert conv.bias is not None  # the norm's
+        bias = conv.bias.double()
+        matrices = []
+        for project, share in zip(embed, conv.weight[:, :, 0, 0].double().chunk(len(embed), dim=1), strict=True):
+            linear = cast(nn.Linear, project)
+            matrices.append((share @ linear.weight.double()).to(conv.weight.dtype)[:, :, None, None])
+            bias = bias + share @ linear.bias.double()
+        self.weights = nn.ParameterList(nn.Parameter(matrix, requires_grad=False) for matrix in matrices)
+        self.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Features (B, C_i, h_i, w_i), finest first -> (B, D, h_0, w_0)."""
+        size = features[0].shape[-2:]
+        total = F.conv2d(features[0], self.weights[0], self.bias)
+        for level, weight in zip(features[1:], list(self.weights)[1:], strict=True):
+            total = total + _scaled(F.conv2d(level, weight), size)
+        return total.relu()
+
+
+def _scaled(level: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(level, tuple(size), mode="bilinear", align_corners=False)
+
+
+ARRANGED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {DAFormerHead: LevelwiseDAFormerHead}
+"""Heads that have an arrangement of their own."""

@@ -1,0 +1,91 @@
+"""The model arranged for inference computes what the model computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from factories import small_segmenter
+from ssrseg.models import HEADS, Segmenter, build_segmenter
+from ssrseg.models.convolutions import DilatedDepthwise, Winograd
+from ssrseg.models.deployed import LevelwiseDAFormerHead, deployed, deployed_on_cpu
+from ssrseg.models.heads import DAFormerHead
+
+
+def lived(model: nn.Module) -> nn.Module:
+    """With norms whose statistics and factors are those of no fresh model."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.5, generator=generator)
+            norm.running_var.uniform_(0.5, 2, generator=generator)
+            nn.init.normal_(norm.weight, 1, 0.3, generator=generator)
+            nn.init.normal_(norm.bias, 0, 0.3, generator=generator)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_the_levelwise_head_is_the_head() -> None:
+    torch.manual_seed(0)
+    head = lived(DAFormerHead((4, 6, 8, 10), 5, channels=8).double())
+    for project in head.embed:
+        nn.init.normal_(project.bias)
+    features = [torch.randn(2, c, 24 // s, 40 // s).double() for c, s in ((4, 1), (6, 2), (8, 4), (10, 8))]
+    expected = head(features)
+    torch.testing.assert_close(LevelwiseDAFormerHead(head)(features), expected, rtol=1e-12, atol=1e-13)
+    assert not torch.allclose(expected, head([features[0], *(level * 1.01 for level in features[1:])]), atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(2, 6, 37, 50), (1, 6, 36, 36), (1, 6, 5, 7)])
+@pytest.mark.parametrize("dilation", [2, 6, 18])
+def test_dilated_is_undilated_on_a_view(shape: tuple[int, ...], dilation: int) -> None:
+    conv = nn.Conv2d(6, 6, 3, padding=dilation, dilation=dilation, groups=6).double()
+    maps = torch.randn(shape).double().to(memory_format=torch.channels_last)
+    torch.testing.assert_close(DilatedDepthwise(conv)(maps), conv(maps), rtol=1e-12, atol=1e-13)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(16, 20), (17, 6), (1, 1), (43, 41)])
+def test_winograd_is_the_convolution(size: tuple[int, int]) -> None:
+    conv = nn.Conv2d(6, 4, 3, padding=1).double()
+    maps = torch.randn(2, 6, *size).double()
+    torch.testing.assert_close(Winograd(conv)(maps), conv(maps), rtol=1e-11, atol=1e-12)
+
+
+@torch.no_grad()
+def test_winograd_is_accurate_in_single_precision() -> None:
+    conv = nn.Conv2d(512, 16, 3, padding=1)
+    maps = torch.rand(1, 512, 32, 32)
+    exact = F.conv2d(maps.double(), conv.weight.double(), conv.bias.double(), padding=1)
+    direct, ours = ((result - exact).abs().max() for result in (conv(maps), Winograd(conv)(maps)))
+    assert ours < 8 * direct + 1e-7
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", sorted(HEADS))
+@pytest.mark.parametrize("arrange", [deployed, deployed_on_cpu])
+def test_every_head_can_be_deployed(head: str, arrange: type) -> None:
+    torch.manual_seed(0)
+    model = lived(build_segmenter("mit_b0", head, 5, head_channels=32))
+    images = torch.rand(1, 3, 96, 128)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.testing.assert_close(arrange(model)(images), model(images), rtol=1e-4, atol=2e-5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def operations(model: Segmenter) -> int:
+    from ssrseg.exporting import graph_signature
+
+    return graph_signature(model, (128, 128)).flops
+
+
+def test_deployed_needs_fewer_operations() -> None:
+    model = small_segmenter()
+    assert operations(deployed(model)) < operations(model)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in deployed(model).modules())
+    model.train()
+    deployed(model)
+    assert all(part.training for part in model.modules())
