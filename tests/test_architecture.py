@@ -23,17 +23,19 @@ from ssrseg.models import Segmenter, save_segmenter
 
 ROOT = Path(ssrseg.__file__).parent
 TRAINING = {"control", "foundation", "adapt", "training"}
-DEPLOYED = ("models", "inference", "scores", "evaluation", "prediction", "exporting")
+DEPLOYED = ("models", "inference", "engines", "scores", "evaluation", "prediction", "exporting")
 LAW: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "seeded": set(),  # what training writes and reporting reads: the layout of a group of runs
     "config": {"errors"},
     "models": {"errors", "files"},  # a model file is whole or not there
+    "ahead": set(),  # threads beside the network
     "inference": {"models", "config", "errors"},
+    "engines": {"exporting", "inference", "models", "errors"},
     "scores": {"data", "errors"},
-    "evaluation": {"scores", "inference", "models", "data", "config", "errors", "files"},
-    "prediction": {"inference", "models", "data", "config", "errors", "files"},
+    "evaluation": {"scores", "engines", "ahead", "inference", "models", "data", "config", "errors", "files"},
+    "prediction": {"engines", "ahead", "inference", "models", "data", "config", "errors", "files"},
     "exporting": {"inference", "models", "config", "errors", "files"},
     "data": {"config", "errors", "files", "demo"},
     "control": {"errors"},

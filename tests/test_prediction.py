@@ -83,7 +83,7 @@ def test_the_network_sees_the_size_it_was_made_for(model: Segmenter, photos: Pat
     sizes = []
     model.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
     predict(model, photos / "far" / "b.png", tmp_path, device="cpu", kinds=["ids"])
-    assert sizes == [(32, 42)]
+    assert sizes[-1] == (32, 42)  # before it, the check of the engine
     assert pixels(tmp_path / "b_ids.png").shape == (64, 84)
     assert tree(tmp_path) == ["b_ids.png", *(f"photos/{name}" for name in tree(photos))]
 

@@ -27,6 +27,7 @@ FULL_OR_CLOSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 Words = Annotated[list[str] | None, typer.Argument(help="settings as key.path=value", metavar="[KEY.PATH=VALUE]...")]
 Mode = Annotated[str, typer.Option(help="whole image, or slide a window")]
+Runner = Annotated[str, typer.Option("--engine", help="auto, torch, compiled, openvino, onnxruntime, cuda-graphs")]
 
 
 @app.command()
@@ -183,6 +184,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="scores as JSON")] = None,
     subset: Annotated[str, typer.Option(help="classes whose mean is wanted too, e.g. road,car")] = "",
     mode: Mode = "whole",
+    engine: Runner = "auto",
 ) -> None:
     """Score a model on labelled images: per-class IoU, mIoU, pixel accuracy."""
     from ssrseg.evaluation import evaluate as score
@@ -197,6 +199,7 @@ def evaluate(
         inference=_inference(mode),
         subset=[name.strip() for name in subset.split(",") if name.strip()],
         out=out,
+        engine=engine,
     )
     _screen().print(scores_table(scores))
 
@@ -207,11 +210,12 @@ def predict(
     images: Annotated[str, typer.Argument(help="a file, a folder, or a quoted glob")],
     out: Annotated[Path, typer.Option(help="where the label maps and overlays go")],
     mode: Mode = "whole",
+    engine: Runner = "auto",
 ) -> None:
     """Label your own pictures: id map, colour map and overlay of each."""
     from ssrseg.prediction import predict as label
 
-    predictions = label(model, images, out, inference=_inference(mode))
+    predictions = label(model, images, out, inference=_inference(mode), engine=engine)
     for path, why in predictions.unreadable.items():
         typer.echo(f"not readable, left out: {path}: {why}", err=True)
     typer.echo(f"{len(predictions)} images labelled: {out}")

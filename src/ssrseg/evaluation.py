@@ -12,12 +12,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from ssrseg.ahead import ahead
 from ssrseg.config import ClassConfig, DataConfig, InferenceConfig, resolve
 from ssrseg.data import SPACES, eval_samples, resolve_space
 from ssrseg.data.labels import IGNORE
+from ssrseg.engines import open_engine
 from ssrseg.errors import UserError
 from ssrseg.files import write_json
-from ssrseg.inference import Infer, Progress, build_inference, evaluating, open_model, pick_device, predict_ids
+from ssrseg.inference import (
+    Infer,
+    Network,
+    Progress,
+    build_inference,
+    evaluating,
+    open_model,
+    pick_device,
+    predict_ids,
+)
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.scores import Scores, check_names, scores_table
 
@@ -48,6 +59,7 @@ def evaluate_model(
     device: torch.device | str,
     classes: Sequence[str],
     workers: int = 0,
+    network: Network | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """Score a model on labelled images, at the resolution of the labels.
@@ -62,6 +74,7 @@ def evaluate_model(
         device: where images go and pixels are counted.
         classes: names, in the order of the class ids.
         workers: processes that read images.
+        network: what computes the model's logits; the model itself when absent.
         progress: told after every image.
 
     Raises:
@@ -76,12 +89,11 @@ def evaluate_model(
         len(classes), ignore_index=IGNORE, validate_args=False, sync_on_compute=False
     ).to(device)
     with evaluating(model):
-        for done, item in enumerate(loader, start=1):
+        for done, item in enumerate(ahead(loader), start=1):
             _check_ids(item, len(classes))
             labels = item.labels.to(device)
-            confusion.update(
-                predict_ids(model, item.image.to(device), infer, (labels.shape[0], labels.shape[1])), labels
-            )
+            size = (labels.shape[0], labels.shape[1])
+            confusion.update(predict_ids(network or model, item.image.to(device), infer, size), labels)
             if progress is not None:
                 progress(done, len(loader))
     return Scores(tuple(classes), confusion.compute().cpu())
@@ -105,6 +117,7 @@ def evaluate(
     subset: Sequence[str] = (),
     out: Path | None = None,
     device: str = "auto",
+    engine: str = "auto",
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Scores:
@@ -120,6 +133,7 @@ def evaluate(
         subset: names of classes whose mean IoU is wanted beside that of all.
         out: the scores as JSON.
         device: `auto` or a device of torch's.
+        engine: what runs the network, see `ssrseg.engines.open_engine`.
         workers: processes that read images.
         progress: told after every image.
 
@@ -138,13 +152,15 @@ def evaluate(
         )
     check_names(subset, space.names)
     chosen, where = inference or InferenceConfig(), pick_device(device)
+    segmenter = segmenter.to(where)
     scores = evaluate_model(
-        segmenter.to(where),
+        segmenter,
         dataset,
         build_inference(chosen),
         device=where,
         classes=space.names,
         workers=workers,
+        network=open_engine(segmenter, engine, images=len(dataset)),
         progress=progress,
     )
     scores = replace(scores, subset=tuple(subset))

@@ -14,14 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ssrseg.ahead import Behind, ahead
 from ssrseg.config import ClassConfig, InferenceConfig
 from ssrseg.data.datasets import bounded
 from ssrseg.data.labels import space_of
 from ssrseg.data.reading import read_image
 from ssrseg.data.specs import IMAGE_SUFFIXES
+from ssrseg.engines import open_engine
 from ssrseg.errors import UserError
 from ssrseg.files import write_atomically
-from ssrseg.inference import Infer, Progress, build_inference, evaluating, open_model, pick_device, predict_ids
+from ssrseg.inference import Infer, Network, Progress, build_inference, evaluating, open_model, pick_device, predict_ids
 from ssrseg.models.segmenter import Segmenter
 
 Kind = Literal["ids", "color", "overlay"]
@@ -53,6 +55,7 @@ def predict(
     inference: InferenceConfig | None = None,
     kinds: Sequence[Kind] = ("ids", "color", "overlay"),
     device: str = "auto",
+    engine: str = "auto",
     progress: Progress | None = None,
 ) -> Predictions:
     """Label images and write the results as pictures of the images' own size.
@@ -67,6 +70,7 @@ def predict(
         inference: how an image becomes logits; as a whole when absent.
         kinds: what to write of each image.
         device: `auto` or a device of torch's.
+        engine: what runs the network, see `ssrseg.engines.open_engine`.
         progress: told after every image.
 
     Raises:
@@ -78,15 +82,15 @@ def predict(
     segmenter = open_model(model).to(pick_device(device))
     infer = build_inference(inference or InferenceConfig())
     colors = _colors(segmenter)
+    network = open_engine(segmenter, engine, images=len(jobs))
     unreadable: dict[Path, str] = {}
-    with evaluating(segmenter):
-        for done, (path, results) in enumerate(jobs.items(), start=1):
-            try:
-                image = read_image(path)
-            except UserError as error:
-                unreadable[path] = str(error)
+    with evaluating(segmenter), Behind() as writing:
+        for done, (path, image) in enumerate(zip(jobs, ahead(map(_read, jobs)), strict=True), start=1):
+            if isinstance(image, UserError):
+                unreadable[path] = str(image)
             else:
-                _write(results, image, label_image(segmenter, image, infer).cpu(), colors)
+                ids = label_image(segmenter, image, infer, network).cpu()
+                writing.do(partial(_write, jobs[path], image, ids, colors))
             if progress is not None:
                 progress(done, len(jobs))
     if len(unreadable) == len(jobs):
@@ -96,11 +100,21 @@ def predict(
     return Predictions(tuple(labelled), files, unreadable)
 
 
-def label_image(model: Segmenter, image: Tensor, infer: Infer) -> Tensor:
-    """Class ids (H, W) of one image of RGB bytes (3, H, W); the network sees it at the size it was made for."""
+def _read(path: Path) -> Tensor | UserError:
+    try:
+        return read_image(path)
+    except UserError as error:
+        return error
+
+
+def label_image(model: Segmenter, image: Tensor, infer: Infer, network: Network | None = None) -> Tensor:
+    """Class ids (H, W) of one image of RGB bytes (3, H, W); the network sees it at the size it was made for.
+
+    `network` is what computes the model's logits; the model itself when absent.
+    """
     bound = model.description.resize if model.description is not None else None
     seen = bounded(image, bound).to(model.mean.device)
-    return predict_ids(model, seen, infer, (image.shape[-2], image.shape[-1]))
+    return predict_ids(network or model, seen, infer, (image.shape[-2], image.shape[-1]))
 
 
 def _jobs(inputs: Sequence[Path | str], out: Path, kinds: Sequence[Kind]) -> dict[Path, dict[Kind, Path]]:

@@ -52,6 +52,23 @@ class DilatedDepthwise(nn.Module):
         return unfolded[:, :height, :width].permute(0, 3, 1, 2)
 
 
+class Pointwise(nn.Module):
+    """A 1x1 convolution as one matrix product; torch's own kernel for one image and one thread changes the layout."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        assert conv.bias is not None  # the norm's
+        self.register_buffer("weight", conv.weight.detach().flatten(1))
+        self.register_buffer("bias", conv.bias.detach().clone())
+
+    weight: Tensor
+    bias: Tensor
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K, H, W), channels last."""
+        return F.linear(maps.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
+
+
 class Winograd(nn.Module):
     """A 3x3 convolution with 36 multiplications for 16 outputs instead of 144: Winograd's F(4x4, 3x3).
 

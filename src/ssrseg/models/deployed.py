@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from ssrseg.models.convolutions import DilatedDepthwise, Winograd
+from ssrseg.models.convolutions import DilatedDepthwise, Pointwise, Winograd
 from ssrseg.models.heads import ConvNormAct, DAFormerHead
 from ssrseg.models.segmenter import Segmenter
 
@@ -43,6 +43,8 @@ def deployed_on_cpu(segmenter: Segmenter) -> Segmenter:
                 block.conv = Winograd(conv)
             elif conv.kernel_size == (3, 3) and conv.groups == conv.in_channels and conv.dilation[0] > 1:
                 block.conv = DilatedDepthwise(conv)
+            elif conv.kernel_size == (1, 1):
+                block.conv = Pointwise(conv)
     return arranged
 
 
@@ -57,12 +59,13 @@ class LevelwiseDAFormerHead(nn.Module):
         super().__init__()
         self.embed, self.bottleneck, self.classify = head.embed, head.bottleneck, head.classify
         self.branches = nn.ModuleList(
-            LevelwiseConv(head.embed, branch) if isinstance(branch, ConvNormAct) else branch
-            for branch in head.branches
+            LevelwiseConv(head.embed, branch) if isinstance(branch, ConvNormAct) else branch for branch in head.branches
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features (B, C_i, h_i, w_i), finest first -> logits (B, K, h_0, w_0)."""
+        # timm's pyramids give other layouts, for which most of the operations below are slower.
+        features = [level.contiguous(memory_format=torch.channels_last) for level in features]
         size = features[0].shape[-2:]
         levels = [project(level) for project, level in zip(self.embed, features, strict=True)]
         fused = torch.cat([levels[0], *(_scaled(level, size) for level in levels[1:])], dim=1)
