@@ -1,4 +1,4 @@
-"""What runs a segmenter: torch, or a runtime that is faster on this machine; each is checked against the plain model."""
+"""What runs a segmenter: torch, or a faster runtime of this machine; each is checked against the plain model."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _compiled(segmenter: Segmenter) -> Network:
     """The head is arranged by hand, so the backbone alone is compiled."""
     network = _torch(segmenter)
     assert isinstance(network, Segmenter)
-    network.backbone.pyramid = torch.compile(network.backbone.pyramid)
+    network.backbone.pyramid.compile()
     return network
 
 
@@ -148,7 +148,8 @@ def _cuda_graphs(segmenter: Segmenter) -> Network:
 
     def run(images: Tensor) -> Tensor:
         with torch.autocast("cuda", torch.bfloat16):
-            return compiled(images).float().clone()  # the next call overwrites what a graph gave
+            logits: Tensor = compiled(images)
+        return logits.float().clone()  # the next call overwrites what a graph gave
 
     return run
 
@@ -164,8 +165,10 @@ def _onnxruntime(segmenter: Segmenter) -> Network:
 
     def run(images: Tensor) -> Tensor:
         if images.shape[-2] % STRIDE or images.shape[-1] % STRIDE:
-            return other(images)  # the file takes multiples only
-        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+            rest: Tensor = other(images)  # the file takes multiples only
+            return rest
+        logits: Tensor = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+        return logits
 
     return run
 
@@ -185,7 +188,7 @@ class OpenVINOBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images -> features, which the next call overwrites."""
-        shape = tuple(images.shape)
+        shape: tuple[int, ...] | None = tuple(images.shape)
         if shape not in self.requests:
             shape = shape if len(self.requests) < SHAPES else None
         if shape not in self.requests:

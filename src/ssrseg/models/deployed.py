@@ -28,8 +28,8 @@ def deployed(segmenter: Segmenter) -> Segmenter:
         arranged.head = arrange(arranged.head)
     for block in arranged.modules():
         if isinstance(block, ConvNormAct):
-            conv, norm = cast(nn.Conv2d, block.conv), cast(nn.BatchNorm2d, block.bn)
-            block.conv, block.bn = fuse_conv_bn_eval(conv, norm), nn.Identity()
+            block.conv = fuse_conv_bn_eval(block.conv, block.bn)
+            block._modules["bn"] = nn.Identity()
     return arranged
 
 
@@ -38,14 +38,19 @@ def deployed_on_cpu(segmenter: Segmenter) -> Segmenter:
     arranged = deployed(segmenter).to(memory_format=torch.channels_last)
     for block in arranged.modules():
         if isinstance(block, ConvNormAct):
-            conv = cast(nn.Conv2d, block.conv)
-            if conv.kernel_size == (3, 3) and conv.groups == 1 and conv.dilation == (1, 1):
-                block.conv = Winograd(conv)
-            elif conv.kernel_size == (3, 3) and conv.groups == conv.in_channels and conv.dilation[0] > 1:
-                block.conv = DilatedDepthwise(conv)
-            elif conv.kernel_size == (1, 1):
-                block.conv = Pointwise(conv)
+            block._modules["conv"] = _for_cpu(block.conv)
     return arranged
+
+
+def _for_cpu(conv: nn.Conv2d) -> nn.Module:
+    """What computes a convolution with bias and stride 1 faster, or itself."""
+    if conv.kernel_size == (1, 1):
+        return Pointwise(conv)
+    if conv.kernel_size == (3, 3) and conv.groups == 1 and conv.dilation == (1, 1):
+        return Winograd(conv)
+    if conv.kernel_size == (3, 3) and conv.groups == conv.in_channels and conv.dilation[0] > 1:
+        return DilatedDepthwise(conv)
+    return conv
 
 
 class LevelwiseDAFormerHead(nn.Module):
@@ -79,7 +84,7 @@ class LevelwiseConv(nn.Module):
 
     def __init__(self, embed: nn.ModuleList, block: ConvNormAct) -> None:
         super().__init__()
-        conv = fuse_conv_bn_eval(cast(nn.Conv2d, block.conv), cast(nn.BatchNorm2d, block.bn))
+        conv = fuse_conv_bn_eval(block.conv, block.bn)
         assert conv.bias is not None  # the norm's
         bias = conv.bias.double()
         matrices = []
