@@ -4,7 +4,7 @@ The ways take turns in every round, in one process; figures are medians over rou
 arithmetic of the plain model over the rate of 2048x2048 matrix products, which is measured in every round too.
 Parts may be run one after the other; each keeps what the others left in the results.
 
-    python benchmarks/inference_speed.py {512,slide,ssr,area,table} [--seconds 100]
+    python benchmarks/inference_speed.py {512,slide,windows,head,ssr,area,table} [--seconds 100]
 
 Beside ssrseg[openvino] it wants `pip install transformers segmentation-models-pytorch`; what is absent is left out.
 """
@@ -12,6 +12,7 @@ Beside ssrseg[openvino] it wants `pip install transformers segmentation-models-p
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import json
 import os
@@ -30,11 +31,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssrseg.adapt import build_method
 from ssrseg.config import InferenceConfig, compose, resolve
-from ssrseg.engines import open_engine
+from ssrseg.engines import keep_memory, open_engine
 from ssrseg.exporting import graph_signature
 from ssrseg.foundation import Frozen
 from ssrseg.inference import build_inference, slide
 from ssrseg.models import Segmenter, build_segmenter
+from ssrseg.models.deployed import deployed, deployed_on_cpu
 
 RESULTS = Path(__file__).parent / "results" / "inference-speed.json"
 CLASSES = 19
@@ -88,10 +90,10 @@ def ways(backbone: str) -> dict[str, Way]:
     return made
 
 
-def seconds_of(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def seconds_of(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def rate() -> float:
@@ -100,14 +102,20 @@ def rate() -> float:
     return 2 * 2048**3 / statistics.median(seconds_of(lambda: a @ b) for _ in range(5)) / 1e9
 
 
-def rounds(jobs: dict[str, Callable[[], object]], seconds: float, *, least: int = 1) -> tuple[dict[str, float], float]:
+def rounds(
+    jobs: dict[str, Callable[[], object]],
+    seconds: float,
+    *,
+    least: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[dict[str, float], float]:
     """Median seconds of each job, and the median rate; the jobs take turns until the time is up."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     rates, start = [], time.perf_counter()
     while len(rates) < least or time.perf_counter() - start < seconds:
         rates.append(rate())
         for name, job in jobs.items():
-            times[name].append(seconds_of(job))
+            times[name].append(seconds_of(job, clock))
     print(f"{len(rates)} rounds, {statistics.median(rates):.0f} GFLOP/s")
     return {name: statistics.median(values) for name, values in times.items()}, statistics.median(rates)
 
@@ -133,6 +141,38 @@ def at_512(backbone: str, seconds: float) -> dict[str, object]:
         job()
     times, measured = rounds(jobs, seconds)
     return {"gflop": work, "gflop_per_s": measured, "seconds": times}
+
+
+def at_once(backbone: str, seconds: float) -> dict[str, object]:
+    """The engine torch, as in `by_slide`, with so many windows at once."""
+    images, whole, config = torch.rand(1, 3, 1024, 2048), ours("torch", backbone)[1], InferenceConfig()
+    jobs = {str(n): partial(slide, whole, images, config.window, config.stride, batch=n) for n in (1, 8)}
+    times, measured = rounds(jobs, seconds)
+    return {"gflop_per_s": measured, "seconds": times}
+
+
+def head_alone(backbone: str, seconds: float) -> dict[str, object]:
+    """The DAFormer head at 512x512, plain and arranged, before and after the C library keeps memory."""
+    torch.manual_seed(0)
+    model = build_segmenter(backbone, "daformer", CLASSES).eval()
+    features = [
+        level.contiguous(memory_format=torch.channels_last) for level in model.encode(torch.rand(1, 3, 512, 512))
+    ]
+    arranged = deployed_on_cpu(model).head
+    direct = deployed_on_cpu(model).head
+    direct.bottleneck.conv = deployed(model).head.bottleneck.conv.to(memory_format=torch.channels_last)
+    jobs = {
+        "plain": partial(model.head, [level.contiguous() for level in features]),
+        "plain, channels last": partial(copy.deepcopy(model.head).to(memory_format=torch.channels_last), features),
+        "arranged, without Winograd": partial(direct, features),
+        "arranged": partial(arranged, features),
+    }
+    for job in jobs.values():
+        job()
+    before, _ = rounds(jobs, seconds / 2, least=3, clock=time.process_time)
+    keep_memory()
+    after, _ = rounds(jobs, seconds / 2, least=3, clock=time.process_time)
+    return {"threads": torch.get_num_threads(), "before": before, "after": after}
 
 
 def with_ssr(backbone: str, seconds: float) -> dict[str, object]:
@@ -166,15 +206,12 @@ def students(backbone: str) -> tuple[Segmenter, Segmenter]:
 
 
 def by_slide(backbone: str, seconds: float) -> dict[str, object]:
-    """One picture of 1024x2048 in windows of 512, as published: 18 windows, one or eight at once."""
+    """One picture of 1024x2048 in windows of 512, as published: 18 windows, eight at once."""
     images, config = torch.rand(1, 3, 1024, 2048), InferenceConfig(mode="slide")
     made, infer = ways(backbone), build_inference(config)
     plain = made.pop("ssrseg, plain model")[1]  # takes too long here; it stands in the table of 512
     jobs = {name: partial(infer, whole, images, None) for name, (_, whole) in made.items()}
-    whole = made["ssrseg, engine torch"][1]
-    jobs["ssrseg, engine torch, 8 windows at once"] = partial(
-        slide, whole, images, config.window, config.stride, batch=8
-    )
+    jobs["ssrseg, engine torch, again"] = jobs["ssrseg, engine torch"]  # how much a round tells
     for _, network in made.values():
         network(images[..., :512, :512])
     times, measured = rounds(jobs, seconds)
@@ -192,7 +229,7 @@ def over_area(backbone: str, seconds: float) -> dict[str, object]:
     return {"gflop_per_s": measured, "seconds": times}
 
 
-PARTS = {"512": at_512, "slide": by_slide, "ssr": with_ssr, "area": over_area}
+PARTS = {"512": at_512, "slide": by_slide, "windows": at_once, "head": head_alone, "ssr": with_ssr, "area": over_area}
 
 
 def table(results: dict) -> str:
@@ -211,7 +248,17 @@ def table(results: dict) -> str:
         floor = part["gflop"] / part["gflop_per_s"]
         lines += [f"## 1024x2048, windows of 512 every 341 (floor {floor:.1f} s)", ""]
         lines += ["| | s | over floor |", "|---|---|---|"]
-        lines += [f"| {name} | {value:.1f} | {value / floor:.2f} |" for name, value in part["seconds"].items()] + [""]
+        lines += [f"| {name} | {value:.1f} | {value / floor:.2f} |" for name, value in part["seconds"].items()]
+        lines += ["", "One round; OpenVINO's holds the loading of its programs for eight and for two windows.", ""]
+    if "windows" in results:
+        said = (f"{count} at once {value:.1f} s" for count, value in results["windows"]["seconds"].items())
+        lines += [f"Windows, engine torch: {', '.join(said)}.", ""]
+    if "head" in results:
+        part = results["head"]
+        lines += ["## The head alone, 512x512", "", f"Processor time, {part['threads']} thread.", ""]
+        lines += ["| | s | s with `keep_memory` |", "|---|---|---|"]
+        lines += [f"| {name} | {part['before'][name]:.2f} | {part['after'][name]:.2f} |" for name in part["before"]]
+        lines.append("")
     if "area" in results:
         part = results["area"]
         lines += ["## Whole pictures, engine torch", "", "| size | s | s per megapixel |", "|---|---|---|"]
@@ -262,7 +309,7 @@ def main() -> None:
         with torch.inference_mode():
             results[words.part] = PARTS[words.part](words.backbone, words.seconds)
         software = f"python {platform.python_version()}, torch {torch.__version__}"
-        results["about"] = {"threads": torch.get_num_threads(), "software": software}
+        results["about"] = results.get("about") or {"threads": torch.get_num_threads(), "software": software}
         words.out.write_text(json.dumps(results, indent=1) + "\n")
     words.out.with_suffix(".md").write_text(table(results))
     print(table(results))
