@@ -25,7 +25,7 @@ from ssrseg.models.segmenter import Segmenter
 PICTURE = (1, 3, 128, 192)
 """Shape of the picture of noise that an engine is checked with."""
 SHAPES = 4
-"""Image sizes for which OpenVINO gets a program of their own; it runs the others a fifth slower, with free sizes."""
+"""Image sizes for which OpenVINO gets a program of their own; the others run with free sizes, more slowly."""
 
 
 @dataclass(frozen=True)
