@@ -195,7 +195,7 @@ def main() -> None:
     """Count, time or draw; each adds to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["count", "time", "grow", "page"])
-    parser.add_argument("settings", nargs="*", help="to time: " + "; ".join(SETTINGS))
+    parser.add_argument("settings", nargs="*", help="; ".join(SETTINGS))
     parser.add_argument("--variant", choices=["ours", "before", "reference"], default="ours")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--warm", type=int, default=0)
@@ -207,8 +207,9 @@ def main() -> None:
     if options.what == "count":
         from train_step_count import count
 
-        wanted = {name: settings_of(*of) for name, of in SETTINGS.items()}
-        found["counted"] = count(found.get("counted", {}), wanted, options.variant)
+        wanted = {name: settings_of(*SETTINGS[name]) for name in options.settings or SETTINGS}
+        known = found.get("counted", {})
+        found["counted"] = known | count(known, wanted, options.variant)
     for name in options.settings if options.what == "time" else ():
         rows = measure(name, options)
         found.setdefault("timed", {}).setdefault(name, {})[options.variant] = rows
