@@ -2,8 +2,10 @@
 
     python benchmarks/gpu_step.py --data CAMVID --backbone-weights MIT_B5 --encoder-weights sam_vit_b_01ec64.pth
 
-Each variant runs in a process of its own: first the published step (crops of 512x512, batch 2 + 2, noise) for seconds
-and memory, then 200 steps on CamVid, day to dusk, for the curve of the loss. Without weight files the networks start
+Each variant runs in a process of its own: first the published step (crops of 512x512, batch 2 + 2, noise) for steps per
+second, memory and MFU (the counted arithmetic over what the card could do, in bf16: what its maker states, and what a
+product of two large matrices reaches in the same process), and without SSR for SSR's share of the step; then 200 steps
+on CamVid, day to dusk, for the curve of the loss. Without weight files the networks start
 from random weights, and the table says so. Results go to `benchmarks/results/gpu-step.*`. Without a CUDA device nothing
 is measured; `--dry-run` goes the same way on the CPU with tiny networks and noise, and writes to `--out`.
 """
@@ -24,6 +26,7 @@ import torch
 from ssrseg.config import Settings, assignments, compose, merge, resolve
 from ssrseg.data import Raw, train_batches
 from ssrseg.planning.probing import noise
+from ssrseg.planning.rehearsal import rehearse
 from ssrseg.reporting.charts import Curve, chart
 from ssrseg.training.folder import RunFolder
 from ssrseg.training.loop import Moment, Observer, fit
@@ -34,6 +37,8 @@ VARIANTS = {
     "bf16, compiled": ["train.precision=bf16", "train.compile=auto", "method.regularizer.foundation.precision=auto"],
 }
 """`auto` means on and half with CUDA, and neither in a dry run."""
+STATED = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "RTX 3090": 71}
+"""TFLOP/s in bf16 without sparsity, with sums in 32 bits, by a part of the card's name (its maker's data sheet)."""
 WARM, TIMED, CURVE = 5, 20, 200
 TINY = [
     "model={backbone: timm:test_resnet, head_channels: 8}",
@@ -84,17 +89,40 @@ def steps(settings: Settings, count: int, batches: Iterable[Raw]) -> Curves:
     return curves
 
 
+def seconds(settings: Settings, warm: int, timed: int) -> float:
+    """Of a step on noise."""
+    times = steps(settings, warm + timed, (noise(settings, seed) for seed in range(warm + timed))).times
+    return (times[-1] - times[warm - 1]) / timed
+
+
+def matmul_rate() -> float:
+    """TFLOP/s of a product of two large matrices in bf16; the best of some."""
+    cuda = torch.cuda.is_available()
+    side = 8192 if cuda else 512
+    matrix, best = torch.randn(side, side, device="cuda" if cuda else "cpu", dtype=torch.bfloat16), float("inf")
+    for _ in range(10):
+        began = time.perf_counter()
+        matrix @ matrix
+        if cuda:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best / 1e12
+
+
 def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
-    """In this process: seconds and memory of the published step, and the curve."""
+    """In this process: seconds and memory of the published step, the same without SSR, and the curve."""
     cuda = torch.cuda.is_available()
     warm, timed, length = (1, 2, 4) if options.dry_run else (WARM, TIMED, CURVE)
     published = settings_of(variant, options, camvid=False)
-    times = steps(published, warm + timed, (noise(published, seed) for seed in range(warm + timed))).times
-    found = {
-        "seconds": (times[-1] - times[warm - 1]) / timed,
+    found: dict[str, Any] = {
+        "seconds": seconds(published, warm, timed),
         "peak": torch.cuda.max_memory_allocated() if cuda else None,
         "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "flops": sum(map(sum, rehearse(published, "cuda" if cuda else "cpu").flops.values())),
+        "rate": matmul_rate(),
     }
+    plain = published.method.model_copy(update={"regularizer": None})
+    found["seconds_without_ssr"] = seconds(published.model_copy(update={"method": plain}), warm, timed)
     on_data = settings_of(variant, options, camvid=options.data is not None)
     on_data = on_data.model_copy(update={"train": on_data.train.model_copy(update={"steps": length})})
     batches = (noise(on_data, seed) for seed in range(length)) if options.data is None else train_batches(on_data)
@@ -113,20 +141,32 @@ def write_results(folder: Path, found: dict[str, Any], options: argparse.Namespa
         "",
         f"{base['device']}, torch {base['torch']}. {weights} Made by `benchmarks/gpu_step.py`.",
         "",
-        "| variant | seconds per step | times as fast | peak memory, GiB | loss of the last quarter |",
-        "|---|---:|---:|---:|---:|",
+        "MFU: the counted arithmetic over what the card's maker states for bf16; beside it, over the same process's",
+        "matrix products. SSR's share is what the step takes longer than the same step without it.",
+        "",
+        "| variant | steps/s | times as fast | MFU | of products | SSR's share | peak, GiB | loss, last quarter |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in found.items():
         last = row["losses"][-max(1, len(row["losses"]) // 4) :]
         peak = "-" if row["peak"] is None else f"{row['peak'] / 2**30:.2f}"
         speed = base["seconds"] / row["seconds"]
-        lines.append(f"| {name} | {row['seconds']:.3f} | {speed:.2f} | {peak} | {sum(last) / len(last):.3f} |")
+        share = 1 - row["seconds_without_ssr"] / row["seconds"]
+        cells = (f"{1 / row['seconds']:.2f}", f"{speed:.2f}", *_utilisation(row), f"{share:.0%}", peak)
+        lines.append(f"| {name} | {' | '.join(cells)} | {sum(last) / len(last):.3f} |")
     (folder / "gpu-step.md").write_text("\n".join(lines) + "\n")
     curves = [
         Curve(name, tuple(enumerate(row["losses"], 1)), colour, dashed=bool(colour))
         for colour, (name, row) in enumerate(found.items())
     ]
     (folder / "gpu-step.html").write_text(PAGE + chart("loss over steps", curves) + "\n")
+
+
+def _utilisation(row: dict[str, Any]) -> tuple[str, str]:
+    """Of what is stated for the card, if it is known here, and of its matrix products."""
+    done = row["flops"] / row["seconds"] / 1e12
+    stated = next((rate for card, rate in STATED.items() if card in row["device"]), None)
+    return "-" if stated is None else f"{done / stated:.0%}", f"{done / row['rate']:.0%}"
 
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>Loss over steps</title>

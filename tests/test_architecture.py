@@ -22,7 +22,7 @@ from ssrseg.foundation import Frozen
 from ssrseg.models import Segmenter, save_segmenter
 
 ROOT = Path(ssrseg.__file__).parent
-TRAINING = {"control", "foundation", "adapt", "training"}
+TRAINING = {"control", "foundation", "relative", "adapt", "training"}
 DEPLOYED = ("models", "inference", "engines", "scores", "evaluation", "prediction", "exporting")
 LAW: dict[str, set[str]] = {
     "errors": set(),
@@ -39,7 +39,8 @@ LAW: dict[str, set[str]] = {
     "exporting": {"inference", "models", "config", "errors", "files"},
     "data": {"config", "errors", "files", "demo"},
     "control": {"errors"},
-    "foundation": {"control", "models", "config", "errors", "demo"},
+    "relative": set(),
+    "foundation": {"control", "relative", "models", "config", "errors", "demo"},
     "adapt": {"foundation", "models", "priors", "config", "errors"},
     "training": {
         "adapt",
@@ -53,7 +54,7 @@ LAW: dict[str, set[str]] = {
         "files",
         "seeded",
     },
-    "planning": {"training", "adapt", "foundation", "data", "models", "config", "errors"},
+    "planning": {"training", "adapt", "foundation", "relative", "data", "models", "config", "errors"},
     "reporting": {"config", "errors", "files", "seeded"},
     "demo": {"models", "config", "errors", "files"},
     "correction": {"priors", "inference", "models", "data", "config", "errors", "files"},

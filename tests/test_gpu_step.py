@@ -36,4 +36,5 @@ def test_a_dry_run_goes_the_whole_way(tmp_path: Path) -> None:
     assert first != second  # bf16 is not fp32
     assert first == pytest.approx(second, rel=0.2)
     assert "| bf16, compiled |" in printed
+    assert all(row[key] > 0 for row in found.values() for key in ("flops", "rate", "seconds_without_ssr"))
     assert "polyline" in (tmp_path / "gpu-step.html").read_text()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+from ssrseg import relative
 from ssrseg.config import FoundationConfig
 from ssrseg.control import DISTURBANCES
 from ssrseg.errors import UserError
@@ -46,6 +47,7 @@ class Frozen:
         note: str = "",
     ) -> None:
         self.module = module.eval().requires_grad_(False)
+        relative.arrange(module, "cpu")
         self.features = features
         self.channels = channels
         self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
@@ -57,6 +59,7 @@ class Frozen:
         """Moved in place, and to bfloat16 where `precision` asks for it on this device."""
         self.module.to(device, dtype)
         self.mean, self.std = self.mean.to(device, dtype), self.std.to(device, dtype)
+        relative.arrange(self.module, torch.device(device).type)
         self.half = self.runs_half(torch.device(device).type)
         if self.half:  # the features are still in the type of the images
             self.module.to(torch.bfloat16)
@@ -84,9 +87,9 @@ class Frozen:
     def __call__(self, images: Tensor) -> Tensor:
         """Features of images in [0, 1]."""
         height, width = self.input_size or _padded(images.shape[-2:], self.divisor)
+        images = (images - self.mean) / self.std  # before the resizing: there are fewer pixels
         if images.shape[-2:] != (height, width):
             images = F.interpolate(images, (height, width), mode="bilinear", align_corners=False)
-        images = (images - self.mean) / self.std
         if not self.half:
             return self.features(images)
         with torch.autocast(images.device.type, enabled=False):  # its casts would only cost time

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
+from ssrseg import relative
 from ssrseg.adapt.batch import Batch, Pseudo, View
 from ssrseg.adapt.learner import adapt
 from ssrseg.adapt.methods import Method, build_method
@@ -94,6 +95,7 @@ class _Cast:
         for encoder in self.encoders.values():
             encoder.precision = "half" if encoder.runs_half(device) else "fp32"
             encoder.to("meta")
+            relative.arrange(encoder.module, device)
         prepare(self.method, settings.train.model_copy(update={"compile": "off"}), torch.device(device))
         self.networks = {
             "student backbone": student.backbone,

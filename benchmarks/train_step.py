@@ -1,0 +1,225 @@
+"""The training step: seconds and memory by part, before and after, beside the references' way and the floor.
+
+    python benchmarks/train_step.py count                     # arithmetic and memory, on tensors without data
+    python benchmarks/train_step.py time "MIC + SSR at 1024, crops of 256" --variant ours
+    python benchmarks/train_step.py grow
+    python benchmarks/train_step.py page
+
+The floor is the counted arithmetic over the rate at which this machine multiplies matrices, measured between the steps
+of the same call. `--variant before` is `ours` with another commit's package on PYTHONPATH; `reference` is
+`reference_step.py`. Every call adds to `benchmarks/results/train-step.json`; `page` writes the Markdown and the plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from reference_step import ReferenceStep
+from train_step_page import write_page
+
+from ssrseg.adapt import adapt
+from ssrseg.adapt.methods import Method
+from ssrseg.config import Settings, compose, resolve
+from ssrseg.planning.probing import noise, without_weights
+from ssrseg.training.folder import RunFolder
+from ssrseg.training.loop import to_batch
+from ssrseg.training.setup import build_setup
+
+RESULTS = Path(__file__).parent / "results"
+NATIVE = "method.regularizer.foundation.input_size=native"
+SETTINGS: dict[str, tuple[str, int, tuple[str, ...]]] = {
+    f"{name}, crops of {crop}": (preset, crop, words)
+    for crop in (256, 512)
+    for name, preset, words in (
+        ("MIC", "mic", ()),
+        ("MIC + SSR at native size", "mic-ssr", (NATIVE,)),
+        ("MIC + SSR at 1024", "mic-ssr", ()),
+        ("DAFormer", "daformer", ()),
+        ("DAFormer + SSR at native size", "daformer-ssr", (NATIVE,)),
+        ("DAFormer + SSR at 1024", "daformer-ssr", ()),
+    )
+}
+"""Name -> preset, side of the crops, changes. MiT-B5, two source and two target images."""
+CROPS, BATCHES, STAGES = (64, 128, 192, 256, 320), (1, 2, 4, 8), ((), (3,), (2, 3), (1, 2, 3), (0, 1, 2, 3))
+SMALL = 128
+"""Side of the crops where the batch grows; the stages grow at twice that."""
+
+
+def settings_of(preset: str, crop: int, words: tuple[str, ...] = (), batch: int = 2) -> Settings:
+    """A published setting with these crops."""
+    changes = [f"loader={{crop: [{crop}, {crop}], batch: {batch}}}", "train.accelerator=cpu", *words]
+    return without_weights(resolve(compose(preset, None, {}, changes)))
+
+
+class Stopwatch:
+    """Seconds by part; a part that another calls is not counted to the other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._running = ["rest"]
+        self._since = time.perf_counter()
+
+    def _pass(self) -> None:
+        now = time.perf_counter()
+        self.seconds[self._running[-1]] = self.seconds.get(self._running[-1], 0.0) + now - self._since
+        self._since = now
+
+    def timed(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        """`run`, clocked."""
+
+        def clocked(*args: Any, **options: Any) -> Any:
+            self._pass()
+            self._running.append(name)
+            try:
+                return run(*args, **options)
+            finally:
+                self._pass()
+                self._running.pop()
+
+        return clocked
+
+
+def our_step(settings: Settings, watch: Stopwatch) -> tuple[Callable[[Settings, int], None], Method]:
+    """The package's step, every part clocked."""
+    setup = build_setup(settings, RunFolder(Path("train-step")))
+    method, timed = setup.method, watch.timed
+    method.learner.train()
+    student, terms = method.learner.student, method.learner.terms
+    student.encode, student.decode = timed("encode", student.encode), timed("decode", student.decode)
+    if "regularizer" in terms:
+        regularizer: Any = terms["regularizer"]
+        regularizer.encoder = timed("foundation encoder", regularizer.encoder)
+        regularizer.enhance = timed("cross-attention", regularizer.enhance)
+    distance: Any = terms["feature_distance"]
+    distance.frozen = timed("ImageNet encoder", distance.frozen)
+    average, label = timed("teacher's average", method.teacher.update), timed("teacher's labels", method.teacher)
+    makers = [timed("views", make) for make in method.makers]
+    backward = timed("backward", lambda loss: loss.backward())
+    update = timed("optimiser", setup.optimizer.step)
+
+    def step(settings: Settings, number: int) -> None:
+        batch = to_batch(noise(settings, number), torch.device("cpu"))
+        setup.optimizer.zero_grad(set_to_none=True)
+        average(student, number)
+        adapt(method.learner, label, makers, batch, backward)
+        update()
+
+    return step, method
+
+
+def reference_step(settings: Settings, watch: Stopwatch, sam_images: int) -> Callable[[Settings, int], None]:
+    """The references' way."""
+    method = settings.method
+    made = ReferenceStep(
+        ssr=method.regularizer is not None, masked=method.masked is not None, sam_images=sam_images, timed=watch.timed
+    )
+
+    def step(settings: Settings, number: int) -> None:
+        batch = to_batch(noise(settings, number), torch.device("cpu"))
+        made(batch.source, batch.labels, batch.target, number)
+
+    return step
+
+
+def matmul_rate() -> float:
+    """GFLOP/s of the best of some products of 2048x2048 matrices."""
+    left, right = torch.randn(2, 2048, 2048)
+    times = []
+    for _ in range(6):
+        began = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - began)
+    return 2 * 2048**3 / min(times) / 1e9
+
+
+def clocked(step: Callable[[Settings, int], None], settings: Settings, watch: Stopwatch, number: int) -> dict[str, Any]:
+    """One step: seconds by part, and the machine's rate before and after it."""
+    before = matmul_rate()
+    watch.timed("between", watch.seconds.clear)()
+    began = time.perf_counter()
+    watch.timed("rest", step)(settings, number)
+    seconds = time.perf_counter() - began
+    parts = {name: value for name, value in watch.seconds.items() if name != "between"}
+    return {"seconds": seconds, "parts": parts, "rate": (before + matmul_rate()) / 2}
+
+
+def resident(field: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at its highest."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Steps of one setting, after `--warm` uncounted ones."""
+    settings, watch, before = settings_of(*SETTINGS[name]), Stopwatch(), resident("VmRSS")
+    if options.variant == "reference":
+        step = reference_step(settings, watch, options.sam_images)
+    else:
+        step, _ = our_step(settings, watch)
+    found = [clocked(step, settings, watch, number) for number in range(options.warm + options.steps)]
+    about = {"threads": torch.get_num_threads(), "warm": options.warm, "sam_images": options.sam_images}
+    return [{**row, **about, "resident": resident("VmHWM") - before} for row in found[options.warm :]]
+
+
+def grow(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """MIC + SSR at native size over crops, batches and stages: the fastest of `--steps` steps each."""
+    watch, found = Stopwatch(), []
+    base = settings_of("mic-ssr", SMALL, (NATIVE,))
+    step, method = our_step(base, watch)
+    stages: Any = method.learner.terms["regularizer"].stages
+    kept = dict(stages.items())
+    points = [("crop", crop, settings_of("mic-ssr", crop, (NATIVE,)), STAGES[-1]) for crop in CROPS]
+    points += [("batch", batch, settings_of("mic-ssr", SMALL, (NATIVE,), batch), STAGES[-1]) for batch in BATCHES]
+    points += [("stages", len(some), settings_of("mic-ssr", 2 * SMALL, (NATIVE,)), some) for some in STAGES]
+    for axis, value, settings, some in points:
+        stages._modules = {str(i): kept[str(i)] for i in some}
+        best = min((clocked(step, settings, watch, number) for number in range(options.steps)), key=seconds)
+        found.append({"axis": axis, "value": value, **best})
+        print(axis, value, best["seconds"], flush=True)
+    return found
+
+
+def seconds(row: dict[str, Any]) -> float:
+    """Of a step."""
+    value: float = row["seconds"]
+    return value
+
+
+def main() -> None:
+    """Count, time or draw; each adds to the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["count", "time", "grow", "page"])
+    parser.add_argument("settings", nargs="*", help="; ".join(SETTINGS))
+    parser.add_argument("--variant", choices=["ours", "before", "reference"], default="ours")
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--warm", type=int, default=0)
+    parser.add_argument("--sam-images", type=int, default=1, help="of the reference: images in SAM at once; theirs: 4")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    path = options.out / "train-step.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if options.what == "count":
+        from train_step_count import count
+
+        wanted = {name: settings_of(*SETTINGS[name]) for name in options.settings or SETTINGS}
+        known = found.get("counted", {})
+        found["counted"] = known | count(known, wanted, options.variant)
+    for name in options.settings if options.what == "time" else ():
+        rows = measure(name, options)
+        found.setdefault("timed", {}).setdefault(name, {})[options.variant] = rows
+        print(name, options.variant, [(round(row["seconds"], 2), round(row["rate"])) for row in rows], flush=True)
+    if options.what == "grow":
+        found["growth"] = grow(options)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    if "counted" in found:
+        write_page(options.out, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The training step's figures as Markdown, and how its cost grows as one plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from ssrseg.reporting.charts import HEIGHT, WIDTH, Curve, chart
+
+VARIANTS = ("reference", "before", "ours")
+SSR_PARTS = ("foundation encoder", "cross-attention")
+GIB = 2**30
+
+
+def write_page(folder: Path, found: Mapping[str, Any]) -> None:
+    """`train-step.md`, and `train-step.svg` where the growth was measured."""
+    parts = [HEADER, _times(found), _shares(found), _parts(found), _memory(found)]
+    if "growth" in found:
+        (folder / "train-step.svg").write_text(_plot(found["growth"]))
+        parts.append(GROWTH)
+    (folder / "train-step.md").write_text("\n".join(part for part in parts if part))
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" + "---:|" * (len(columns) - 1)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def _gflop(counted: Mapping[str, Any]) -> float:
+    return sum(map(sum, counted["flops"].values())) / 1e9
+
+
+def _times(found: Mapping[str, Any]) -> str:
+    """Every measured setting and variant: seconds, floor, and times as fast as the references' way."""
+    rows = []
+    for name, variants in found.get("timed", {}).items():
+        counted = _gflop(found["counted"][name])
+        factors = {variant: _over_floor(steps, counted) for variant, steps in variants.items()}
+        for variant in (one for one in VARIANTS if one in variants):
+            steps = variants[variant]
+            times = [step["seconds"] for step in steps]
+            faster = f"{factors['reference'] / factors[variant]:.2f}" if "reference" in factors else "-"
+            rate, floor = mean(step["rate"] for step in steps), mean(counted / step["rate"] for step in steps)
+            figures = (f"{mean(times):.1f}", str(len(times)), f"{rate:.0f}", f"{floor:.1f}", f"{factors[variant]:.2f}")
+            rows.append((name, variant, *figures, faster))
+    columns = ("setting", "variant", "seconds", "steps", "GFLOP/s", "floor, s", "time / floor", "times as fast")
+    return f"## Time\n\n{_table(columns, rows)}" if rows else ""
+
+
+def _over_floor(steps: Sequence[Mapping[str, Any]], counted: float) -> float:
+    return mean(step["seconds"] * step["rate"] / counted for step in steps)
+
+
+def _shares(found: Mapping[str, Any]) -> str:
+    """SSR's share of our step: the frozen encoder and the attention, and all that the plain method does not do."""
+    rows = []
+    for name, variants in found.get("timed", {}).items():
+        plain = f"{name.partition(' + SSR')[0]}, {name.partition(', ')[2]}"
+        if "+ SSR" not in name or "ours" not in variants:
+            continue
+        steps, counted = variants["ours"], found["counted"]
+        forward = [sum(step["parts"].get(part, 0.0) for part in SSR_PARTS) / step["seconds"] for step in steps]
+        flops = counted[name]["flops"]
+        spent = sum(flops["foundation encoder"]) + flops["terms"][0]
+        whole, without = _gflop(counted[name]), _gflop(counted[plain])
+        measured = "-"
+        if "ours" in found["timed"].get(plain, {}):
+            paces = [_over_floor(of, 1.0) for of in (found["timed"][plain]["ours"], steps)]
+            measured = f"{1 - paces[0] / paces[1]:.0%}"
+        figures = (f"{mean(forward):.0%}", f"{spent / 1e9 / whole:.0%}", measured, f"{1 - without / whole:.0%}")
+        rows.append((name, *figures))
+    columns = ("setting", "encoder and attention, forward", "of the arithmetic", "all of SSR", "of the arithmetic")
+    return f"## SSR's share of the step\n\n{SHARES}\n{_table(columns, rows)}" if rows else ""
+
+
+def _parts(found: Mapping[str, Any]) -> str:
+    """Seconds by part, a table per setting; slower variants on a slower machine look slower here."""
+    tables = []
+    for name, variants in found.get("timed", {}).items():
+        names = dict.fromkeys(part for steps in variants.values() for part in steps[0]["parts"])
+        shown = [variant for variant in VARIANTS if variant in variants]
+        cells = {
+            variant: {part: mean(step["parts"].get(part, 0.0) for step in variants[variant]) for part in names}
+            for variant in shown
+        }
+        order = sorted(names, key=lambda part: -cells[shown[-1]][part])
+        rows = [(part, *(f"{cells[variant][part]:.2f}" for variant in shown)) for part in order]
+        tables.append(f"{name}, seconds by part:\n\n{_table(('part', *shown), rows)}")
+    return "## Where the time goes\n\n" + "\n".join(tables) if tables else ""
+
+
+def _memory(found: Mapping[str, Any]) -> str:
+    rows = []
+    for name, counted in found["counted"].items():
+        ours, theirs = sum(counted["memory"].values()), counted["reference_memory"]
+        before = counted.get("before_memory")
+        timed = found.get("timed", {}).get(name, {})
+        resident = [f"{timed[v][0]['resident'] / GIB:.2f}" if v in timed else "-" for v in ("reference", "ours")]
+        sizes = [f"{theirs / GIB:.2f}", f"{before / GIB:.2f}" if before else "-", f"{ours / GIB:.2f}"]
+        rows.append((name, *sizes, f"{ours / theirs:.2f}", *resident))
+    columns = ("setting", "reference", "before", "ours", "ours / reference", "resident: reference", "resident: ours")
+    return f"## Peak memory\n\n{MEMORY}\n{_table(columns, rows)}"
+
+
+def _plot(growth: Sequence[Mapping[str, Any]]) -> str:
+    """Three panels of one picture."""
+    panels = []
+    for place, axis in enumerate(("crop", "batch", "stages")):
+        points = tuple((row["value"], row["seconds"]) for row in growth if row["axis"] == axis)
+        svg = str(chart(AXES[axis], [Curve("a step", points)]))
+        left = place * WIDTH
+        panels.append(svg.replace("<svg ", f'<svg x="{left}" y="20" width="{WIDTH}" height="{HEIGHT}" ', 1))
+        panels.append(f'<text x="{left + WIDTH / 2}" y="14" text-anchor="middle">{AXES[axis]}</text>')
+    size = f'viewBox="0 0 {3 * WIDTH} {HEIGHT + 24}" width="{3 * WIDTH}" height="{HEIGHT + 24}"'
+    background = '<rect width="100%" height="100%" fill="#fff"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{STYLE}{background}{"".join(panels)}</svg>\n'
+
+
+AXES = {
+    "crop": "seconds over the side of the crops (2 + 2 images)",
+    "batch": "seconds over source and target images (crops of 128)",
+    "stages": "seconds over regularised stages (crops of 256)",
+}
+STYLE = (
+    "<style>text{font:11px sans-serif;fill:#333}.rule{stroke:#ddd}"
+    ".curve polyline{fill:none;stroke:#1b6ca8;stroke-width:1.5}circle{fill:#1b6ca8}</style>"
+)
+HEADER = """# The training step
+
+MiT-B5 with DAFormer's head, SAM ViT-B, two source and two target images of noise, random weights, fp32 on two cores.
+Made by `benchmarks/train_step.py`; docs/speed.md says what was done.
+
+`reference` is a plain restatement of the references' way (`benchmarks/reference_step.py`), with SAM at 1024 always, and
+one image in SAM at a time (the authors' four do not fit this machine; one is, if anything, faster). `before` is the
+package at commit 7280a3d. The floor is the counted arithmetic of our step over the rate at which the same call
+multiplied matrices before and after each step. Steps are the first of their process: nothing was warmed up.
+"Times as fast" compares time over floor, so that a machine that was slower for one call does not count.
+"""
+SHARES = """*Encoder and attention, forward* is what the clock says of these two parts. *All of SSR* is what the plain
+method does not do: these, the second decoding, and the backward passes of both; measured against the plain method's
+step (times at their own rates). Beside each stands its share of the counted arithmetic.
+"""
+MEMORY = """GiB. The first columns are live tensors when most is alive, from a step on tensors without data (what
+kernels allocate inside is estimated, alike for all), with four images in the reference's SAM. The resident ones are the
+process's highest less what it held before the networks were built; the reference's has one image in SAM.
+"""
+GROWTH = """## How cost grows
+
+MIC + SSR at native size; each point is the faster of its steps.
+
+![Seconds per step over crop, batch and stages](train-step.svg)
+"""

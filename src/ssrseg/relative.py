@@ -1,0 +1,87 @@
+"""Attention with decomposed relative positions, as SAM has it, in pieces that fit a processor's cache.
+
+timm adds a bias to the scores that is as large as they are: 1.6 GB for two images at 1024x1024, in each of four
+layers. Writing it and reading it back takes longer than the attention. Here a few rows of it exist at a time.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer_sam import Attention, get_rel_pos
+from torch import Tensor, nn
+
+PIECE = 2**22
+"""Scores that are worked on at once on a CPU: 16 MB of them and their bias stay in a shared cache."""
+
+
+def arrange(module: nn.Module, device_type: str) -> None:
+    """Let the attentions of a frozen encoder that has them work as suits this kind of device; changed in place.
+
+    The numbers stay what they were. Only a CPU works in pieces: a GPU waits between small ones.
+    """
+    for attention in module.modules():
+        if isinstance(attention, Attention) and attention.use_rel_pos:
+            piece = PIECE if device_type == "cpu" else None
+            attention.forward = partial(attend, attention, {}, piece)  # type: ignore[method-assign]
+
+
+def attend(attention: Any, tables: dict[Any, Tensor], piece: int | None, tokens: Tensor) -> Tensor:
+    """What timm's attention does to tokens (B, h, w, C), in eval mode.
+
+    Args:
+        attention: timm's.
+        tables: relative positions by size, filled here: they are resized and laid out once.
+        piece: scores that are worked on at once; all when absent.
+        tokens: (B, h, w, C).
+    """
+    batch, height, width, channels = tokens.shape
+    count, heads = height * width, attention.num_heads
+    qkv = attention.qkv(tokens.reshape(batch, count, channels)).view(batch, count, 3, heads, -1)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, batch * heads, count, -1)  # (B * heads, N, d)
+    q, k = attention.q_norm(q), attention.k_norm(k)
+    grid = q.view(-1, height, width, q.shape[-1])
+    rows = torch.einsum("bhwc,hkc->bhwk", grid, _table(tables, attention.rel_pos_h, height))
+    columns = torch.einsum("bhwc,wkc->bhwk", grid, _table(tables, attention.rel_pos_w, width))
+    if torch.compiler.is_compiling():
+        piece = None  # a compiler would unroll them
+    attended = _in_pieces(q, k, v, rows, columns, piece or len(q) * count**2)
+    merged = attended.view(batch, heads, count, -1).transpose(1, 2).reshape(batch, count, channels)
+    output: Tensor = attention.proj(merged).view(tokens.shape)
+    return output
+
+
+def _table(tables: dict[Any, Tensor], positions: Tensor, side: int) -> Tensor:
+    """Positions between all pairs of `side` places: (side, side, d)."""
+    key = (id(positions), side, positions.device, positions.dtype)
+    if key not in tables:
+        tables[key] = get_rel_pos(side, side, positions)
+    return tables[key]
+
+
+def _in_pieces(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, piece: int) -> Tensor:
+    """Attention of (G, N, d) with the bias rows + columns, both (G, h, w, .): `piece` scores at once, at least a row's.
+
+    A piece is some rows of one head of one image, or several whole heads.
+    """
+    groups, height, width, _ = rows.shape
+    count = height * width
+    lines = min(height, max(1, piece // (width * count)))
+    members = max(1, piece // count**2)
+    output = torch.empty_like(q)
+    room = rows.new_empty(min(members, groups), lines, width, height, width)
+    for first in range(0, groups, members):
+        group = slice(first, first + members)
+        for top in range(0, height, lines):
+            some = rows[group, top : top + lines, :, :, None], columns[group, top : top + lines, :, None, :]
+            bias = room[: some[0].shape[0], : some[0].shape[1]]
+            torch.add(*some, out=bias)
+            asked = slice(top * width, (top + lines) * width)
+            bias = bias.reshape(bias.shape[0], -1, count)
+            output[group, asked] = F.scaled_dot_product_attention(
+                q[None, group, asked], k[None, group], v[None, group], attn_mask=bias[None]
+            )[0]
+    return output
