@@ -88,10 +88,10 @@ def row(name: str, seed: int, options: argparse.Namespace) -> Settings:
     settings = resolve(merge(tree, over(name, options.weights)))
     if name != "undoing":
         return settings
-    stages = [
-        merge(stage, {"settings": {"model": start}}) if stage["name"] == "align" else stage for stage in STAGES[1:]
+    stages = [  # the common start is the pre-training
+        merge(stage, {"settings": {"model": start}}) if stage["name"] in ("align", "distilled") else stage
+        for stage in STAGES[1:]
     ]
-    stages[-1] = merge(stages[-1], {"settings": {"model": start}})
     return resolve({**settings.model_dump(mode="json"), "stages": stages})
 
 

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from embedded import ROWS
 from rich.console import Console
 
-from ssrseg.config import Settings, merge, resolve
+from ssrseg.config import Settings, resolve
 from ssrseg.demo.dataset import write_dataset
-from ssrseg.demo.show import METHODS as EMBEDDED
 from ssrseg.demo.show import demo_settings
-from ssrseg.pipeline import corrected, train
+from ssrseg.pipeline import corrected, finish
 from ssrseg.reporting import compare, comparison_text
-from ssrseg.seeded import STAGES as STAGED
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -65,14 +64,6 @@ STAGES: list[dict[str, Any]] = [
         },
     },
 ]
-DAFORMER, SSR = EMBEDDED["daformer"], EMBEDDED["daformer-ssr"]
-EMBEDDED = {
-    **EMBEDDED,
-    "dacs": {"method": {name: DAFORMER["method"][name] for name in ("teacher", "mixed")}},
-    "mic": merge(DAFORMER, {"method": {"masked": {"block": 16}}}),
-    "mic-ssr": merge(SSR, {"method": {"masked": {"block": 16}}}),
-}
-"""The demo's methods, and the other rows of the paper's Table II; the blocks suit crops of 96x128."""
 RECIPES: dict[str, tuple[str, str | None]] = {
     "source-only": ("source-only", None),
     "dacs": ("dacs", None),
@@ -88,7 +79,7 @@ RECIPES: dict[str, tuple[str, str | None]] = {
 def recipe(name: str, seed: int, options: argparse.Namespace) -> Settings:
     """The settings of one recipe, with its stages."""
     method, correction = RECIPES[name]
-    over = UNDOING if method == "undoing" else EMBEDDED[method]
+    over = UNDOING if method == "undoing" else ROWS[method]
     settings = demo_settings(options.out / "data", over, options.steps, seed)
     if method == "undoing":
         return resolve({**settings.model_dump(mode="json"), "stages": STAGES})
@@ -112,9 +103,7 @@ def main() -> None:
     for method, seed in jobs[index::count]:
         folder = options.out / f"{method}-{seed}"
         print(f"== {method}, seed {seed}", flush=True)
-        begun = (folder / STAGED).exists() or (folder / "config.yaml").exists()
-        settings = None if begun else recipe(method, seed, options)
-        train(settings, folder, resume=begun, console=Console(force_terminal=False))
+        finish(recipe(method, seed, options), folder, console=Console(force_terminal=False))
     write_results(options.out, options.seeds)
 
 

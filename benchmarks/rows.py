@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ssrseg.config import Settings
-from ssrseg.pipeline import train
+from ssrseg.config import Settings, read_yaml
+from ssrseg.pipeline import finish
 from ssrseg.seeded import STAGES
+from ssrseg.training.folder import RunFolder
 
-STUDENT = "student-last.safetensors"
 Maker = Callable[[str, int], Settings]
 """(row, seed) -> its settings; the row `source` is the student that the others go on from."""
 
@@ -23,16 +23,15 @@ def run_rows(make: Maker, rows: Sequence[str], seeds: Sequence[int], out: Path) 
     for seed in seeds:
         for row in ("source", *rows):
             folder = out / f"{row}-{seed}"
-            if is_finished(folder):
-                continue
             print(f"== {folder.name}", flush=True)
-            begun = (folder / STAGES).exists() or (folder / "config.yaml").exists()
-            train(None if begun else make(row, seed), folder, resume=begun, console=Console(force_terminal=False))
+            finish(make(row, seed), folder, console=Console(force_terminal=False))
 
 
 def is_finished(folder: Path) -> bool:
     """Whether the run, or the last stage of the recipe, has ended."""
-    return any((folder / last / STUDENT).exists() for last in (".", "distilled"))
+    recipe = folder / STAGES
+    last = folder / read_yaml(recipe)["stages"][-1]["name"] if recipe.exists() else folder
+    return RunFolder(last).student_last.exists()
 
 
 def finished(out: Path, rows: Iterable[str]) -> list[Path]:
@@ -43,4 +42,4 @@ def finished(out: Path, rows: Iterable[str]) -> list[Path]:
 
 def start_of(seed: int, out: Path) -> Path:
     """The student that the rows of a seed go on from."""
-    return out / f"source-{seed}" / STUDENT
+    return RunFolder(out / f"source-{seed}").student_last

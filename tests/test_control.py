@@ -7,7 +7,7 @@ import torch
 
 from ssrseg.adapt.regularizer import Stage
 from ssrseg.config import FoundationConfig
-from ssrseg.control import DISTURBANCES, Disturbance, next_images, shuffled_channels, shuffled_pixels
+from ssrseg.control import DISTURBANCES, next_images, shuffled_channels, shuffled_pixels
 from ssrseg.errors import UserError
 from ssrseg.foundation import build_encoder
 
@@ -37,9 +37,7 @@ def test_another_images_features_are_whole() -> None:
 
 
 @pytest.mark.parametrize(("how", "changes"), [("pixels", False), ("channels", True), ("images", True)])
-def test_attention_knows_no_order_of_the_tokens_so_shuffled_pixels_are_no_control(
-    how: Disturbance, changes: bool
-) -> None:
+def test_attention_knows_no_order_of_the_tokens_so_shuffled_pixels_are_no_control(how: str, changes: bool) -> None:
     torch.manual_seed(1)
     stage, level = Stage(6, 8, 2).double(), torch.rand(2, 8, 4, 4, dtype=torch.float64)
     features = torch.rand(2, 6, 3, 5, dtype=torch.float64)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ssrseg.errors import UserError
-
-Disturbance = Literal["pixels", "channels", "images"]
 
 
 def shuffled_pixels(features: Tensor) -> Tensor:
@@ -37,7 +34,7 @@ def next_images(features: Tensor) -> Tensor:
     return features.roll(1, dims=0)
 
 
-DISTURBANCES: dict[Disturbance, Callable[[Tensor], Tensor]] = {
+DISTURBANCES: dict[str, Callable[[Tensor], Tensor]] = {
     "pixels": shuffled_pixels,
     "channels": shuffled_channels,
     "images": next_images,

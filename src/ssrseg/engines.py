@@ -83,7 +83,7 @@ def _candidates(name: str, device: str, images: int) -> list[str]:
             )
         if device not in engine.devices:
             raise UserError(f"The engine {name} runs on {', '.join(engine.devices)}; the model is on {device}.")
-        return [name, "torch"]
+        return list(dict.fromkeys((name, "torch")))
     paying = [
         key
         for key, engine in ENGINES.items()

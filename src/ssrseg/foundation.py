@@ -136,11 +136,15 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
     Raises:
         UserError: unknown encoder, or its weights cannot be had.
     """
-    encoder = _build(config, crop)
+    encoder, controls = _build(config, crop), []
+    if config.weights == "none":
+        controls.append("random weights")
     if config.disturb is not None:
         features, disturb = encoder.features, DISTURBANCES[config.disturb]
         encoder.features = lambda images: disturb(features(images))
-        told = f"features are disturbed ({config.disturb}), which is a control and not a method"
+        controls.append(f"disturbed {config.disturb}")
+    if controls:
+        told = f"{config.encoder}: {' and '.join(controls)}, which is a control and not a method"
         encoder.note = "; ".join(filter(None, (encoder.note, told)))
     return encoder
 
@@ -160,7 +164,6 @@ def _build(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
             input_size=square,
             divisor=demo.PATCH,
             precision=config.precision,
-            note="demo: random weights, which is a control and not a method" if config.weights == "none" else "",
         )
     record = ENCODERS.get(config.encoder)
     if record is None:
@@ -207,8 +210,6 @@ def _create(record: Encoder, weights: str, size: tuple[int, int]) -> tuple[Any, 
 
 
 def _note(record: Encoder, weights: str, state: Mapping[str, Tensor], owned: int) -> str:
-    if weights == "none":
-        return f"{record.timm_name}: random weights, which is a control and not a method"
     parts = Counter(key.partition(".")[0] for key in state if not key.startswith("image_encoder."))
     if len(state) <= owned or not parts:
         return ""

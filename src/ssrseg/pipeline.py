@@ -96,7 +96,7 @@ def train_stages(
             console.print(f"stage {stage.name}", highlight=False)
         folder = RunFolder(out / stage.name)
         if stage.does == "train":
-            last = _trained(resolved, folder, console, parts)
+            last = finish(resolved, folder.path, console=console, **parts)
         elif stage.does == "label":
             label_target(_of(stage.model), resolved, left)
         elif not left.exists():
@@ -106,11 +106,13 @@ def train_stages(
     return last
 
 
-def _trained(settings: Settings, folder: RunFolder, console: Console | None, parts: Mapping[str, Any]) -> Run:
+def finish(settings: Settings, out: Path, *, console: Console | None = None, **parts: Any) -> Run:
+    """Train to the end from wherever `out` stands: a finished run is opened, an interrupted run or recipe goes on."""
+    folder = RunFolder(out)
     if folder.student_last.exists():
-        return Run(folder.path, load_segmenter(folder.student_last))
-    begun = folder.config.exists()
-    return train_one(None if begun else settings, folder.path, resume=begun, console=console, **parts)
+        return Run(out, load_segmenter(folder.student_last))
+    begun = folder.config.exists() or (out / STAGES).exists()
+    return train(None if begun else settings, out, resume=begun, console=console, **parts)
 
 
 def _between(stage: StageConfig, settings: Settings, left: Path) -> None:

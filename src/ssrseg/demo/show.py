@@ -12,12 +12,11 @@ from rich.console import Console
 from ssrseg.config import Settings, merge, resolve
 from ssrseg.demo.dataset import write_dataset
 from ssrseg.demo.scenes import CLASSES
+from ssrseg.pipeline import finish
 from ssrseg.reporting import read_run, report, table, to_console
-from ssrseg.training import train
+from ssrseg.training.folder import RunFolder
 
 THINGS = ["traffic sign", "person", "rider", "car", "truck"]
-
-STUDENT = "student-last.safetensors"
 
 TEACHER = {"decay": 0.98}
 """The published 0.999 averages over more steps than the demo has."""
@@ -104,12 +103,12 @@ def demo(
     console.print("drawing two domains of streets: a game with labels, a camera without")
     source, target, val = pictures
     write_dataset(data, source=source, target=target, val=val, size=size)
-    first = out / "source"
+    first = RunFolder(out / "source")
     _run(demo_settings(data, METHODS["source-only"], source_steps), first, console)
     folders = []
     for name, method in METHODS.items():
         folders.append(out / name)
-        _run(going_on(data, method, first / STUDENT, steps), folders[-1], console)
+        _run(going_on(data, method, first.student_last, steps), RunFolder(folders[-1]), console)
     to_console(table([read_run(folder) for folder in folders]), console)
     page = report(folders, out / "report.html")
     console.print(f"all three went on from one student, for {steps} steps. One seed of a short training: not evidence,")
@@ -118,13 +117,12 @@ def demo(
     return page
 
 
-def _run(settings: Settings, folder: Path, console: Console) -> None:
-    if (folder / STUDENT).exists():
-        console.print(f"{folder.name}: finished earlier, kept in {folder}")
+def _run(settings: Settings, folder: RunFolder, console: Console) -> None:
+    if folder.student_last.exists():
+        console.print(f"{folder.path.name}: finished earlier, kept in {folder.path}")
         return
-    console.print(f"\n[bold]{folder.name}")
-    begun = (folder / "config.yaml").exists()
-    train(None if begun else settings, folder, resume=begun, console=console)
+    console.print(f"\n[bold]{folder.path.name}")
+    finish(settings, folder.path, console=console)
 
 
 def _clock(began: float) -> str:
