@@ -8,7 +8,8 @@
 CAMVID is the 11-class, 480x360 version with `splits/day_source.txt`, `dusk_target_train.txt` and `dusk_target_val.txt`.
 Of each seed, one student is trained on the day's labels alone, and every row goes on from it. Restartable: finished
 runs are kept, an interrupted one is resumed. Several processes share the work when each has other seeds. `--page`
-writes `benchmarks/results/camvid-dusk.*` from what is finished.
+writes `benchmarks/results/camvid-dusk.*` from what is finished. `--restore` takes the committed scores for runs that
+are not in the folder.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from label_shift import STAGES, UNDOING
-from rows import finished, run_rows, start_of
+from rows import finished, restore, run_rows, start_of
 
 from ssrseg.config import Settings, merge, resolve
 from ssrseg.reporting import compare, comparison_text
@@ -104,13 +105,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=[*ROWS], choices=[*ROWS])
     parser.add_argument("--page", action="store_true", help="write the results and train nothing")
+    parser.add_argument("--restore", action="store_true", help="committed scores stand for runs that are not here")
     options = parser.parse_args()
+    if options.data is None and (options.restore or not options.page):
+        parser.error("--data CAMVID is needed")
+
+    def make(name: str, seed: int) -> Settings:
+        return row(name, seed, options)
+
+    if options.restore:
+        restore(RESULTS / "camvid-dusk.json", make, options.out)
     if options.page:
         write_results(options.out)
-    elif options.data is None:
-        parser.error("--data CAMVID is needed to train")
     else:
-        run_rows(lambda name, seed: row(name, seed, options), options.rows, options.seeds, options.out)
+        run_rows(make, options.rows, options.seeds, options.out)
 
 
 def write_results(out: Path) -> None:
@@ -118,6 +126,7 @@ def write_results(out: Path) -> None:
     runs = finished(out, ROWS)
     files = sorted(path for run in runs for path in run.rglob("scores.json"))
     scores = {path.parent.relative_to(out).as_posix(): json.loads(path.read_text())["last"] for path in files}
+    RESULTS.mkdir(exist_ok=True)
     (RESULTS / "camvid-dusk.json").write_text(json.dumps(scores, indent=1) + "\n")
     text = comparison_text(compare(runs, against="source-only", table2=True), "markdown")
     (RESULTS / "camvid-dusk.md").write_text(HEADER + text)

@@ -2,11 +2,13 @@
 
     python benchmarks/embedded.py --seeds 0 1 2 3 4
     python benchmarks/embedded.py --seeds 5 6 7 8 9 --rows daformer daformer-ssr CANDIDATE
+    python benchmarks/embedded.py --restore --rows YOUR-ROW
     python benchmarks/embedded.py --page
 
 Of each seed, one student is trained on the game's labels alone (`source-S`), and every row goes on from it for as many
 steps. The oracle alone starts from nothing, with the camera's labels, and is as long as both together. Restartable:
 finished runs are kept, an interrupted one is resumed. Several processes share the work when each has other seeds.
+`--restore` takes the committed scores for runs that are not in the folder: a row of your own needs no other training.
 `--page` writes `benchmarks/results/embedded.*` from what is finished.
 """
 
@@ -16,8 +18,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from embedded_page import write_results
-from rows import run_rows, start_of
+from embedded_page import RESULTS, write_results
+from rows import restore, run_rows, start_of
 
 from ssrseg.config import Settings, merge, resolve
 from ssrseg.demo.dataset import write_dataset
@@ -60,6 +62,12 @@ ROWS: dict[str, Tree] = {
     "random-encoder": ssr(DAFORMER, foundation={"weights": "none"}),
     "shuffled-channels": ssr(DAFORMER, foundation={"disturb": "channels"}),
     "other-images": ssr(DAFORMER, foundation={"disturb": "images"}),
+    "mic-random-encoder": ssr(MIC, foundation={"weights": "none"}),
+    "mic-other-images": ssr(MIC, foundation={"disturb": "images"}),
+    # candidates for an improvement
+    "both-branches": ssr(MIC, pseudo_labels="both"),
+    "mic-shadow-statistics": ssr(MIC, bn_stats="shadow"),
+    "mixed-only": ssr(MIC, views=["mixed"]),
 }
 
 
@@ -92,12 +100,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--rows", nargs="+", default=[*ROWS], choices=[*ROWS])
     parser.add_argument("--page", action="store_true", help="write the results and train nothing")
+    parser.add_argument("--restore", action="store_true", help="committed scores stand for runs that are not here")
     options = parser.parse_args()
+
+    def make(name: str, seed: int) -> Settings:
+        return row(name, seed, options.out)
+
+    write_dataset(options.out / "data", **SIZES, oracle=True)
+    if options.restore:
+        restore(RESULTS / "embedded.json", make, options.out)
     if options.page:
         write_results(options.out, set(options.seeds))
         return
-    write_dataset(options.out / "data", **SIZES, oracle=True)
-    run_rows(lambda name, seed: row(name, seed, options.out), options.rows, options.seeds, options.out)
+    run_rows(make, options.rows, options.seeds, options.out)
 
 
 if __name__ == "__main__":

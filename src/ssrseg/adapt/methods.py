@@ -116,6 +116,7 @@ def build_method(
         decay=config.teacher.decay,
         threshold=config.teacher.threshold,
         after_step=config.teacher.after_step,
+        look=_look(config.regularizer, terms),
     )
     return Method(
         learner=Learner(student, {**terms, **(extra_terms or {})}, head_only=config.trains == "head"),
@@ -159,6 +160,13 @@ def _regularizer(config: RegularizerConfig, student: Segmenter, foundation: Froz
         views=config.views,
         weight=config.weight,
     )
+
+
+def _look(config: RegularizerConfig | None, terms: Mapping[str, Term]) -> Callable[[Segmenter, Tensor], Tensor]:
+    regularizer = terms.get("regularizer")
+    if config is not None and config.pseudo_labels == "both" and isinstance(regularizer, Regularizer):
+        return regularizer.by_both
+    return Segmenter.__call__
 
 
 def _feature_distance(

@@ -5,9 +5,11 @@ Training only. The regularised branch shares backbone and head with the shadow b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -104,6 +106,15 @@ class Regularizer(Term):
         with self._statistics(student.head):
             logits = student.decode(enhanced, view.labels.shape[-2:])
         return segmentation_loss(logits, view.labels, view.weights)
+
+    def by_both(self, segmenter: Segmenter, images: Tensor) -> Tensor:
+        """Images in [0, 1] -> the log of the mean of both branches' class probabilities (B, K, H, W)."""
+        features = segmenter.encode(images)
+        shadow = segmenter.decode(features, images.shape[-2:])
+        with still_statistics(segmenter.head):
+            regularized = segmenter.decode(self.enhance(features, self.encoder(images)), images.shape[-2:])
+        both = torch.stack([shadow, regularized]).log_softmax(dim=2)
+        return both.logsumexp(dim=0) - math.log(2)
 
 
 def default_heads(channels: int) -> int:

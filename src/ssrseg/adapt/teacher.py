@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 
 import torch
@@ -26,6 +27,7 @@ class Teacher(nn.Module):
         threshold: the trust in every pixel of a batch is the share of its pixels that are at least this
             confident; 1 when absent.
         after_step: average after the student's step, as DACS does, instead of before it.
+        look: the averaged segmenter and images -> logits; its own forward when absent.
     """
 
     def __init__(
@@ -35,9 +37,11 @@ class Teacher(nn.Module):
         decay: float = 0.999,
         threshold: float | None = 0.968,
         after_step: bool = False,
+        look: Callable[[Segmenter, Tensor], Tensor] = Segmenter.__call__,
     ) -> None:
         super().__init__()
         self.segmenter = deepcopy(student).requires_grad_(False)
+        self._look = [look]  # in a list: a module in there is the learner's, not a part of the teacher
         self.decay, self.threshold = decay, threshold
         self._behind = int(after_step)
         self.train()
@@ -64,7 +68,8 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, valid: Tensor) -> Pseudo:
         """Labels and trust for target images in [0, 1]; trust is 0 where not `valid` (B, H, W)."""
-        return pseudo_label(self.segmenter(images), valid, self.threshold)
+        (look,) = self._look
+        return pseudo_label(look(self.segmenter, images), valid, self.threshold)
 
 
 def pseudo_label(logits: Tensor, valid: Tensor, threshold: float | None) -> Pseudo:

@@ -125,6 +125,8 @@ class RegularizerConfig(Strict):
     """Attention heads per stage; channels / 64, at least 1, when absent."""
     bn_stats: Literal["shared", "shadow"] = "shared"
     """Whether the regularised pass updates the head's BatchNorm statistics (the authors) or not."""
+    pseudo_labels: Literal["shadow", "both"] = "shadow"
+    """Whether the teacher labels by the shadow branch (the authors) or by the mean of both branches' probabilities."""
 
 
 class MethodConfig(Strict):
