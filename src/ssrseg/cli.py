@@ -207,14 +207,21 @@ def evaluate(
 @app.command()
 def predict(
     model: Path,
-    images: Annotated[str, typer.Argument(help="a file, a folder, or a quoted glob")],
+    images: Annotated[str, typer.Argument(help="a file, a folder, a quoted glob, or a video")],
     out: Annotated[Path, typer.Option(help="where the label maps and overlays go")],
     mode: Mode = "whole",
     engine: Runner = "auto",
+    every: Annotated[int, typer.Option(help="of a video, label each n-th frame; the others keep its labels")] = 1,
 ) -> None:
-    """Label your own pictures: id map, colour map and overlay of each."""
+    """Label your own pictures, id map, colour map and overlay of each, or a video."""
     from ssrseg.prediction import predict as label
+    from ssrseg.video import is_video, predict_video
 
+    if is_video(images):
+        video = predict_video(model, images, out, inference=_inference(mode), engine=engine, every=every)
+        pace = f"{video.speed:.2f} times the stream's {video.rate:g} frames/s"
+        typer.echo(f"{video.frames} frames labelled in {video.seconds:.1f} s ({pace}): {video.path}")
+        return
     predictions = label(model, images, out, inference=_inference(mode), engine=engine)
     for path, why in predictions.unreadable.items():
         typer.echo(f"not readable, left out: {path}: {why}", err=True)

@@ -81,7 +81,7 @@ def predict(
     jobs = _jobs([inputs] if isinstance(inputs, str | Path) else inputs, out, kinds)
     segmenter = open_model(model).to(pick_device(device))
     infer = build_inference(inference or InferenceConfig())
-    colors = _colors(segmenter)
+    colors = colors_of(segmenter)
     network = open_engine(segmenter, engine, images=len(jobs))
     unreadable: dict[Path, str] = {}
     with evaluating(segmenter), Behind() as writing:
@@ -158,7 +158,7 @@ def _images(word: Path | str, out: Path) -> Iterator[tuple[Path, Path]]:
     yield from ((file, root) for file in sorted(files))
 
 
-def _colors(model: Segmenter) -> npt.NDArray[np.uint8]:
+def colors_of(model: Segmenter) -> npt.NDArray[np.uint8]:
     """RGB (K, 3)."""
     described = model.description.colors if model.description is not None else ()
     chosen = space_of([ClassConfig(name=str(i)) for i in range(model.num_classes)])[0].colors
