@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,28 @@ def test_auto_takes_what_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert built == []
     open_engine(model, images=10)
     assert built == ["slow to open"]
+
+
+@pytest.mark.parametrize("slow", ["other", "torch"])
+def test_auto_takes_the_faster_of_two(slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def named(name: str) -> Engine:
+        def build(segmenter: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+            def run(images: torch.Tensor) -> torch.Tensor:
+                ran.append(name)
+                time.sleep(0.5 if name == slow else 0)
+                return segmenter(images)
+
+            return run
+
+        return Engine(build, worth=1)
+
+    monkeypatch.setattr(engines, "ENGINES", {"other": named("other"), "torch": named("torch")})
+    network = open_engine(tiny_segmenter().eval(), images=1)
+    ran.clear()
+    network(torch.rand(1, 3, 32, 32))
+    assert ran == [{"other": "torch", "torch": "other"}[slow]]
 
 
 def test_an_engine_that_is_not_the_model_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from ssrseg.models.segmenter import Segmenter
 
 PICTURE = (1, 3, 128, 192)
 """Shape of the picture of noise that an engine is checked with."""
-SHAPES = 4
+TIMED = (1, 3, 512, 512)
+"""Shape of the picture of noise with which several engines are timed."""
+SHAPES = 6
 """Image sizes for which OpenVINO gets a program of their own; the others run with free sizes, more slowly."""
 
 
@@ -39,7 +42,7 @@ class Engine:
     """The extra of ours that brings the packages."""
     devices: tuple[str, ...] = ("cpu", "cuda", "mps")
     worth: int | None = None
-    """Images from which `auto` takes it on a CPU, since it takes long to build; never when absent."""
+    """Images from which `auto` considers it on a CPU, since it takes long to build; never when absent."""
     tolerance: float = 1e-3
     """Largest difference of a logit from the plain model's, as a share of the largest logit (or of 1)."""
 
@@ -57,19 +60,32 @@ def open_engine(segmenter: Segmenter, name: str = "auto", *, images: int = 1) ->
 
     Args:
         segmenter: on its device.
-        name: a key of `ENGINES`; `auto` takes the fastest that pays for so many images.
+        name: a key of `ENGINES`; `auto` times those whose building pays for so many images and takes the fastest.
         images: how many are waiting.
 
     Raises:
         UserError: there is no such engine, or not here.
     """
     device = segmenter.mean.device.type
+    networks: list[Network] = []
     with evaluating(segmenter):
         for candidate in _candidates(name, device, images):
             network = _checked(candidate, segmenter)
-            if network is not None:
+            if network is not None and name != "auto":
                 return network
-    return segmenter
+            networks += [] if network is None else [network]
+        if len(networks) < 2:
+            return networks[0] if networks else segmenter
+        picture = torch.rand(TIMED, generator=torch.Generator().manual_seed(0)).to(segmenter.mean)
+        return min(networks, key=lambda network: _seconds(network, picture))
+
+
+def _seconds(network: Network, picture: Tensor) -> float:
+    """Of one picture, after another one for which programs are built."""
+    network(picture)
+    began = time.perf_counter()
+    network(picture)
+    return time.perf_counter() - began
 
 
 def _candidates(name: str, device: str, images: int) -> list[str]:
@@ -89,7 +105,7 @@ def _candidates(name: str, device: str, images: int) -> list[str]:
         for key, engine in ENGINES.items()
         if engine.worth is not None and images >= engine.worth and device == "cpu" and not engine.missing
     ]
-    return [*paying, "torch"]
+    return list(dict.fromkeys((*paying, "torch")))
 
 
 def _checked(name: str, segmenter: Segmenter) -> Network | None:
@@ -232,4 +248,4 @@ ENGINES: dict[str, Engine] = {
     "cuda-graphs": Engine(_cuda_graphs, devices=("cuda",), tolerance=0.05),
     "torch": Engine(_torch),
 }
-"""Name -> engine, fastest first."""
+"""Name -> engine."""
