@@ -19,6 +19,8 @@ STAGES = ("daformer", "stages-3", "stages-23", "stages-123", "daformer-ssr")
 QUESTIONS = ("daformer-ssr", "shadow-statistics", "upscaled")
 CONTROLS = ("daformer-ssr", "daformer", "random-encoder", "shuffled-channels", "other-images")
 MASKED = ("mic-ssr", "masked-view")
+MIC_CONTROLS = ("mic-ssr", "mic", "mic-random-encoder", "mic-other-images", "mic-half-masked")
+CANDIDATES = ("mic-ssr", "both-branches", "mic-shadow-statistics", "mixed-only")
 
 
 def write_results(out: Path, found_on: set[int]) -> None:
@@ -27,7 +29,7 @@ def write_results(out: Path, found_on: set[int]) -> None:
     def of(*rows: str) -> list[Path]:
         return [run for run in finished(out, rows) if int(run.name.rpartition("-")[2]) in found_on]
 
-    runs = of(*dict.fromkeys(METHODS + STAGES + QUESTIONS + CONTROLS + MASKED))
+    runs = of(*dict.fromkeys(METHODS + STAGES + QUESTIONS + CONTROLS + MASKED + MIC_CONTROLS + CANDIDATES))
     last = {run.name: json.loads((run / "scores.json").read_text())["last"] for run in runs}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "embedded.json").write_text(json.dumps(last, indent=1) + "\n")
@@ -36,7 +38,9 @@ def write_results(out: Path, found_on: set[int]) -> None:
     sections = {
         "Open questions: against the authors' SSR": QUESTIONS,
         "Open question: the masked view sees the encoder too": MASKED,
-        "Controls: what a gain is owed to": CONTROLS,
+        "Controls on DAFormer: what a gain is owed to": CONTROLS,
+        "Controls on MIC": MIC_CONTROLS,
+        "Candidates for an improvement: against the authors' SSR": CANDIDATES,
     }
     compared = {title: compare(of(*rows)) for title, rows in sections.items()}
     parts = [

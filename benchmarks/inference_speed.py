@@ -30,8 +30,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssrseg.adapt import build_method
+from ssrseg.allocation import keep_memory
 from ssrseg.config import InferenceConfig, compose, resolve
-from ssrseg.engines import keep_memory, open_engine
+from ssrseg.engines import open_engine
 from ssrseg.exporting import graph_signature
 from ssrseg.foundation import Frozen
 from ssrseg.inference import build_inference, slide

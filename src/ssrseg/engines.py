@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
-import sys
 import tempfile
 import time
 import warnings
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssrseg.allocation import keep_memory
 from ssrseg.errors import UserError
 from ssrseg.exporting import STRIDE, export
 from ssrseg.inference import Network, evaluating
@@ -135,19 +134,6 @@ def _torch(segmenter: Segmenter) -> Network:
         return deployed(segmenter).to(memory_format=torch.channels_last)
     keep_memory()
     return deployed_on_cpu(segmenter)
-
-
-def keep_memory() -> None:
-    """Let the C library keep freed memory for the next image instead of giving it back, where it is GNU's.
-
-    Else every large map is made of new pages, each of which the system clears first: a third of the head's time.
-    It holds for the whole process.
-    """
-    if sys.platform == "linux":
-        adjust = getattr(ctypes.CDLL(None), "mallopt", None)
-        if adjust is not None:
-            adjust(-3, 1 << 30)  # M_MMAP_THRESHOLD: blocks below it come from the heap
-            adjust(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: the heap stays as large as it was
 
 
 def _compiled(segmenter: Segmenter) -> Network:

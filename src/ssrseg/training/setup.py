@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ssrseg.adapt.learner import ViewMaker
 from ssrseg.adapt.methods import Method, build_method
 from ssrseg.adapt.terms import Term
+from ssrseg.allocation import keep_memory
 from ssrseg.config import Settings
 from ssrseg.data import LabelSpace, resolve_space
 from ssrseg.errors import UserError
@@ -58,6 +59,8 @@ def build_setup(
     space = resolve_space(settings)
     fabric = build_fabric(settings.train)
     fabric.launch()
+    if fabric.device.type == "cpu":
+        keep_memory()
     torch.manual_seed(settings.train.seed)
     student, note = build_student(settings, space)
     method = build_method(
