@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -18,7 +19,7 @@ def write_page(folder: Path, found: Mapping[str, Any]) -> None:
     """`train-step.md`, and `train-step.svg` where the growth was measured."""
     parts = [HEADER, _times(found), _shares(found), _parts(found), _memory(found)]
     if "growth" in found:
-        (folder / "train-step.svg").write_text(_plot(found["growth"]))
+        (folder / "train-step.svg").write_text(_plot([*found["growth"], *_inference(folder)]))
         parts.append(GROWTH)
     (folder / "train-step.md").write_text("\n".join(part for part in parts if part))
 
@@ -104,16 +105,27 @@ def _memory(found: Mapping[str, Any]) -> str:
     return f"## Peak memory\n\n{MEMORY}\n{_table(columns, rows)}"
 
 
+def _inference(folder: Path) -> list[dict[str, Any]]:
+    """Whole pictures of the inference benchmark, where it lies beside: seconds over megapixels."""
+    path = folder / "inference-speed.json"
+    times = json.loads(path.read_text()).get("area", {}).get("seconds", {}) if path.exists() else {}
+    sides = {size: size.split("x") for size in times}
+    areas = {size: int(height) * int(width) / 1e6 for size, (height, width) in sides.items()}
+    return [{"axis": "area", "value": areas[size], "seconds": seconds} for size, seconds in times.items()]
+
+
 def _plot(growth: Sequence[Mapping[str, Any]]) -> str:
-    """Three panels of one picture."""
+    """A panel for each axis, in one picture."""
     panels = []
-    for place, axis in enumerate(("crop", "batch", "stages")):
+    shown = [axis for axis in AXES if any(row["axis"] == axis for row in growth)]
+    for place, axis in enumerate(shown):
         points = tuple((row["value"], row["seconds"]) for row in growth if row["axis"] == axis)
         svg = str(chart(AXES[axis], [Curve("a step", points)]))
         left = place * WIDTH
         panels.append(svg.replace("<svg ", f'<svg x="{left}" y="20" width="{WIDTH}" height="{HEIGHT}" ', 1))
         panels.append(f'<text x="{left + WIDTH / 2}" y="14" text-anchor="middle">{AXES[axis]}</text>')
-    size = f'viewBox="0 0 {3 * WIDTH} {HEIGHT + 24}" width="{3 * WIDTH}" height="{HEIGHT + 24}"'
+    width = len(shown) * WIDTH
+    size = f'viewBox="0 0 {width} {HEIGHT + 24}" width="{width}" height="{HEIGHT + 24}"'
     background = '<rect width="100%" height="100%" fill="#fff"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{STYLE}{background}{"".join(panels)}</svg>\n'
 
@@ -122,6 +134,7 @@ AXES = {
     "crop": "seconds over the side of the crops (2 + 2 images)",
     "batch": "seconds over source and target images (crops of 128)",
     "stages": "seconds over regularised stages (crops of 256)",
+    "area": "inference: seconds over megapixels, whole pictures",
 }
 STYLE = (
     "<style>text{font:11px sans-serif;fill:#333}.rule{stroke:#ddd}"
@@ -148,7 +161,8 @@ process's highest less what it held before the networks were built; the referenc
 """
 GROWTH = """## How cost grows
 
-MIC + SSR at native size; each point is the faster of its steps.
+MIC + SSR at native size, a step for each point; at the right, whole pictures with the engine `torch`
+([inference-speed.md](inference-speed.md)).
 
-![Seconds per step over crop, batch and stages](train-step.svg)
+![Seconds per step over crop, batch and stages; seconds per picture over its area](train-step.svg)
 """
