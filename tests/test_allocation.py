@@ -13,7 +13,8 @@ from ssrseg.allocation import keep_memory
 {keep}
 def use():
     maps = [torch.zeros(32, 1024, 1024) for _ in range(20)]  # 2.7 GB
-use()
+for _ in range(3):
+    use()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 use()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -25,4 +26,4 @@ def test_a_second_step_is_given_no_new_pages() -> None:
     kept, given_back = (
         int(subprocess.check_output([sys.executable, "-c", FAULTS.format(keep=keep)])) for keep in ("keep_memory()", "")
     )
-    assert kept < given_back / 4
+    assert kept < given_back / 2

@@ -23,7 +23,7 @@ from ssrseg.models import Segmenter, save_segmenter
 
 ROOT = Path(ssrseg.__file__).parent
 TRAINING = {"control", "foundation", "relative", "adapt", "training"}
-DEPLOYED = ("models", "inference", "engines", "scores", "evaluation", "prediction", "exporting")
+DEPLOYED = ("models", "inference", "engines", "scores", "evaluation", "prediction", "video", "exporting")
 LAW: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
@@ -31,11 +31,13 @@ LAW: dict[str, set[str]] = {
     "config": {"errors"},
     "models": {"errors", "files"},  # a model file is whole or not there
     "ahead": set(),  # threads beside the network
+    "allocation": set(),  # the C library's memory
     "inference": {"models", "config", "errors"},
-    "engines": {"exporting", "inference", "models", "errors"},
+    "engines": {"allocation", "exporting", "inference", "models", "errors"},
     "scores": {"data", "errors"},
     "evaluation": {"scores", "engines", "ahead", "inference", "models", "data", "config", "errors", "files"},
     "prediction": {"engines", "ahead", "inference", "models", "data", "config", "errors", "files"},
+    "video": {"prediction", "engines", "ahead", "inference", "models", "config", "errors"},
     "exporting": {"inference", "models", "config", "errors", "files"},
     "data": {"config", "errors", "files", "demo"},
     "control": {"errors"},
@@ -43,6 +45,7 @@ LAW: dict[str, set[str]] = {
     "foundation": {"control", "relative", "models", "config", "errors", "demo"},
     "adapt": {"foundation", "models", "priors", "config", "errors"},
     "training": {
+        "allocation",
         "adapt",
         "foundation",
         "data",
