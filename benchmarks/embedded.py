@@ -66,10 +66,8 @@ ROWS: dict[str, Tree] = {
     "mic-other-images": ssr(MIC, foundation={"disturb": "images"}),
     # SSR asks source and mixed twice, so the masked view counts for less beside them: without SSR, by its weight
     "mic-half-masked": merge(MIC, {"method": {"masked": {"weight": 0.5}}}),
-    # candidates for an improvement
+    # a candidate for an improvement
     "both-branches": ssr(MIC, pseudo_labels="both"),
-    "mic-shadow-statistics": ssr(MIC, bn_stats="shadow"),
-    "mixed-only": ssr(MIC, views=["mixed"]),
 }
 
 

@@ -20,7 +20,7 @@ QUESTIONS = ("daformer-ssr", "shadow-statistics", "upscaled")
 CONTROLS = ("daformer-ssr", "daformer", "random-encoder", "shuffled-channels", "other-images")
 MASKED = ("mic-ssr", "masked-view")
 MIC_CONTROLS = ("mic-ssr", "mic", "mic-random-encoder", "mic-other-images", "mic-half-masked")
-CANDIDATES = ("mic-ssr", "both-branches", "mic-shadow-statistics", "mixed-only")
+CANDIDATES = ("mic-ssr", "both-branches")
 
 
 def write_results(out: Path, found_on: set[int]) -> None:

@@ -150,6 +150,9 @@ one image in SAM at a time (the authors' four do not fit this machine; one is, i
 package at commit 7280a3d. The floor is the counted arithmetic of our step over the rate at which the same call
 multiplied matrices before and after each step. Steps are the first of their process: nothing was warmed up.
 "Times as fast" compares time over floor, so that a machine that was slower for one call does not count.
+
+All of these were taken before training kept freed memory (docs/speed.md), which matters most at 512: `ours` is to be
+measured again.
 """
 SHARES = """*Encoder and attention, forward* is what the clock says of these two parts. *All of SSR* is what the plain
 method does not do: these, the second decoding, and the backward passes of both; measured against the plain method's
