@@ -21,15 +21,18 @@ CONTROLS = ("daformer-ssr", "daformer", "random-encoder", "shuffled-channels", "
 MASKED = ("mic-ssr", "masked-view")
 MIC_CONTROLS = ("mic-ssr", "mic", "mic-random-encoder", "mic-other-images", "mic-half-masked")
 CANDIDATES = ("mic-ssr", "both-branches")
+CONFIRMED = ("mic", "mic-half-masked", "mic-ssr")
+"""Trained with fresh seeds too, which played no part in what was found on the others."""
 
 
 def write_results(out: Path, found_on: set[int]) -> None:
-    """Every seed's scores as JSON, and the page as Markdown, of the seeds of the study."""
+    """Every seed's scores as JSON, and the page as Markdown: of the seeds of the study, and of fresh ones."""
 
-    def of(*rows: str) -> list[Path]:
-        return [run for run in finished(out, rows) if int(run.name.rpartition("-")[2]) in found_on]
+    def of(*rows: str, fresh: bool = False) -> list[Path]:
+        return [run for run in finished(out, rows) if (int(run.name.rpartition("-")[2]) in found_on) is not fresh]
 
     runs = of(*dict.fromkeys(METHODS + STAGES + QUESTIONS + CONTROLS + MASKED + MIC_CONTROLS + CANDIDATES))
+    runs += of(*CONFIRMED, fresh=True)
     last = {run.name: json.loads((run / "scores.json").read_text())["last"] for run in runs}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "embedded.json").write_text(json.dumps(last, indent=1) + "\n")
@@ -43,6 +46,8 @@ def write_results(out: Path, found_on: set[int]) -> None:
         "Candidates for an improvement: against the authors' SSR": CANDIDATES,
     }
     compared = {title: compare(of(*rows)) for title, rows in sections.items()}
+    if fresh := of(*CONFIRMED, fresh=True):
+        compared["MIC's lighter masked view and SSR, on fresh seeds"] = compare(fresh)
     parts = [
         HEADER,
         _section("The methods, with and without SSR", methods),

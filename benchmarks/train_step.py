@@ -5,8 +5,8 @@
     python benchmarks/train_step.py grow
     python benchmarks/train_step.py page
 
-The floor is the counted arithmetic over the rate at which this machine multiplies matrices, measured between the steps
-of the same call. `--variant before` is `ours` with another commit's package on PYTHONPATH; `reference` is
+The floor is the counted arithmetic over the rate at which this machine multiplies matrices, measured before, within and
+after each step. `--variant before` is `ours` with another commit's package on PYTHONPATH; `reference` is
 `reference_step.py`. Every call adds to `benchmarks/results/train-step.json`; `page` writes the Markdown and the plot.
 """
 
@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ SETTINGS: dict[str, tuple[str, int, tuple[str, ...]]] = {
 }
 """Name -> preset, side of the crops, changes. MiT-B5, two source and two target images."""
 CROPS, BATCHES, STAGES = (64, 128, 192, 256, 320), (1, 2, 4, 8), ((), (3,), (2, 3), (1, 2, 3), (0, 1, 2, 3))
+PROBED = ("foundation encoder", "encode", "decode")
+"""Parts before which the machine's rate is measured: it changes by a third within a minute where others share it."""
 SMALL = 128
 """Side of the crops where the batch grows; the stages grow at twice that."""
 
@@ -58,10 +61,11 @@ def settings_of(preset: str, crop: int, words: tuple[str, ...] = (), batch: int 
 
 
 class Stopwatch:
-    """Seconds by part; a part that another calls is not counted to the other."""
+    """Seconds by part, a part that another calls not counted to the other; and the machine's rate meanwhile."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.rates: list[float] = []
         self._running = ["rest"]
         self._since = time.perf_counter()
 
@@ -75,6 +79,8 @@ class Stopwatch:
 
         def clocked(*args: Any, **options: Any) -> Any:
             self._pass()
+            if name in PROBED:
+                self.probe()
             self._running.append(name)
             try:
                 return run(*args, **options)
@@ -83,6 +89,17 @@ class Stopwatch:
                 self._running.pop()
 
         return clocked
+
+    def probe(self) -> None:
+        """Measure the rate; the time that this takes belongs to no part."""
+        self.rates.append(matmul_rate())
+        self._since = time.perf_counter()
+
+    def restart(self) -> None:
+        """Forget all that was measured."""
+        self.seconds.clear()
+        self.rates.clear()
+        self._since = time.perf_counter()
 
 
 def our_step(settings: Settings, watch: Stopwatch) -> tuple[Callable[[Settings, int], None], Method]:
@@ -131,7 +148,7 @@ def matmul_rate() -> float:
     """GFLOP/s of the best of some products of 2048x2048 matrices."""
     left, right = torch.randn(2, 2048, 2048)
     times = []
-    for _ in range(6):
+    for _ in range(3):
         began = time.perf_counter()
         left @ right
         times.append(time.perf_counter() - began)
@@ -139,14 +156,13 @@ def matmul_rate() -> float:
 
 
 def clocked(step: Callable[[Settings, int], None], settings: Settings, watch: Stopwatch, number: int) -> dict[str, Any]:
-    """One step: seconds by part, and the machine's rate before and after it."""
-    before = matmul_rate()
-    watch.timed("between", watch.seconds.clear)()
-    began = time.perf_counter()
+    """One step: seconds by part, and the machine's rate before, within and after it."""
+    watch.restart()
+    watch.probe()
     watch.timed("rest", step)(settings, number)
-    seconds = time.perf_counter() - began
-    parts = {name: value for name, value in watch.seconds.items() if name != "between"}
-    return {"seconds": seconds, "parts": parts, "rate": (before + matmul_rate()) / 2}
+    watch.probe()
+    parts = dict(watch.seconds)
+    return {"seconds": sum(parts.values()), "parts": parts, "rate": mean(watch.rates), "rates": list(watch.rates)}
 
 
 def resident(field: str) -> int:
@@ -177,6 +193,7 @@ def grow(options: argparse.Namespace) -> list[dict[str, Any]]:
     points = [("crop", crop, settings_of("mic-ssr", crop, (NATIVE,)), STAGES[-1]) for crop in CROPS]
     points += [("batch", batch, settings_of("mic-ssr", SMALL, (NATIVE,), batch), STAGES[-1]) for batch in BATCHES]
     points += [("stages", len(some), settings_of("mic-ssr", 2 * SMALL, (NATIVE,)), some) for some in STAGES]
+    clocked(step, points[len(CROPS) - 1][2], watch, 0)  # the largest crops: the memory that is kept is there
     for axis, value, settings, some in points:
         stages._modules = {str(i): kept[str(i)] for i in some}
         best = min((clocked(step, settings, watch, number) for number in range(options.steps)), key=seconds)
@@ -198,7 +215,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="; ".join(SETTINGS))
     parser.add_argument("--variant", choices=["ours", "before", "reference"], default="ours")
     parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--warm", type=int, default=0)
+    parser.add_argument("--warm", type=int, default=1, help="uncounted steps before")
     parser.add_argument("--sam-images", type=int, default=1, help="of the reference: images in SAM at once; theirs: 4")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

@@ -147,12 +147,10 @@ Made by `benchmarks/train_step.py`; docs/speed.md says what was done.
 
 `reference` is a plain restatement of the references' way (`benchmarks/reference_step.py`), with SAM at 1024 always, and
 one image in SAM at a time (the authors' four do not fit this machine; one is, if anything, faster). `before` is the
-package at commit 7280a3d. The floor is the counted arithmetic of our step over the rate at which the same call
-multiplied matrices before and after each step. Steps are the first of their process: nothing was warmed up.
-"Times as fast" compares time over floor, so that a machine that was slower for one call does not count.
-
-All of these were taken before training kept freed memory (docs/speed.md), which matters most at 512: `ours` is to be
-measured again.
+package at commit 7280a3d. The floor is the counted arithmetic of our step over the rate at which the machine multiplies
+matrices. That rate changes by a third within a minute, as others share the machine, so it is measured before, after and
+some ten times within each step (not counted to the step's time), and averaged. One step before the counted one is not
+counted. "Times as fast" compares time over floor.
 """
 SHARES = """*Encoder and attention, forward* is what the clock says of these two parts. *All of SSR* is what the plain
 method does not do: these, the second decoding, and the backward passes of both; measured against the plain method's

@@ -144,13 +144,33 @@ def test_an_older_run_without_a_setting_has_its_default(tmp_path: Path) -> None:
 
 def test_many_differences_are_shortened_but_names_stay_distinct(tmp_path: Path) -> None:
     runs = group(tmp_path, {}, (0.5, 0.5, 0.5))
-    for seed, run in enumerate(runs):  # the first three tell the first from the others, the fourth these apart
-        change(run, optim__lr=1.0 + (seed > 0), optim__power=1.0 + (seed > 0), optim__warmup=1 + (seed > 0))
-        change(run, optim__min_lr=1.0 + seed)
-    first, second, third = names([[read_run(run)] for run in runs])
+    for seed, run in enumerate(runs[:2]):
+        change(run, optim__lr=1.0 + seed, optim__power=1.0 + seed, optim__warmup=1 + seed, optim__min_lr=1.0 + seed)
+    first, second = names([[read_run(run)] for run in runs[:2]])
     assert first == "source-only (optim.lr=1.0, optim.warmup=1, optim.power=1.0, …)"
-    assert second == "source-only (optim.lr=2.0, optim.warmup=2, optim.power=2.0, optim.min_lr=2.0)"
-    assert third == "source-only (optim.lr=2.0, optim.warmup=2, optim.power=2.0, optim.min_lr=3.0)"
+    assert second == "source-only (optim.lr=2.0, optim.warmup=2, optim.power=2.0, …)"
+    change(runs[2], optim__lr=2.0, optim__power=2.0, optim__warmup=2, optim__min_lr=3.0)
+    third = write_run(tmp_path / "third", {}, 3, 0.5)
+    change(third, optim__lr=1.0, optim__power=1.0, optim__warmup=1, optim__min_lr=4.0)
+    found = names([[read_run(run)] for run in (*runs, third)])
+    assert found[1:3] == [
+        "source-only (optim.lr=2.0, optim.warmup=2, optim.power=2.0, optim.min_lr=2.0)",
+        "source-only (optim.lr=2.0, optim.warmup=2, optim.power=2.0, optim.min_lr=3.0)",
+    ]
+    assert len(set(found)) == 4
+
+
+def test_what_is_usual_is_not_said(tmp_path: Path) -> None:
+    runs = group(tmp_path, PARTS["DAFormer"] | SSR, (0.5, 0.5, 0.5, 0.5))
+    change(runs[1], method__regularizer__foundation__weights="none")
+    change(runs[2], method__regularizer__stages=[3])
+    change(runs[3], method__regularizer__stages=[2, 3])
+    assert names([[read_run(run)] for run in runs]) == [
+        "DAFormer + SSR",
+        "DAFormer + SSR (method.regularizer.foundation.weights=none)",
+        "DAFormer + SSR (method.regularizer.stages=[3])",
+        "DAFormer + SSR (method.regularizer.stages=[2, 3])",
+    ]
 
 
 def test_who_trains_on_the_others_target_is_the_oracle(tmp_path: Path) -> None:
@@ -238,6 +258,16 @@ def test_one_seed_says_nothing_and_few_are_a_caveat(tmp_path: Path) -> None:
     assert found.contrasts[0].verdict == "too few seeds"
     assert sentence(found.contrasts[0]).endswith("+10.0 points of mIoU. One seed: no statement about noise.")
     assert any("Fewer than 3 seeds: DAFormer (n = 1), MIC (n = 1)" in line for line in found.caveats)
+
+
+def test_means_over_different_classes_are_no_one_measure(tmp_path: Path) -> None:
+    # No label has a train: two runs leave it out of their mean, the third has predicted a pixel of it.
+    runs = [*group(tmp_path / "a", PARTS["DAFormer"], (0.5, 0.5))]
+    assert not [line for line in compare(runs).caveats if "different classes" in line]
+    runs += group(tmp_path / "b", PARTS["MIC"], (0.4,), iou=(0.9, 0.3, 0.0))
+    (said,) = [line for line in compare(runs).caveats if "different classes" in line]
+    assert "a score of train in 1 of 3 runs" in said
+    assert said.endswith("Over the other 2: DAFormer 50.0, MIC 60.0.")
 
 
 def test_what_holm_takes_back_is_said(tmp_path: Path) -> None:

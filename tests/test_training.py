@@ -19,6 +19,7 @@ from ssrseg.errors import UserError
 from ssrseg.evaluation import Scores
 from ssrseg.models import Segmenter, load_segmenter
 from ssrseg.training import train
+from ssrseg.training.folder import RunFolder
 from ssrseg.training.loop import Moment, Observer
 from ssrseg.training.scoring import _summary
 
@@ -66,6 +67,14 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
 def weights(folder: Path) -> dict[str, Tensor]:
     """The deployable student's tensors."""
     return load_segmenter(folder / "student-last.safetensors").state_dict()
+
+
+def test_two_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with RunFolder(out).held(), pytest.raises(UserError, match=r"Another process is training in .*run"):
+        run(tmp_path, "run")
+    assert not (out / "config.yaml").exists()
+    run(tmp_path, "run")
 
 
 def test_a_run_leaves_what_the_readme_says(tmp_path: Path) -> None:

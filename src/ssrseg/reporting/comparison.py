@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from ssrseg.errors import UserError
@@ -59,6 +60,17 @@ class Arm:
         index = self.classes.index(name)
         found = [(seed, score.iou[index]) for seed, score in self._last if score.iou]
         return [(seed, value) for seed, value in found if value is not None]
+
+    def mean_over(self, names: Sequence[str]) -> Spread | None:
+        """Of the mean IoU of some classes at the last step, over the seeds that have a score of each of them."""
+        wanted = [self.classes.index(name) for name in names]
+        rows = [[iou for place in wanted if (iou := ious[place]) is not None] for ious in self.rows]
+        return spread([fmean(row) for row in rows if row and len(row) == len(wanted)])
+
+    @property
+    def rows(self) -> list[tuple[float | None, ...]]:
+        """IoU per class at the last step, a row for each seed that has them."""
+        return [score.iou for _, score in self._last if score.iou]
 
     @property
     def _last(self) -> list[tuple[int | None, Score]]:
@@ -240,7 +252,24 @@ def _unique(pairs: Sequence[tuple[Arm, Arm]]) -> Iterator[tuple[Arm, Arm]]:
 
 def _caveats(arms: Sequence[Arm]) -> Iterator[str]:
     yield from caveats([(arm.name, arm.runs) for arm in arms])
+    yield from _other_classes(arms)
     if few := [f"{arm.name} (n = {arm.miou.n})" for arm in arms if arm.miou.n < FEW]:
         yield f"Fewer than {FEW} seeds: {', '.join(few)}. No interval from them is worth much; train more with --seeds."
     if len({setting(run.config, "train.evaluate_every") for arm in arms for run in arm.runs}) > 1:
         yield "The runs were evaluated at different intervals: more evaluations find a better best*."
+
+
+def _other_classes(arms: Sequence[Arm]) -> Iterator[str]:
+    """A mean over one class more is another measure: one wrong pixel of a class without labels costs 1/K of it."""
+    columns = dict(zip(arms[0].classes, zip(*(row for arm in arms for row in arm.rows), strict=True), strict=False))
+    scored = {name: sum(iou is not None for iou in column) for name, column in columns.items()}
+    shaky = {name: count for name, count in scored.items() if 0 < count < len(columns[name])}
+    if not shaky:
+        return
+    told = ", ".join(f"{name} in {count} of {len(columns[name])} runs" for name, count in shaky.items())
+    rest = [name for name, count in scored.items() if count and name not in shaky]
+    means = [f"{arm.name} {100 * mean.mean:.1f}" for arm in arms if (mean := arm.mean_over(rest))]
+    yield (
+        f"The runs' means are over different classes: there is a score of {told}. No label has such a class, and the "
+        f"first pixel that is predicted to be it makes a score of 0. Over the other {len(rest)}: {', '.join(means)}."
+    )

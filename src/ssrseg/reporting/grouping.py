@@ -44,6 +44,10 @@ CORRECTIONS = {"trained": "", "adjusted": " + IA", "refined": " + CR"}
 """Stages of a prior correction after any method: the training itself, then the correction that they make."""
 
 
+LACKING = object()
+"""Stands for the value of a setting that a run does not have."""
+
+
 def grouped(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """Runs that differ in nothing that can change the result but the seed, in the order of their first."""
     found: dict[str, list[RunRecord]] = {}
@@ -128,7 +132,7 @@ def _data(run: RunRecord, role: str) -> tuple[Any, ...] | None:
 
 
 def names(parts: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """Distinct names of groups: the method; those of one method add the settings in which they differ."""
+    """Distinct names of groups: the method; those of one method add the settings in which they are unusual."""
     whose = methods([part[0] for part in parts])
     settings = [essentials(part[0]) for part in parts]
     found = []
@@ -145,11 +149,14 @@ def _few(words: list[str]) -> list[str]:
 
 
 def _differing(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """`key=value` as the command line takes them; `without key` for what others alone have."""
+    """`key=value` as the command line takes them, `without key` for what others alone have; the usual is left out."""
     for key in dict.fromkeys(key for config in alike for key in config):
-        if key in own and any(key not in other or other[key] != own[key] for other in alike):
+        values, mine = [other.get(key, LACKING) for other in alike], own.get(key, LACKING)
+        if all(values.count(value) < values.count(mine) for value in values if value != mine):
+            continue
+        if key in own:
             yield f"{key}={_word(own[key])}"
-        elif key not in own and not any(key.startswith(f"{above}.") for above in own):
+        elif not any(key.startswith(f"{above}.") for above in own):
             yield f"without {key}"
 
 

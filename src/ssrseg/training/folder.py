@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ssrseg.config import Settings, dump, read_yaml, resolve
 from ssrseg.errors import UserError
@@ -78,6 +82,31 @@ class RunFolder:
         """Raises `UserError` when a run is there already."""
         if self.config.exists():
             raise UserError(f"{self.path} holds a run already. Continue it with --resume or give another --out.")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no other process train here meanwhile; raises `UserError` when one does.
+
+        The system lets go of the lock when its process ends, however it ends. A file system that knows no locks is used
+        without one.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"Another process is training in {self.path}: wait for its end, or give another --out."
+            ) from error
+        except NotImplementedError:
+            yield
+            return
+        except OSError as error:
+            raise UserError(f"Cannot make the run folder {self.path}: {error.strerror}.") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def create(self, settings: Settings) -> None:
         """Make the folder with its settings and environment; raises `UserError` when that is not possible."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,12 +78,13 @@ def train(
             settings, folder, foundation=foundation, extra_terms=extra_terms, extra_makers=extra_makers, notes=notes
         )
         fabric, method, optimizer = setup.fabric, setup.method, setup.optimizer
-        beginning = resumed(setup) if resume else begun(setup)
-        start, rank, world = beginning.step, fabric.global_rank, fabric.world_size
-        with fabric.rank_zero_first():  # the others find the classes counted
-            batches = train_batches(settings, start=start, rank=rank, world=world, cache=folder.class_statistics)
-        with watched(setup, console, observers, beginning, stop) as watching:
-            fit(fabric, method, optimizer, batches, settings, start=start, observers=watching)
+        with folder.held() if fabric.is_global_zero else nullcontext():
+            beginning = resumed(setup) if resume else begun(setup)
+            start, rank, world = beginning.step, fabric.global_rank, fabric.world_size
+            with fabric.rank_zero_first():  # the others find the classes counted
+                batches = train_batches(settings, start=start, rank=rank, world=world, cache=folder.class_statistics)
+            with watched(setup, console, observers, beginning, stop) as watching:
+                fit(fabric, method, optimizer, batches, settings, start=start, observers=watching)
     return Run(folder.path, method.learner.student.eval(), fabric.is_global_zero)
 
 
