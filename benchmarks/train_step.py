@@ -47,7 +47,7 @@ SETTINGS: dict[str, tuple[str, int, tuple[str, ...]]] = {
     )
 }
 """Name -> preset, side of the crops, changes. MiT-B5, two source and two target images."""
-CROPS, BATCHES, STAGES = (64, 128, 192, 256, 320), (1, 2, 4, 8), ((), (3,), (2, 3), (1, 2, 3), (0, 1, 2, 3))
+CROPS, BATCHES, STAGES = (64, 128, 192, 256, 320), (1, 2, 4, 8), ((3,), (2, 3), (1, 2, 3), (0, 1, 2, 3))
 PROBED = ("foundation encoder", "encode", "decode")
 """Parts before which the machine's rate is measured: it changes by a third within a minute where others share it."""
 SMALL = 128

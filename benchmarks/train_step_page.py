@@ -115,11 +115,13 @@ def _inference(folder: Path) -> list[dict[str, Any]]:
 
 
 def _plot(growth: Sequence[Mapping[str, Any]]) -> str:
-    """A panel for each axis, in one picture."""
+    """A panel for each axis, in one picture; steps as if the machine had kept its mean rate."""
     panels = []
+    usual = mean(row["rate"] for row in growth if "rate" in row)
     shown = [axis for axis in AXES if any(row["axis"] == axis for row in growth)]
     for place, axis in enumerate(shown):
-        points = tuple((row["value"], row["seconds"]) for row in growth if row["axis"] == axis)
+        rows = [row for row in growth if row["axis"] == axis]
+        points = tuple((row["value"], row["seconds"] * row.get("rate", usual) / usual) for row in rows)
         svg = str(chart(AXES[axis], [Curve("a step", points)]))
         left = place * WIDTH
         panels.append(svg.replace("<svg ", f'<svg x="{left}" y="20" width="{WIDTH}" height="{HEIGHT}" ', 1))
@@ -162,8 +164,9 @@ process's highest less what it held before the networks were built; the referenc
 """
 GROWTH = """## How cost grows
 
-MIC + SSR at native size, a step for each point; at the right, whole pictures with the engine `torch`
-([inference-speed.md](inference-speed.md)).
+MIC + SSR at native size, one step for each point, its seconds scaled to the mean rate of the call; at the right, whole
+pictures with the engine `torch` ([inference-speed.md](inference-speed.md)). How many stages are regularised does not
+show: the attention is cheap, and the encoder and the second decoding are there from the first stage on.
 
 ![Seconds per step over crop, batch and stages; seconds per picture over its area](train-step.svg)
 """

@@ -38,6 +38,17 @@ def test_a_part_is_not_counted_to_the_part_that_calls_it(monkeypatch: pytest.Mon
     assert 0.05 <= watch.seconds["outer"] < 0.2
 
 
+def test_measuring_the_rate_is_counted_to_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark(monkeypatch, "train_step")
+    monkeypatch.setattr(module, "matmul_rate", lambda: time.sleep(0.3) or 100.0)
+    watch = module.Stopwatch()
+    encode = watch.timed("encode", lambda: time.sleep(0.02))
+    found = module.clocked(lambda settings, number: encode(), None, watch, 0)
+    assert found["rates"] == [100.0] * 3  # before, within, after
+    assert 0.02 <= found["seconds"] < 0.2
+    assert set(found["parts"]) == {"rest", "encode"}
+
+
 def test_the_page_compares_time_over_floor_and_not_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     page = benchmark(monkeypatch, "train_step_page")
 
