@@ -79,7 +79,7 @@ def test_two_do_not_train_in_one_folder(tmp_path: Path) -> None:
 
 def test_a_run_leaves_what_the_readme_says(tmp_path: Path) -> None:
     folder = run(tmp_path, "run")
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
         "config.yaml",
         "environment.json",
         "metrics.jsonl",
