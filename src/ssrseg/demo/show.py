@@ -104,7 +104,7 @@ def demo(
     source, target, val = pictures
     write_dataset(data, source=source, target=target, val=val, size=size)
     first = RunFolder(out / "source")
-    _run(demo_settings(data, METHODS["source-only"], source_steps), first, console)
+    _run(_looked_at_once(demo_settings(data, METHODS["source-only"], source_steps)), first, console)
     folders = []
     for name, method in METHODS.items():
         folders.append(out / name)
@@ -115,6 +115,12 @@ def demo(
     console.print(f"which lies in benchmarks/results. {_clock(began)}")
     console.print(f"report: {page}", soft_wrap=True)
     return page
+
+
+def _looked_at_once(settings: Settings) -> Settings:
+    """At its end: the report is about the runs that go on from it."""
+    last = dict.fromkeys(("evaluate_every", "pictures_every"), settings.train.steps)
+    return settings.model_copy(update={"train": settings.train.model_copy(update=last)})
 
 
 def _run(settings: Settings, folder: RunFolder, console: Console) -> None:
