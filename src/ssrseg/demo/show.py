@@ -78,9 +78,9 @@ def going_on(data: Path, method: Mapping[str, Any], start: Path, steps: int, see
 def demo(
     out: Path,
     *,
-    source_steps: int = 400,
-    steps: int = 120,
-    pictures: tuple[int, int, int] = (300, 300, 60),
+    source_steps: int = 380,
+    steps: int = 100,
+    pictures: tuple[int, int, int] = (300, 300, 50),
     size: tuple[int, int] = (128, 256),
     console: Console | None = None,
 ) -> Path:
