@@ -17,15 +17,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from label_shift import STAGES, UNDOING
 from rows import finished, restore, run_rows, start_of
 
 from ssrseg.config import Settings, merge, resolve
-from ssrseg.reporting import compare, comparison_text
-from ssrseg.reporting.noise import difference, spread
+from ssrseg.reporting import Comparison, compare, comparison_text
+from ssrseg.reporting.noise import Difference, difference
 
 SOURCE_STEPS, STEPS = 500, 150
 RESULTS = Path(__file__).parent / "results"
@@ -130,39 +130,34 @@ def write_results(out: Path) -> None:
     scores = {path.parent.relative_to(out).as_posix(): json.loads(path.read_text())["last"] for path in files}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "camvid-dusk.json").write_text(json.dumps(scores, indent=1) + "\n")
-    text = comparison_text(compare(runs, against="source-only", table2=True), "markdown")
-    (RESULTS / "camvid-dusk.md").write_text(HEADER + _of_occurring(scores) + text)
+    comparison = compare(runs, against="source-only", table2=True)
+    text = HEADER + _of_occurring(comparison) + comparison_text(comparison, "markdown")
+    (RESULTS / "camvid-dusk.md").write_text(text)
 
 
-def _of_occurring(scores: dict[str, Any]) -> str:
+def _of_occurring(comparison: Comparison) -> str:
     """The mean over the classes that the scored frames hold: all but the fence."""
-    means: dict[str, dict[int, float]] = {}
-    for name, last in scores.items():
-        run, _, stage = name.partition("/")
-        row, _, seed = run.rpartition("-")
-        ious = [iou for i, iou in enumerate(last["student"]["iou"]) if i != FENCE]
-        means.setdefault(f"{row} {stage}".strip(), {})[int(seed)] = 100 * fmean(ious)
-    lines = ["| row | mean over ten classes | by seed |", "| --- | ---: | ---: |"]
-    for row, found in means.items():
-        over = spread(list(found.values()))
-        cell = f"{fmean(found.values()):.1f}" + (
-            f" ± {over.sd:.1f}" if over is not None and over.sd is not None else ""
-        )
-        lines.append(f"| {row} | {cell} | {', '.join(f'{seed}: {found[seed]:.1f}' for seed in sorted(found))} |")
-    words = [_gain(means["daformer-ssr"], means["daformer"]), _gain(means["mic-ssr"], means["mic"])]
-    names = ("DAFormer", "MIC")
-    said = [f"- SSR on {name}: {word}" for name, word in zip(names, words, strict=True)]
+    names = [name for name in comparison.classes if name != "Fence"]
+    means = {arm.name: [(seed, 100 * mean) for seed, mean in arm.mean_over(names)] for arm in comparison.arms}
+    lines = ["| group | mean over ten classes | by seed |", "| --- | ---: | ---: |"]
+    for group, found in means.items():
+        values = [mean for _, mean in found]
+        seeds = ", ".join(f"{seed}: {mean:.1f}" for seed, mean in found)
+        lines.append(f"| {group} | {fmean(values):.1f} ± {stdev(values):.1f} | {seeds} |")
+    said = [
+        f"- {arm.name} against {base.name}: {_words(difference(means[base.name], means[arm.name]))}"
+        for arm in comparison.arms
+        if (base := comparison.base_of(arm)) is not None
+    ]
     return "\n".join([OCCURRING, *lines, "", *said, "", ""])
 
 
-def _gain(with_ssr: dict[int, float], without: dict[int, float]) -> str:
-    found = difference(list(without.items()), list(with_ssr.items()))
-    low, high = found.interval or (float("nan"), float("nan"))
+def _words(found: Difference) -> str:
+    assert found.interval is not None
+    low, high = found.interval
     return f"{found.mean:+.1f} points, 95% {low:+.2f} to {high:+.2f} ({found.test}): {found.verdict}."
 
 
-FENCE = 7
-"""Its place among the classes."""
 OCCURRING = """## The ten classes that occur
 
 None of the 18 scored frames holds a fence. By the usual rule a run that predicts a single pixel of it has an IoU of 0

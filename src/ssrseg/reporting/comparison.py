@@ -61,11 +61,11 @@ class Arm:
         found = [(seed, score.iou[index]) for seed, score in self._last if score.iou]
         return [(seed, value) for seed, value in found if value is not None]
 
-    def mean_over(self, names: Sequence[str]) -> Spread | None:
-        """Of the mean IoU of some classes at the last step, over the seeds that have a score of each of them."""
-        wanted = [self.classes.index(name) for name in names]
-        rows = [[iou for place in wanted if (iou := ious[place]) is not None] for ious in self.rows]
-        return spread([fmean(row) for row in rows if row and len(row) == len(wanted)])
+    def mean_over(self, names: Sequence[str]) -> list[tuple[int | None, float]]:
+        """(seed, mean IoU of some classes) at the last step; without the seeds that lack a score of one of them."""
+        each = [dict(self.ious(name)) for name in names]
+        seeds = [seed for seed, _ in self.mious if each and all(seed in ious for ious in each)]
+        return [(seed, fmean(ious[seed] for ious in each)) for seed in seeds]
 
     @property
     def rows(self) -> list[tuple[float | None, ...]]:
@@ -268,7 +268,8 @@ def _other_classes(arms: Sequence[Arm]) -> Iterator[str]:
         return
     told = ", ".join(f"{name} in {count} of {len(columns[name])} runs" for name, count in shaky.items())
     rest = [name for name, count in scored.items() if count and name not in shaky]
-    means = [f"{arm.name} {100 * mean.mean:.1f}" for arm in arms if (mean := arm.mean_over(rest))]
+    found = [(arm.name, [mean for _, mean in arm.mean_over(rest)]) for arm in arms]
+    means = [f"{name} {100 * fmean(values):.1f}" for name, values in found if values]
     yield (
         f"The runs' means are over different classes: there is a score of {told}. No label has such a class, and the "
         f"first pixel that is predicted to be it makes a score of 0. Over the other {len(rest)}: {', '.join(means)}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,23 +90,19 @@ class RunFolder:
         The system lets go of the lock when its process ends, however it ends. A file system that knows no locks is used
         without one.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock")
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"Another process is training in {self.path}: wait for its end, or give another --out."
-            ) from error
-        except NotImplementedError:
+        with ExitStack() as held:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(self.path / ".lock", timeout=0))
+            except Timeout as error:
+                raise UserError(
+                    f"Another process is training in {self.path}: wait for its end, or give another --out."
+                ) from error
+            except NotImplementedError:
+                pass
+            except OSError as error:
+                raise UserError(f"Cannot make the run folder {self.path}: {error.strerror}.") from error
             yield
-            return
-        except OSError as error:
-            raise UserError(f"Cannot make the run folder {self.path}: {error.strerror}.") from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def create(self, settings: Settings) -> None:
         """Make the folder with its settings and environment; raises `UserError` when that is not possible."""
