@@ -70,6 +70,7 @@ def going_on(data: Path, method: Mapping[str, Any], start: Path, steps: int, see
         "loader": {"batch": 2},
         "model": {"start": str(start)},
         "optim": {"lr": 1e-3, "warmup": max(1, steps // 12)},
+        "selection": {"images": 16},
         "train": dict.fromkeys(("evaluate_every", "pictures_every"), max(1, steps // 2)),
     }
     return resolve(merge(demo_settings(data, method, steps, seed).model_dump(mode="json"), tree))
@@ -80,7 +81,7 @@ def demo(
     *,
     source_steps: int = 380,
     steps: int = 100,
-    pictures: tuple[int, int, int] = (300, 300, 50),
+    pictures: tuple[int, int, int] = (300, 300, 40),
     size: tuple[int, int] = (128, 256),
     console: Console | None = None,
 ) -> Path:
