@@ -1,28 +1,33 @@
 # Needs Python (3.10 to 3.13) and make; everything else is installed into .venv when missing or out of date.
 PYTHON ?= python3
 BIN := .venv/bin
-READY := .venv/.ready
+# Not compiled ahead: Python compiles the modules it imports as it imports them, which are few of torch's.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --editable
 
 .PHONY: demo test check format clean
 
-demo: $(READY)
+demo: .venv/.installed
 	$(BIN)/ssrseg demo
 
-test: $(READY)
+test: .venv/.dev
 	$(BIN)/pytest -q -n 2 --dist loadfile
 
-check: $(READY)
+check: .venv/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: $(READY)
+format: .venv/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-$(READY): pyproject.toml
+.venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(INSTALL) .
+	touch $@
+
+.venv/.dev: .venv/.installed
+	$(INSTALL) '.[dev]'
 	touch $@
 
 clean:
