@@ -118,6 +118,8 @@ def our_step(settings: Settings, watch: Stopwatch) -> tuple[Callable[[Settings, 
     average, label = timed("teacher's average", method.teacher.update), timed("teacher's labels", method.teacher)
     makers = [timed("views", make) for make in method.makers]
     backward = timed("backward", lambda loss: loss.backward())
+    if hasattr(method.learner, "gradients"):  # `before` has none
+        method.learner.gradients = timed("backward", method.learner.gradients)
     update = timed("optimiser", setup.optimizer.step)
 
     def step(settings: Settings, number: int) -> None:

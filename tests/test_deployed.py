@@ -57,11 +57,12 @@ def test_winograd_is_the_convolution(size: tuple[int, int]) -> None:
 
 @torch.no_grad()
 def test_winograd_is_accurate_in_single_precision() -> None:
+    torch.manual_seed(0)
     conv = nn.Conv2d(512, 16, 3, padding=1)
     maps = torch.rand(1, 512, 32, 32)
     exact = F.conv2d(maps.double(), conv.weight.double(), conv.bias.double(), padding=1)
-    direct, ours = ((result - exact).abs().max() for result in (conv(maps), Winograd(conv)(maps)))
-    assert ours < 8 * direct + 1e-7
+    # Against the exact result: how good the direct sum is depends on the processor.
+    assert (Winograd(conv)(maps) - exact).norm() < 4e-6 * exact.norm()
 
 
 @torch.no_grad()

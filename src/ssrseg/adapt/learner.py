@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 from torch import Tensor, nn
 
 from ssrseg.adapt.batch import Batch, Pseudo, View
+from ssrseg.adapt.settling import gradients, settled
 from ssrseg.adapt.terms import Term
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Segmenter
@@ -35,6 +36,8 @@ class Learner(nn.Module):
         self.terms = nn.ModuleDict(dict(terms))
         self.head_only = head_only
         """The backbone stands still: no gradients, and its BatchNorm as at inference."""
+        self.gradients: Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor | None]] = gradients
+        """Takes a term's gradients; a tool that measures puts its own around it."""
         if head_only:
             student.backbone.requires_grad_(False)
 
@@ -46,13 +49,28 @@ class Learner(nn.Module):
         return self
 
     def forward(self, view: View) -> dict[str, Tensor]:
-        """Encode the view once; its terms share the features. Losses are named `view/term`."""
+        """Encode the view once; its terms share the features. Losses are named `view/term`.
+
+        Of a term, what the backward pass needs is gone before the next begins: the two branches of SSR are never in
+        memory together. The losses' own backward pass is that of the backbone.
+        """
         features = self.student.encode(view.images)
         return {
-            f"{view.name}/{name}": term.weight * term(view, features, self.student)
+            f"{view.name}/{name}": self._ask(term, view, features)
             for name, term in cast(Mapping[str, Term], self.terms).items()
             if view.name in term.views
         }
+
+    def _ask(self, term: Term, view: View, features: list[Tensor]) -> Tensor:
+        leaves = [level.detach().requires_grad_(level.requires_grad) for level in features]
+        # Views, since hooks on the inputs of a module do not work on leaves whose gradient is asked for.
+        loss: Tensor = term.weight * term(view, [leaf.view_as(leaf) for leaf in leaves], self.student)
+        if not loss.requires_grad:
+            return loss
+        inputs = [(level, leaf) for level, leaf in zip(features, leaves, strict=True) if level.requires_grad]
+        inputs += [(weight, weight) for weight in self.parameters() if weight.requires_grad]
+        behind, asked = zip(*inputs, strict=True)
+        return settled(loss, behind, self.gradients(loss, asked))
 
 
 def adapt(

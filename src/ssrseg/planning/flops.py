@@ -14,6 +14,7 @@ from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from ssrseg.adapt.settling import gradients
 from ssrseg.foundation import Frozen
 
 REST = "terms"
@@ -50,17 +51,27 @@ class Flops:
 
     def run_backward(self, loss: Tensor) -> None:
         """The loss's backward pass."""
-        self._own(REST, [loss], ())
-        self._enter(REST, self.backward)
-        loss.backward()
-        self._enter(REST, self.forward)
+        with self._going_back(loss):
+            loss.backward()
         self._owned.clear()
+
+    def gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Those of `ssrseg.adapt.settling.gradients`."""
+        with self._going_back(loss):
+            return gradients(loss, inputs)
 
     def by_part(self) -> dict[str, tuple[int, int]]:
         """(forward, backward) of every part that has any."""
         names = (*self.forward, *(name for name in self.backward if name not in self.forward))
         found = {name: (self.forward[name], self.backward[name]) for name in names}
         return {name: both for name, both in found.items() if any(both)}
+
+    @contextmanager
+    def _going_back(self, loss: Tensor) -> Iterator[None]:
+        self._own(REST, [loss], ())
+        self._enter(REST, self.backward)
+        yield
+        self._enter(REST, self.forward)
 
     def _enter(self, part: str, counting: Counter[str] | None = None) -> None:
         total: int = self._mode.get_total_flops()

@@ -123,6 +123,7 @@ def _one_batch(settings: Settings, method: Method) -> tuple[Batch, list[View]]:
 def _step(settings: Settings, cast: _Cast, batch: Batch, views: list[View], live: LiveBytes, counter: Flops) -> None:
     method = cast.method
     method.learner.train()
+    method.learner.gradients = counter.gradients
     optimizer = _stepped_once(build_optimizer(method.learner, settings.optim))
     _label(live, cast, batch, optimizer)
     for weight in method.learner.parameters():
