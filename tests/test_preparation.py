@@ -17,6 +17,7 @@ from ssrseg.config import FoundationConfig, MethodConfig, MixedConfig, Regulariz
 from ssrseg.errors import UserError
 from ssrseg.foundation import Frozen, build_encoder
 from ssrseg.models import Segmenter, build_segmenter
+from ssrseg.models.depthwise import DilatedDepthwiseForTraining
 from ssrseg.models.recompute import recompute_blocks, repeated_blocks, still_statistics
 from ssrseg.training import preparation
 from ssrseg.training.preparation import compile_training, has_compiler, prepare
@@ -50,6 +51,17 @@ def segmenter(backbone: str) -> Segmenter:
     return build_segmenter(backbone, "daformer", len(CLASSES), head_channels=8, drop_path=0.3, dropout=0.3)
 
 
+def test_only_a_cpu_that_computes_in_single_precision_is_given_other_gradients() -> None:
+    def eased(config: TrainConfig, device: torch.device) -> int:
+        method = dacs_ssr(segmenter("timm:test_resnet"))
+        prepare(method, config, device)
+        return sum(isinstance(part, DilatedDepthwiseForTraining) for part in method.learner.modules())
+
+    assert eased(TrainConfig(), CPU) == 3
+    assert eased(TrainConfig(precision="bf16"), CPU) == 0
+    assert eased(TrainConfig(compile="off"), torch.device("cuda")) == 0
+
+
 @pytest.mark.parametrize(
     ("backbone", "blocks"), [("mit_b0", 8), ("timm:test_resnet", 4), ("timm:tf_efficientnet_lite0", 16)]
 )
@@ -57,6 +69,7 @@ def test_recomputing_changes_memory_and_nothing_else(backbone: str, blocks: int)
     """Gradients to 1e-6 of their size, statistics of norms and names exactly; dropout and drop path are on."""
     kept, recomputed = dacs_ssr(segmenter(backbone)), dacs_ssr(segmenter(backbone))
     names = list(recomputed.learner.state_dict())
+    assert prepare(kept, TrainConfig(), CPU) == []
     assert prepare(recomputed, TrainConfig(activation_checkpointing=True), CPU) == []
     assert len(list(repeated_blocks(recomputed.learner.student.backbone))) == blocks
     for ours, theirs in zip(step(recomputed).values(), step(kept).values(), strict=True):
