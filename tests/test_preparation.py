@@ -17,7 +17,7 @@ from ssrseg.config import FoundationConfig, MethodConfig, MixedConfig, Regulariz
 from ssrseg.errors import UserError
 from ssrseg.foundation import Frozen, build_encoder
 from ssrseg.models import Segmenter, build_segmenter
-from ssrseg.models.depthwise import DilatedDepthwiseForTraining
+from ssrseg.models.eased import DilatedDepthwise
 from ssrseg.models.recompute import recompute_blocks, repeated_blocks, still_statistics
 from ssrseg.training import preparation
 from ssrseg.training.preparation import compile_training, has_compiler, prepare
@@ -51,11 +51,11 @@ def segmenter(backbone: str) -> Segmenter:
     return build_segmenter(backbone, "daformer", len(CLASSES), head_channels=8, drop_path=0.3, dropout=0.3)
 
 
-def test_only_a_cpu_that_computes_in_single_precision_is_given_other_gradients() -> None:
+def test_only_a_cpu_that_computes_in_single_precision_is_given_other_convolutions() -> None:
     def eased(config: TrainConfig, device: torch.device) -> int:
         method = dacs_ssr(segmenter("timm:test_resnet"))
         prepare(method, config, device)
-        return sum(isinstance(part, DilatedDepthwiseForTraining) for part in method.learner.modules())
+        return sum(isinstance(part, DilatedDepthwise) for part in method.learner.modules())
 
     assert eased(TrainConfig(), CPU) == 3
     assert eased(TrainConfig(precision="bf16"), CPU) == 0

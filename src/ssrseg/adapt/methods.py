@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,10 +82,9 @@ def build_method(
     Raises:
         UserError: the foundation encoder is unknown or its weights cannot be loaded.
     """
-    generator = Generator().manual_seed(seed)
+    generator, notes = Generator().manual_seed(seed), list[str]()
     terms: dict[str, Term] = {"segmentation": _segmentation(config.segmentation, classes)}
     frozen: list[Frozen] = []
-    notes: list[str] = []
     if config.regularizer is not None and not config.regularizer.stages:
         notes.append("regularizer: no stage is regularised, which is the plain method")
     elif config.regularizer is not None:
@@ -102,29 +101,36 @@ def build_method(
         terms["alignment"] = _alignment(config.alignment, student)
     if config.entropy is not None:
         terms["entropy"] = Entropy(weight=config.entropy.weight)
+    return Method(
+        learner=Learner(student, {**terms, **(extra_terms or {})}, head_only=config.trains == "head"),
+        teacher=_teacher(config, student, terms),
+        makers=(*_makers(config, generator, student.mean), *extra_makers),
+        generator=generator,
+        frozen=tuple(frozen),
+        notes=tuple(notes),
+    )
+
+
+def _makers(config: MethodConfig, generator: Generator, mean: Tensor) -> Iterator[ViewMaker]:
     jitter = config.jitter and Jitter(generator, config.jitter.strength, config.jitter.hue)
-    distort = PhotometricDistortion(generator) if config.distort else jitter or views.unchanged
-    makers: list[ViewMaker] = [views.Source(distort)]
+    yield views.Source(PhotometricDistortion(generator) if config.distort else jitter or views.unchanged)
     if config.alignment is not None or config.entropy is not None:
-        makers.append(views.Target(jitter or views.unchanged))
+        yield views.Target(jitter or views.unchanged)
     if config.mixed is not None:
-        makers.append(_mixed(config.mixed, generator))
+        yield _mixed(config.mixed, generator)
     if config.masked is not None:
-        makers.append(_masked(config.masked, generator, student.mean))
-    teacher = config.teacher and Teacher(
+        yield _masked(config.masked, generator, mean)
+
+
+def _teacher(config: MethodConfig, student: Segmenter, terms: Mapping[str, Term]) -> Teacher | NoTeacher:
+    if config.teacher is None:
+        return NoTeacher()
+    return Teacher(
         student,
         decay=config.teacher.decay,
         threshold=config.teacher.threshold,
         after_step=config.teacher.after_step,
         look=_look(config.regularizer, terms),
-    )
-    return Method(
-        learner=Learner(student, {**terms, **(extra_terms or {})}, head_only=config.trains == "head"),
-        teacher=teacher or NoTeacher(),
-        makers=(*makers, *extra_makers),
-        generator=generator,
-        frozen=tuple(frozen),
-        notes=tuple(notes),
     )
 
 

@@ -12,12 +12,12 @@ from torch import nn
 from ssrseg.adapt.methods import Method
 from ssrseg.config import TrainConfig
 from ssrseg.errors import UserError
-from ssrseg.models.depthwise import ease_gradients
+from ssrseg.models.eased import ease
 from ssrseg.models.recompute import recompute_blocks
 
 
 def prepare(method: Method, config: TrainConfig, device: torch.device) -> list[str]:
-    """Activation checkpointing and compilation, as the settings say; on a CPU without these, cheaper gradients.
+    """Activation checkpointing and compilation, as the settings say; on a CPU without these, cheaper convolutions.
 
     The method is changed in place. Names in state dicts stay what they are.
 
@@ -33,7 +33,7 @@ def prepare(method: Method, config: TrainConfig, device: torch.device) -> list[s
     if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
         notes += _compile(method, config)
     elif device.type == "cpu" and config.precision == "fp32":
-        ease_gradients(method.learner.student.head)
+        ease(method.learner.student.head)
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Dilated depthwise convolutions whose gradients cost a CPU half the time: algebraically equal, for training."""
+"""Convolutions that cost a CPU less in training: algebraically equal, in the plain layout, in single precision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CACHED = 2**17
 """Numbers of a map that a core multiplies and sums at once: they should stay in its cache, yet be worth the call."""
 
 
-class DilatedDepthwiseForTraining(nn.Conv2d):
+class DilatedDepthwise(nn.Conv2d):
     """A dilated depthwise convolution (square kernel, stride 1, size kept) with gradients of its own.
 
     oneDNN has no fast kernels for these gradients. The inputs' is a dilated depthwise convolution again, whose forward
@@ -21,14 +21,12 @@ class DilatedDepthwiseForTraining(nn.Conv2d):
     """
 
     @staticmethod
-    def suits(module: nn.Module) -> bool:
-        """Is `module` such a convolution?"""
-        if not isinstance(module, nn.Conv2d) or module.bias is not None or module.stride != (1, 1):
-            return False
-        (kernel, wide), (dilation, across) = module.kernel_size, module.dilation
-        depthwise = module.groups == module.in_channels == module.out_channels
-        square = kernel == wide and dilation == across > 1
-        return depthwise and square and kernel % 2 == 1 and module.padding == 2 * (dilation * (kernel // 2),)
+    def suits(conv: nn.Conv2d) -> bool:
+        """Is `conv` such a convolution?"""
+        (kernel, wide), (dilation, across) = conv.kernel_size, conv.dilation
+        depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.stride == (1, 1)
+        square = kernel == wide and kernel % 2 == 1 and dilation == across > 1
+        return depthwise and square and conv.padding == 2 * (dilation * (kernel // 2),)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -36,11 +34,30 @@ class DilatedDepthwiseForTraining(nn.Conv2d):
         return result
 
 
-def ease_gradients(module: nn.Module) -> None:
-    """Let the dilated depthwise convolutions in `module` compute their gradients so; weights and names stay."""
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution as one matrix product for each image; oneDNN's kernel gains nothing from a second thread."""
+
+    @staticmethod
+    def suits(conv: nn.Conv2d) -> bool:
+        """Is `conv` such a convolution?"""
+        return (
+            conv.kernel_size == conv.stride == conv.dilation == (1, 1) and conv.groups == 1 and conv.padding == (0, 0)
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K, H, W)."""
+        weight = self.weight.flatten(1).expand(len(maps), -1, -1)
+        product: Tensor = torch.bmm(weight, maps.flatten(2)).unflatten(2, maps.shape[-2:])
+        return product
+
+
+def ease(module: nn.Module) -> None:
+    """Let the convolutions without bias in `module` that suit a class above be of it; weights and their names stay."""
     for part in module.modules():
-        if DilatedDepthwiseForTraining.suits(part):
-            part.__class__ = DilatedDepthwiseForTraining
+        if type(part) is nn.Conv2d and part.bias is None:
+            for eased in (DilatedDepthwise, Pointwise):
+                if eased.suits(part):
+                    part.__class__ = eased
 
 
 def convolve(maps: Tensor, weight: Tensor, dilation: int) -> Tensor:
