@@ -6,9 +6,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssrseg.models import eased
+from ssrseg.models import build_segmenter, eased
+from ssrseg.models.deployed import deployed, deployed_on_cpu
 from ssrseg.models.eased import DilatedDepthwise, Pointwise, ease
 from ssrseg.models.heads import DAFormerHead
+
+
+def lived(model: nn.Module) -> nn.Module:
+    """In eval mode, with statistics and biases of norms that folding must not lose."""
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.5)
+            nn.init.normal_(norm.bias, 0, 0.3)
+    return model.eval()
 
 
 def computed(conv: nn.Conv2d, maps: Tensor, back: Tensor) -> tuple[Tensor, ...]:
@@ -43,6 +53,16 @@ def test_pointwise_is_the_convolution() -> None:
     ease(conv)
     assert type(conv) is Pointwise
     torch.testing.assert_close(computed(conv, maps, back), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_an_eased_student_is_deployed_as_any_other() -> None:
+    torch.manual_seed(0)
+    model, images = lived(build_segmenter("mit_b0", "daformer", 5, head_channels=8)), torch.rand(1, 3, 64, 64)
+    expected = model(images)
+    ease(model.head)
+    assert torch.equal(model(images), expected)
+    for arrange in (deployed, deployed_on_cpu):
+        torch.testing.assert_close(arrange(model)(images), expected, rtol=1e-4, atol=2e-5)
 
 
 def test_a_head_keeps_its_names() -> None:

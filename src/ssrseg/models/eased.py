@@ -30,6 +30,8 @@ class DilatedDepthwise(nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        if not self.training:
+            return super().forward(maps)
         result: Tensor = _Convolve.apply(maps, self.weight, self.dilation[0])
         return result
 
@@ -46,13 +48,18 @@ class Pointwise(nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W)."""
+        if not self.training:
+            return super().forward(maps)
         weight = self.weight.flatten(1).expand(len(maps), -1, -1)
         product: Tensor = torch.bmm(weight, maps.flatten(2)).unflatten(2, maps.shape[-2:])
         return product
 
 
 def ease(module: nn.Module) -> None:
-    """Let the convolutions without bias in `module` that suit a class above be of it; weights and their names stay."""
+    """Let the convolutions without bias in `module` that suit a class above be of it.
+
+    Weights and their names stay, and in eval mode, from which models are exported, every one is what it was.
+    """
     for part in module.modules():
         if type(part) is nn.Conv2d and part.bias is None:
             for eased in (DilatedDepthwise, Pointwise):
