@@ -1,6 +1,7 @@
 """Candidates for an improvement on SSR that are no settings of the package: terms of one's own, on the embedded set.
 
     python benchmarks/candidates.py --seeds 0 1 2 3 4
+    python benchmarks/candidates.py --seeds 5 6 7 8 9 --rows daformer daformer-ssr CANDIDATE
     python benchmarks/candidates.py --page
 
 Starts, steps and data are those of `embedded.py`; DAFormer with and without SSR are trained beside the candidates, so
@@ -11,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import embedded
 import torch
@@ -25,6 +28,7 @@ from ssrseg.adapt import Regularizer, Term, View, segmentation_loss
 from ssrseg.config import FoundationConfig
 from ssrseg.demo.dataset import write_dataset
 from ssrseg.foundation import Frozen, build_encoder
+from ssrseg.models.recompute import still_statistics
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.pipeline import finish
 from ssrseg.reporting.noise import difference, spread
@@ -38,7 +42,11 @@ CROP = (96, 128)
 class Decaying(Regularizer):
     """SSR whose weight falls from 1 to 0 in equal steps: it may help early and be in the way late."""
 
-    calls = 0
+    calls: Tensor
+
+    def __init__(self, *parts: Any, **options: Any) -> None:
+        super().__init__(*parts, **options)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
         """The regularizer's loss, by what is left of its weight."""
@@ -50,15 +58,37 @@ class Decaying(Regularizer):
 class Confident(Regularizer):
     """SSR that asks less where the shadow branch doubts the label: labels of the teacher are wrong there more often."""
 
+    def looking(self, head: nn.Module) -> AbstractContextManager[None]:
+        """What the head does while the shadow branch is asked: nothing that stays."""
+        return still_statistics(head)
+
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
         """Segmentation loss of the regularised features, weighted by the label's probability without them."""
         size = view.labels.shape[-2:]
-        with torch.no_grad():
+        with torch.no_grad(), self.looking(student.head):
             probabilities = student.decode(features, size).softmax(dim=1)
             sure = probabilities.gather(1, view.labels.clamp(max=probabilities.shape[1] - 1).unsqueeze(1)).squeeze(1)
         weights = sure if view.weights is None else sure * view.weights
         logits = student.decode(self.enhance(features, self.encoder(view.images)), size)
         return segmentation_loss(logits, view.labels, weights)
+
+
+class ConfidentMoving(Confident):
+    """The same, but the statistics of the head's norms count the shadow branch once more: found by mistake."""
+
+    def looking(self, head: nn.Module) -> AbstractContextManager[None]:
+        """The head is asked as in training."""
+        return nullcontext()
+
+
+class Counted(Regularizer):
+    """SSR as it is, but the statistics of the head's norms count the shadow branch once more."""
+
+    def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
+        """The regularizer's loss."""
+        with torch.no_grad():
+            student.decode(features, view.labels.shape[-2:])
+        return super().forward(view, features, student)
 
 
 class Similar(Term):
@@ -75,23 +105,25 @@ class Similar(Term):
         return (1 - F.cosine_similarity(given, wanted)).mean()
 
 
-def regularizer(of: type[Regularizer], encoder: Frozen, channels: list[int]) -> dict[str, Term]:
+def regularizer(of: type[Regularizer], encoder: Frozen, channels: Sequence[int]) -> dict[str, Term]:
     """A regularizer in the place of SSR's."""
     return {"regularizer": of(encoder, encoder.channels, channels, views=VIEWS)}
 
 
-ROWS: dict[str, tuple[str, Callable[[Frozen, list[int]], dict[str, Term]]]] = {
+ROWS: dict[str, tuple[str, Callable[[Frozen, Sequence[int]], dict[str, Term]]]] = {
     "daformer": ("daformer", lambda encoder, channels: {}),
     "daformer-ssr": ("daformer-ssr", lambda encoder, channels: {}),
     "decaying": ("daformer", lambda encoder, channels: regularizer(Decaying, encoder, channels)),
     "confident": ("daformer", lambda encoder, channels: regularizer(Confident, encoder, channels)),
+    "confident-moving": ("daformer", lambda encoder, channels: regularizer(ConfidentMoving, encoder, channels)),
+    "counted": ("daformer", lambda encoder, channels: regularizer(Counted, encoder, channels)),
     "similar": ("daformer-ssr", lambda encoder, channels: {"similar": Similar(encoder, channels[-1])}),
     "similar-alone": ("daformer", lambda encoder, channels: {"similar": Similar(encoder, channels[-1])}),
 }
 """Name -> the row of `embedded.py` that it changes, and the terms that it adds."""
 
 
-def run(seeds: list[int], out: Path) -> None:
+def run(rows: list[str], seeds: list[int], out: Path) -> None:
     """Train what is missing."""
     torch.set_num_threads(1)
     write_dataset(out / "data", **embedded.SIZES, oracle=True)
@@ -99,7 +131,7 @@ def run(seeds: list[int], out: Path) -> None:
     for seed in seeds:
         finish(embedded.row("source", seed, out), out / f"source-{seed}", console=Console(force_terminal=False))
         channels = load_segmenter(start_of(seed, out)).backbone.channels
-        for name, (base, terms) in ROWS.items():
+        for name, (base, terms) in ((name, ROWS[name]) for name in rows):
             folder = out / f"{name}-{seed}"
             print(f"== {folder.name}", flush=True)
             torch.manual_seed(seed)  # the weights of the terms
@@ -158,12 +190,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/candidates"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--rows", nargs="+", default=[*ROWS], choices=[*ROWS])
     parser.add_argument("--page", action="store_true", help="write the results and train nothing")
     options = parser.parse_args()
     if options.page:
         write_results(options.out)
     else:
-        run(options.seeds, options.out)
+        run(options.rows, options.seeds, options.out)
 
 
 if __name__ == "__main__":

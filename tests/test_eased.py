@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssrseg.models import build_segmenter, eased
+from ssrseg.models import build_segmenter
 from ssrseg.models.deployed import deployed, deployed_on_cpu
-from ssrseg.models.eased import DilatedDepthwise, Pointwise, ease
 from ssrseg.models.heads import DAFormerHead
+from ssrseg.training import eased
+from ssrseg.training.eased import EasedDepthwise, EasedPointwise, ease
 
 
 def lived(model: nn.Module) -> nn.Module:
@@ -41,7 +42,7 @@ def test_dilated_depthwise_is_the_convolution(
     maps, back = torch.randn(2, 2, 5, *size).double()
     expected = computed(conv, maps, back)
     ease(conv)
-    assert type(conv) is DilatedDepthwise
+    assert type(conv) is EasedDepthwise
     torch.testing.assert_close(computed(conv, maps, back), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -51,7 +52,7 @@ def test_pointwise_is_the_convolution() -> None:
     maps, back = torch.randn(2, 5, 4, 7).double(), torch.randn(2, 3, 4, 7).double()
     expected = computed(conv, maps, back)
     ease(conv)
-    assert type(conv) is Pointwise
+    assert type(conv) is EasedPointwise
     torch.testing.assert_close(computed(conv, maps, back), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -71,13 +72,13 @@ def test_a_head_keeps_its_names() -> None:
     ease(head)
     assert list(head.state_dict()) == names
     changed = {
-        name: type(part) for name, part in head.named_modules() if isinstance(part, DilatedDepthwise | Pointwise)
+        name: type(part) for name, part in head.named_modules() if isinstance(part, EasedDepthwise | EasedPointwise)
     }
-    expected = {"branches.0.conv": Pointwise}
+    expected = {"branches.0.conv": EasedPointwise}
     for branch in (1, 2, 3):
         expected |= {
-            f"branches.{branch}.depthwise.conv": DilatedDepthwise,
-            f"branches.{branch}.pointwise.conv": Pointwise,
+            f"branches.{branch}.depthwise.conv": EasedDepthwise,
+            f"branches.{branch}.pointwise.conv": EasedPointwise,
         }
     assert changed == expected
 

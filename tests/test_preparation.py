@@ -17,9 +17,9 @@ from ssrseg.config import FoundationConfig, MethodConfig, MixedConfig, Regulariz
 from ssrseg.errors import UserError
 from ssrseg.foundation import Frozen, build_encoder
 from ssrseg.models import Segmenter, build_segmenter
-from ssrseg.models.eased import DilatedDepthwise
 from ssrseg.models.recompute import recompute_blocks, repeated_blocks, still_statistics
 from ssrseg.training import preparation
+from ssrseg.training.eased import EasedDepthwise
 from ssrseg.training.preparation import compile_training, has_compiler, prepare
 from test_training import records, run
 
@@ -55,7 +55,7 @@ def test_only_a_cpu_that_computes_in_single_precision_is_given_other_convolution
     def eased(config: TrainConfig, device: torch.device) -> int:
         method = dacs_ssr(segmenter("timm:test_resnet"))
         prepare(method, config, device)
-        return sum(isinstance(part, DilatedDepthwise) for part in method.learner.modules())
+        return sum(isinstance(part, EasedDepthwise) for part in method.learner.modules())
 
     assert eased(TrainConfig(), CPU) == 3
     assert eased(TrainConfig(precision="bf16"), CPU) == 0

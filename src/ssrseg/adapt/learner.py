@@ -69,8 +69,8 @@ class Learner(nn.Module):
             return loss
         inputs = [(level, leaf) for level, leaf in zip(features, leaves, strict=True) if level.requires_grad]
         inputs += [(weight, weight) for weight in self.parameters() if weight.requires_grad]
-        behind, asked = zip(*inputs, strict=True)
-        return settled(loss, behind, self.gradients(loss, asked))
+        handed_on, differentiated = zip(*inputs, strict=True)
+        return settled(loss, handed_on, self.gradients(loss, differentiated))
 
 
 def adapt(

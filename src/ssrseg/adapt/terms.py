@@ -18,8 +18,8 @@ class Term(nn.Module):
 
     The gradients of several processes are averaged: a mean over the local batch becomes the mean over the whole one.
     A loss that divides by something counted in the batch counts with `ranks.total`, as `feature_distance` does.
-    A term's gradients are taken as soon as its loss is there (`Learner.forward`): no graph of it lives on, so what it
-    leaves for another term carries no gradient back.
+    A term's gradients are taken as soon as its loss is there (`Learner.forward`) and its graph is gone: detach what it
+    leaves for another term, and let no weight's own hook change gradients, for it would run twice.
     """
 
     def __init__(self, views: Iterable[str], weight: float = 1.0) -> None:

@@ -12,12 +12,12 @@ from torch import nn
 from ssrseg.adapt.methods import Method
 from ssrseg.config import TrainConfig
 from ssrseg.errors import UserError
-from ssrseg.models.eased import ease
 from ssrseg.models.recompute import recompute_blocks
+from ssrseg.training.eased import ease
 
 
 def prepare(method: Method, config: TrainConfig, device: torch.device) -> list[str]:
-    """Activation checkpointing and compilation, as the settings say; on a CPU without these, cheaper convolutions.
+    """Activation checkpointing and compilation, as the settings say; cheaper convolutions on a CPU.
 
     The method is changed in place. Names in state dicts stay what they are.
 

@@ -1,4 +1,4 @@
-"""Convolutions that cost a CPU less in training: algebraically equal, in the plain layout, in single precision."""
+"""Convolutions that cost a CPU less in training: algebraically equal; their gradients have none of their own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CACHED = 2**17
 """Numbers of a map that a core multiplies and sums at once: they should stay in its cache, yet be worth the call."""
 
 
-class DilatedDepthwise(nn.Conv2d):
+class EasedDepthwise(nn.Conv2d):
     """A dilated depthwise convolution (square kernel, stride 1, size kept) with gradients of its own.
 
     oneDNN has no fast kernels for these gradients. The inputs' is a dilated depthwise convolution again, whose forward
@@ -36,7 +36,7 @@ class DilatedDepthwise(nn.Conv2d):
         return result
 
 
-class Pointwise(nn.Conv2d):
+class EasedPointwise(nn.Conv2d):
     """A 1x1 convolution as one matrix product for each image; oneDNN's kernel gains nothing from a second thread."""
 
     @staticmethod
@@ -48,7 +48,7 @@ class Pointwise(nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W)."""
-        if not self.training:
+        if not (self.training and maps.is_contiguous()):
             return super().forward(maps)
         weight = self.weight.flatten(1).expand(len(maps), -1, -1)
         product: Tensor = torch.bmm(weight, maps.flatten(2)).unflatten(2, maps.shape[-2:])
@@ -62,7 +62,7 @@ def ease(module: nn.Module) -> None:
     """
     for part in module.modules():
         if type(part) is nn.Conv2d and part.bias is None:
-            for eased in (DilatedDepthwise, Pointwise):
+            for eased in (EasedDepthwise, EasedPointwise):
                 if eased.suits(part):
                     part.__class__ = eased
 
