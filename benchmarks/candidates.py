@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,11 @@ from ssrseg.training.folder import RunFolder
 RESULTS = Path(__file__).parent / "results"
 VIEWS = ("source", "mixed")
 CROP = (96, 128)
+FOUND_ON = range(5)
+"""Seeds on which candidates are compared; others are for confirming one."""
+
+Scores = dict[str, dict[str, float]]
+"""mIoU in per cent by row and seed."""
 
 
 class Decaying(Regularizer):
@@ -66,11 +71,16 @@ class Confident(Regularizer):
         """Segmentation loss of the regularised features, weighted by the label's probability without them."""
         size = view.labels.shape[-2:]
         with torch.no_grad(), self.looking(student.head):
-            probabilities = student.decode(features, size).softmax(dim=1)
-            sure = probabilities.gather(1, view.labels.clamp(max=probabilities.shape[1] - 1).unsqueeze(1)).squeeze(1)
+            sure = probability(student.decode(features, size), view.labels)
         weights = sure if view.weights is None else sure * view.weights
         logits = student.decode(self.enhance(features, self.encoder(view.images)), size)
         return segmentation_loss(logits, view.labels, weights)
+
+
+def probability(logits: Tensor, labels: Tensor) -> Tensor:
+    """(B, H, W) of the labels; anything where there is no label."""
+    probabilities = logits.softmax(dim=1)
+    return probabilities.gather(1, labels.clamp(max=logits.shape[1] - 1).unsqueeze(1)).squeeze(1)
 
 
 class ConfidentMoving(Confident):
@@ -79,6 +89,24 @@ class ConfidentMoving(Confident):
     def looking(self, head: nn.Module) -> AbstractContextManager[None]:
         """The head is asked as in training."""
         return nullcontext()
+
+
+class ConfidentAlone(Confident):
+    """The same weights on a second decoding of the features as they are: what is owed to the weights alone."""
+
+    def enhance(self, features: Sequence[Tensor], foundation: Tensor) -> list[Tensor]:
+        """Nothing is asked of the encoder."""
+        return list(features)
+
+
+class ConfidentOwn(Regularizer):
+    """Weighted by the probability that the regularised branch itself gives the label, which costs no decoding."""
+
+    def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
+        """Segmentation loss of the regularised features, weighted by the label's probability with them."""
+        logits = student.decode(self.enhance(features, self.encoder(view.images)), view.labels.shape[-2:])
+        sure = probability(logits.detach(), view.labels)
+        return segmentation_loss(logits, view.labels, sure if view.weights is None else sure * view.weights)
 
 
 class Counted(Regularizer):
@@ -116,6 +144,8 @@ ROWS: dict[str, tuple[str, Callable[[Frozen, Sequence[int]], dict[str, Term]]]] 
     "decaying": ("daformer", lambda encoder, channels: regularizer(Decaying, encoder, channels)),
     "confident": ("daformer", lambda encoder, channels: regularizer(Confident, encoder, channels)),
     "confident-moving": ("daformer", lambda encoder, channels: regularizer(ConfidentMoving, encoder, channels)),
+    "confident-alone": ("daformer", lambda encoder, channels: regularizer(ConfidentAlone, encoder, channels)),
+    "confident-own": ("daformer", lambda encoder, channels: regularizer(ConfidentOwn, encoder, channels)),
     "counted": ("daformer", lambda encoder, channels: regularizer(Counted, encoder, channels)),
     "similar": ("daformer-ssr", lambda encoder, channels: {"similar": Similar(encoder, channels[-1])}),
     "similar-alone": ("daformer", lambda encoder, channels: {"similar": Similar(encoder, channels[-1])}),
@@ -139,49 +169,62 @@ def run(rows: list[str], seeds: list[int], out: Path) -> None:
 
 
 def write_results(out: Path) -> None:
-    """Every seed's mIoU, and each row against SSR and against DAFormer."""
-    scores: dict[str, dict[int, float]] = {}
+    """Every seed's mIoU, and each row against DAFormer without and with SSR."""
+    scores: Scores = {}
     for folder in finished(out, ROWS):
         name, _, seed = folder.name.rpartition("-")
         last = json.loads(RunFolder(folder).scores.read_text())["last"]["student"]
-        scores.setdefault(name, {})[int(seed)] = 100 * last["miou"]
+        scores.setdefault(name, {})[seed] = 100 * last["miou"]
     (RESULTS / "candidates.json").write_text(json.dumps(scores, indent=1) + "\n")
     (RESULTS / "candidates.md").write_text(page(scores))
 
 
-def page(scores: dict[str, dict[int, float]]) -> str:
+def page(scores: Scores) -> str:
     """The Markdown of the results."""
-    rows = []
-    for name, by_seed in scores.items():
+    fresh = {seed for by_seed in scores.values() for seed in by_seed if int(seed) not in FOUND_ON}
+    parts = [HEADER, "## Seeds 0 to 4\n", _table(scores, {str(seed) for seed in FOUND_ON})]
+    parts += ["\n## Fresh seeds, which played no part in choosing the row\n", _table(scores, fresh)] if fresh else []
+    return "\n".join(parts) + "\n"
+
+
+def _table(scores: Scores, seeds: set[str]) -> str:
+    lines = ["| row | n | mIoU | against DAFormer | against DAFormer + SSR | by seed |", "|---|---:|---:|---|---|---|"]
+    chosen = {name: {seed: value for seed, value in found.items() if seed in seeds} for name, found in scores.items()}
+    for name, by_seed in chosen.items():
         found = spread([*by_seed.values()])
-        assert found is not None
-        against = [_against(scores, name, base) for base in ("daformer", "daformer-ssr")]
-        each = ", ".join(f"{value:.1f}" for value in by_seed.values())
-        rows.append(f"| {name} | {found.n} | {found.mean:.1f} ± {found.sd or 0:.1f} | {' | '.join(against)} | {each} |")
-    return HEADER + "\n".join(rows) + "\n"
+        if found is None:
+            continue
+        against = [_against(chosen[base], by_seed) if base != name else "-" for base in ("daformer", "daformer-ssr")]
+        each = ", ".join(f"{seed}: {value:.1f}" for seed, value in by_seed.items())
+        lines.append(
+            f"| {name} | {found.n} | {found.mean:.1f} ± {found.sd or 0:.1f} | {' | '.join(against)} | {each} |"
+        )
+    return "\n".join(lines)
 
 
-def _against(scores: dict[str, dict[int, float]], name: str, base: str) -> str:
-    if name == base:
-        return "-"
-    gap = difference([*scores[base].items()], [*scores[name].items()])
+def _against(base: Mapping[str, float], other: Mapping[str, float]) -> str:
+    gap = difference(*([(int(seed), value) for seed, value in found.items()] for found in (base, other)))
     low, high = gap.interval or (float("nan"), float("nan"))
-    return f"{gap.mean:+.2f} [{low:+.2f}, {high:+.2f}], {gap.verdict}"
+    return f"{gap.mean:+.1f} [{low:+.1f}, {high:+.1f}], {gap.verdict}"
 
 
 HEADER = """# Candidates for an improvement on SSR
 
-Made by `benchmarks/candidates.py`, on the embedded set, from `embedded.py`'s starts and for as many steps. mIoU of the
-student at the last step, in per cent; differences are paired by seed, with a 95% interval from Student's t, not
-corrected for their number.
+Made by `benchmarks/candidates.py`, on the embedded set, from starts and for as many steps as in `embedded.py`. mIoU of
+the student at the last step, in per cent; differences are paired by seed, with a 95% interval from Student's t, not
+corrected for their number. All rows of a seed come from one machine, another than those of
+[embedded.md](embedded.md): the same seeds have other scores there.
 
 - `decaying`: SSR whose weight falls from 1 to 0 over the run.
-- `confident`: SSR's loss weighted, pixel by pixel, by the probability that the shadow branch gives the label.
 - `similar`: SSR, and beside it one minus the cosine of the encoder's features and a linear map of the deepest ones, on
   source and mixed views, at half weight. `similar-alone`: the same without SSR.
+- `confident`: SSR's loss weighted, pixel by pixel, by the probability that the shadow branch gives the label.
+  `confident-own`: by the probability that the regularised branch itself gives it, which costs no further decoding.
+- Controls of these: `confident-alone` has the weights of `confident` on a second decoding of the features as they are,
+  without the encoder. `counted` is SSR as it is, but the running statistics of the head's norms count the shadow branch
+  once more; `confident-moving` is `confident` with that, as it was first written by mistake.
 
-| row | n | mIoU | against DAFormer | against DAFormer + SSR | by seed |
-|---|---:|---:|---|---|---|
+WHAT
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import camvid_dusk  # noqa: E402
+import candidates  # noqa: E402
 import embedded  # noqa: E402
 import embedded_page  # noqa: E402
 from rows import is_finished, restore  # noqa: E402
@@ -31,6 +33,11 @@ def test_the_page_of_day_and_dusk_is_that_of_its_scores(tmp_path: Path, monkeypa
     restore(camvid_dusk.RESULTS / "camvid-dusk.json", lambda name, seed: camvid_dusk.row(name, seed, places), tmp_path)
     assert is_finished(tmp_path / "undoing-0")  # a recipe of stages
     _pages_are_equal("camvid-dusk", lambda: camvid_dusk.write_results(tmp_path), camvid_dusk, tmp_path, monkeypatch)
+
+
+def test_the_page_of_candidates_is_that_of_its_scores() -> None:
+    scores = json.loads((candidates.RESULTS / "candidates.json").read_text())
+    assert (candidates.RESULTS / "candidates.md").read_text() == candidates.page(scores)
 
 
 def _pages_are_equal(
