@@ -224,7 +224,9 @@ corrected for their number. All rows of a seed come from one machine, another th
   without the encoder. `counted` is SSR as it is, but the running statistics of the head's norms count the shadow branch
   once more; `confident-moving` is `confident` with that, as it was first written by mistake.
 
-WHAT
+What to read from it: `confident` was ahead of SSR in each of the seeds it was found on, by 0.9 points on average, and
+keeps 0.3 [-0.6, +1.1] of it on fresh ones: **within noise, so it is no improvement and no setting of the package**. Of
+the rest none is more than 0.5 points above SSR, all within noise. The same weights without the encoder cost 0.7 points.
 """
 
 
