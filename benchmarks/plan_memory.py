@@ -70,7 +70,8 @@ def measure(name: str) -> dict[str, Any]:
     settings = settings_of(name)
     before = resident("VmRSS")
     setup = build_setup(settings, RunFolder(Path("plan")))
-    fit(setup.fabric, setup.method, setup.optimizer, [noise(settings, seed) for seed in (0, 1)], settings)
+    two = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": 2})})
+    fit(setup.fabric, setup.method, setup.optimizer, [noise(settings, seed) for seed in (0, 1)], two)
     device = device_type(settings.train)
     if device == "cuda":
         return {"measured": torch.cuda.max_memory_allocated(), "device": torch.cuda.get_device_name()}
