@@ -1,4 +1,4 @@
-"""Convolutions that cost a CPU less in training: algebraically equal; their gradients have none of their own."""
+"""Convolutions that cost a CPU less in training: algebraically equal, but without second derivatives."""
 
 from __future__ import annotations
 
