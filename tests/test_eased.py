@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ssrseg.models import build_segmenter
+from ssrseg.models import build_segmenter, winograd
 from ssrseg.models.deployed import deployed, deployed_on_cpu
 from ssrseg.models.heads import DAFormerHead
 from ssrseg.training import eased
-from ssrseg.training.eased import EasedDepthwise, EasedPointwise, ease
+from ssrseg.training.eased import EasedDense, EasedDepthwise, EasedPatches, EasedPointwise, ease
 
 
 def lived(model: nn.Module) -> nn.Module:
@@ -36,6 +38,7 @@ def test_dilated_depthwise_is_the_convolution(
     kernel: int, dilation: int, size: tuple[int, int], cached: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eased, "CACHED", cached)
+    monkeypatch.setattr(eased, "GROUP", 2)
     torch.manual_seed(0)
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(5, 5, kernel, padding=padding, dilation=dilation, groups=5, bias=False).double()
@@ -44,6 +47,46 @@ def test_dilated_depthwise_is_the_convolution(
     ease(conv)
     assert type(conv) is EasedDepthwise
     torch.testing.assert_close(computed(conv, maps, back), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 10), (3, 2)])
+@pytest.mark.parametrize("at_once", [1, 6, 1024])
+def test_a_dense_convolution_is_the_convolution(
+    size: tuple[int, int], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd, "AT_ONCE", at_once)
+    monkeypatch.setattr(eased, "WIDE", 4)
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 4, 3, padding=1, bias=False).double()
+    maps, back = torch.randn(2, 6, *size).double(), torch.randn(2, 4, *size).double()
+    expected = computed(conv, maps, back)
+    ease(conv)
+    assert type(conv) is EasedDense
+    torch.testing.assert_close(computed(conv, maps, back), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(8, 12), (9, 12)])  # the second is no multiple: torch's
+def test_patches_are_the_convolution(size: tuple[int, int], bias: bool) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 4, (4, 2), stride=(4, 2), bias=bias).double()
+    maps, back = torch.randn(2, *size, 6).double().permute(0, 3, 1, 2), torch.randn(2, 4, 2, 6).double()
+    expected = computed(conv, maps, back)
+    ease(conv)
+    assert type(conv) is EasedPatches
+    torch.testing.assert_close(computed(conv, maps, back), expected, rtol=1e-12, atol=1e-12)
+    assert ("Convolution" in type(conv(maps).grad_fn).__name__) == (size == (9, 12))
+
+
+def test_a_dense_convolution_is_accurate_in_single_precision() -> None:
+    """Against the exact result: how good the direct sums are depends on the processor."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(256, 128, 3, padding=1, bias=False)
+    maps, back = torch.rand(2, 256, 32, 32), torch.randn(2, 128, 32, 32)
+    exact = computed(deepcopy(conv).double(), maps.double(), back.double())
+    ease(conv)
+    for ours, theirs in zip(computed(conv, maps, back), exact, strict=True):
+        assert (ours - theirs).norm() < 8e-6 * theirs.norm()
 
 
 def test_pointwise_is_the_convolution() -> None:
@@ -66,15 +109,18 @@ def test_an_eased_student_is_deployed_as_any_other() -> None:
         torch.testing.assert_close(arrange(model)(images), expected, rtol=1e-4, atol=2e-5)
 
 
-def test_a_head_keeps_its_names() -> None:
+def test_a_head_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eased, "WIDE", 8)
     head = DAFormerHead((4, 6, 8, 10), 3, channels=8)
     names = list(head.state_dict())
     ease(head)
     assert list(head.state_dict()) == names
     changed = {
-        name: type(part) for name, part in head.named_modules() if isinstance(part, EasedDepthwise | EasedPointwise)
+        name: type(part)
+        for name, part in head.named_modules()
+        if isinstance(part, EasedDense | EasedDepthwise | EasedPointwise)
     }
-    expected = {"branches.0.conv": EasedPointwise}
+    expected = {"branches.0.conv": EasedPointwise, "bottleneck.conv": EasedDense}
     for branch in (1, 2, 3):
         expected |= {
             f"branches.{branch}.depthwise.conv": EasedDepthwise,
@@ -96,6 +142,15 @@ def test_a_head_keeps_its_names() -> None:
         nn.Conv2d(4, 4, 1, stride=2, bias=False),
         nn.Conv2d(4, 4, 1, padding=1, bias=False),
         nn.Conv2d(4, 4, 1, groups=2, bias=False),
+        nn.Conv2d(4, 4, 2, stride=2, groups=2),
+        nn.Conv2d(4, 4, 3, stride=2),  # patches overlap
+        nn.Conv2d(4, 4, 2, stride=2, padding=1),
+        nn.Conv2d(128, 127, 3, padding=1, bias=False),  # too few channels
+        nn.Conv2d(128, 128, 3, padding=1),  # with bias
+        nn.Conv2d(128, 128, 3, padding=1, stride=2, bias=False),
+        nn.Conv2d(128, 128, 3, padding=2, dilation=2, bias=False),
+        nn.Conv2d(128, 128, 3, bias=False),  # shrinks
+        nn.Conv2d(256, 256, 3, padding=1, groups=2, bias=False),
     ],
 )
 def test_other_convolutions_stay_as_they_are(other: nn.Conv2d) -> None:

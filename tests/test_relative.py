@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from timm.models.vision_transformer_sam import Attention
+from timm.models.vision_transformer_sam import Attention, Block
 from torch import nn
 
 from ssrseg import relative
@@ -30,6 +30,24 @@ def test_pieces_of_any_size_give_what_timm_gives(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(attention(tokens), theirs, rtol=1e-5, atol=1e-6)
     other = torch.randn(1, 14, 9, 32)  # and the next size has positions of its own
     torch.testing.assert_close(attention(other), random_attention((14, 9))(other), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (5, 10), (3, 2)])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_windows_are_filled_up_after_the_layer(size: tuple[int, int], bias: bool) -> None:
+    torch.manual_seed(0)
+    block = Block(32, 4, qkv_bias=bias, use_rel_pos=True, window_size=4, input_size=(8, 12)).eval()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, 0, 0.3)
+    tokens = torch.randn(2, *size, 32)
+    theirs = block(tokens)
+    layers: list[int] = []
+    block.attn.qkv.register_forward_hook(lambda _, given, __: layers.append(given[0].numel() // 32))
+    for _ in range(2):  # a second time changes nothing
+        relative.arrange(block, "cpu")
+        torch.testing.assert_close(block(tokens), theirs, rtol=1e-5, atol=1e-5)
+    assert layers == 2 * [2 * size[0] * size[1]]
 
 
 @torch.no_grad()

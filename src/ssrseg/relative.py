@@ -1,7 +1,12 @@
-"""Attention with decomposed relative positions, as SAM has it, in pieces that fit a processor's cache.
+"""Attention with decomposed relative positions, as SAM has it, without work that its result does not need.
 
 timm adds a bias to the scores that is as large as they are: 1.6 GB for two images at 1024x1024, in each of four
-layers. Writing it and reading it back takes longer than the attention. Here a few rows of it exist at a time.
+layers. Writing it and reading it back takes longer than the attention. Here a few rows of it exist at a time, in pieces
+that fit a processor's cache.
+
+Maps that windows of 14 do not fit are filled up with zeros, in timm before the linear layers: 784 tokens instead of 256
+at 256x256, 1764 instead of 1024 at 512x512. Here the layers see the map's own tokens, and the places beside it hold
+what the layer makes of zero, its bias.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer_sam import Attention, get_rel_pos
+from timm.models.vision_transformer_sam import Attention, Block, get_rel_pos
 from torch import Tensor, nn
 
 PIECE = 2**22
@@ -23,6 +28,9 @@ def arrange(module: nn.Module, device_type: str) -> None:
 
     The numbers stay what they were. Only a CPU works in pieces: a GPU waits between small ones.
     """
+    for block in module.modules():
+        if isinstance(block, Block) and block.window_size and block.attn.use_rel_pos:
+            block.attn.window, block.window_size = block.window_size, 0  # type: ignore[assignment]
     for attention in module.modules():
         if isinstance(attention, Attention) and attention.use_rel_pos:
             piece = PIECE if device_type == "cpu" else None
@@ -30,28 +38,43 @@ def arrange(module: nn.Module, device_type: str) -> None:
 
 
 def attend(attention: Any, tables: dict[Any, Tensor], piece: int | None, tokens: Tensor) -> Tensor:
-    """What timm's attention does to tokens (B, h, w, C), in eval mode.
+    """What timm's attention does to tokens (B, H, W, C) in eval mode, in each window if it has an attribute `window`.
 
     Args:
         attention: timm's.
         tables: relative positions by size, filled here: they are resized and laid out once.
         piece: scores that are worked on at once; all when absent.
-        tokens: (B, h, w, C).
+        tokens: (B, H, W, C).
     """
-    batch, height, width, channels = tokens.shape
-    count, heads = height * width, attention.num_heads
-    qkv = attention.qkv(tokens.reshape(batch, count, channels)).view(batch, count, 3, heads, -1)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, batch * heads, count, -1)  # (B * heads, N, d)
+    (batch, height, width, channels), heads = tokens.shape, attention.num_heads
+    window = getattr(attention, "window", None)
+    h, w = (window, window) if window else (height, width)
+    down, across = -(-height // h), -(-width // w)
+    qkv = _filled_up(attention.qkv(tokens), attention.qkv.bias, down * h, across * w)
+    qkv = qkv.view(batch, down, h, across, w, 3, heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
+    q, k, v = qkv.reshape(3, batch * down * across * heads, h * w, -1)  # (G, N, d)
     q, k = attention.q_norm(q), attention.k_norm(k)
-    grid = q.view(-1, height, width, q.shape[-1])
-    rows = torch.einsum("bhwc,hkc->bhwk", grid, _table(tables, attention.rel_pos_h, height))
-    columns = torch.einsum("bhwc,wkc->bhwk", grid, _table(tables, attention.rel_pos_w, width))
+    grid = q.view(-1, h, w, q.shape[-1])
+    rows = torch.einsum("bhwc,hkc->bhwk", grid, _table(tables, attention.rel_pos_h, h))
+    columns = torch.einsum("bhwc,wkc->bhwk", grid, _table(tables, attention.rel_pos_w, w))
     if torch.compiler.is_compiling():
         piece = None  # a compiler would unroll them
-    attended = _in_pieces(q, k, v, rows, columns, piece or len(q) * count**2)
-    merged = attended.view(batch, heads, count, -1).transpose(1, 2).reshape(batch, count, channels)
-    output: Tensor = attention.proj(merged).view(tokens.shape)
+    attended = _in_pieces(q, k, v, rows, columns, piece or len(q) * (h * w) ** 2)
+    merged = attended.view(batch, down, across, heads, h, w, -1).permute(0, 1, 4, 2, 5, 3, 6)
+    merged = merged.reshape(batch, down * h, across * w, channels)[:, :height, :width]
+    output: Tensor = attention.proj(merged.contiguous())
     return output
+
+
+def _filled_up(qkv: Tensor, bias: Tensor | None, height: int, width: int) -> Tensor:
+    """(B, H, W, 3C) in the upper left corner of (B, height, width, 3C), whose other tokens are those of zeros."""
+    if qkv.shape[1:3] == (height, width):
+        return qkv
+    filled = qkv.new_empty(len(qkv), height, width, qkv.shape[-1])
+    of_zeros = 0.0 if bias is None else bias
+    filled[:, qkv.shape[1] :], filled[:, : qkv.shape[1], qkv.shape[2] :] = of_zeros, of_zeros
+    filled[:, : qkv.shape[1], : qkv.shape[2]] = qkv
+    return filled
 
 
 def _table(tables: dict[Any, Tensor], positions: Tensor, side: int) -> Tensor:

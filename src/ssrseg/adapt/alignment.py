@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from ssrseg.adapt.batch import View
 from ssrseg.adapt.terms import Term
+from ssrseg.models.scaling import scaled
 from ssrseg.models.segmenter import Segmenter
 
 
@@ -106,7 +107,7 @@ def fixed(module: nn.Module, inputs: Tensor) -> Tensor:
 
 def resize(student: Segmenter, logits: Tensor, size: torch.Size) -> Tensor:
     """To image size, as the student resizes its own."""
-    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=student.align_corners)
+    return scaled(logits, size, align_corners=student.align_corners)
 
 
 class OutputAlignment(Term):

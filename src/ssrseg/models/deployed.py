@@ -13,6 +13,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from ssrseg.models.convolutions import DilatedDepthwise, Pointwise, Winograd
 from ssrseg.models.heads import ConvNormAct, DAFormerHead
+from ssrseg.models.scaling import scaled
 from ssrseg.models.segmenter import Segmenter
 
 
@@ -73,7 +74,7 @@ class LevelwiseDAFormerHead(nn.Module):
         features = [level.contiguous(memory_format=torch.channels_last) for level in features]
         size = features[0].shape[-2:]
         levels = [project(level) for project, level in zip(self.embed, features, strict=True)]
-        fused = torch.cat([levels[0], *(_scaled(level, size) for level in levels[1:])], dim=1)
+        fused = torch.cat([levels[0], *(scaled(level, size) for level in levels[1:])], dim=1)
         context = [branch(features if isinstance(branch, LevelwiseConv) else fused) for branch in self.branches]
         logits: Tensor = self.classify(self.bottleneck(torch.cat(context, dim=1)))
         return logits
@@ -100,12 +101,8 @@ class LevelwiseConv(nn.Module):
         size = features[0].shape[-2:]
         total = F.conv2d(features[0], self.weights[0], self.bias)
         for level, weight in zip(features[1:], list(self.weights)[1:], strict=True):
-            total = total + _scaled(F.conv2d(level, weight), size)
+            total = total + scaled(F.conv2d(level, weight), size)
         return total.relu()
-
-
-def _scaled(level: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(level, tuple(size), mode="bilinear", align_corners=False)
 
 
 ARRANGED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {DAFormerHead: LevelwiseDAFormerHead}

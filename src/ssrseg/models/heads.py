@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssrseg.errors import UserError
+from ssrseg.models.scaling import scaled
 
 
 class ConvNormAct(nn.Sequential):
@@ -178,7 +179,7 @@ def _project_and_stack(features: Sequence[Tensor], embed: nn.ModuleList) -> Tens
     size = features[0].shape[-2:]
     levels = [project(level) for project, level in zip(embed, features, strict=True)]
     finest, *coarser = levels
-    resized = [F.interpolate(level, size, mode="bilinear", align_corners=False) for level in coarser]
+    resized = [scaled(level, size) for level in coarser]
     return torch.cat([finest, *resized], dim=1)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
@@ -19,6 +18,7 @@ from ssrseg.errors import UserError
 from ssrseg.files import write_atomically
 from ssrseg.models.backbones import Backbone, build_backbone
 from ssrseg.models.heads import build_head
+from ssrseg.models.scaling import scaled
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Segmenter(
 
     def decode(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """Features -> logits (B, K, *size)."""
-        return F.interpolate(self.head(features), tuple(size), mode="bilinear", align_corners=self.align_corners)
+        return scaled(self.head(features), size, align_corners=self.align_corners)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images in [0, 1] -> logits at image size."""

@@ -9,15 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ssrseg.models import winograd
+
 CACHED = 2**17
 """Numbers of a map that a core multiplies and sums at once: they should stay in its cache, yet be worth the call."""
+MARGIN = 6
+"""Columns of zeros that oneDNN's fast depthwise kernel adds at most; beyond, another one is used, 3 times slower."""
+GROUP = 128
+"""Channels of a map that are widened at once."""
+WIDE = 128
+"""Channels in and out from which Winograd's transforms, which work channel by channel, pay."""
 
 
 class EasedDepthwise(nn.Conv2d):
     """A dilated depthwise convolution (square kernel, stride 1, size kept) with gradients of its own.
 
-    oneDNN has no fast kernels for these gradients. The inputs' is a dilated depthwise convolution again, whose forward
-    kernel is fast; the weight's is one product of shifted maps for each place of the kernel, a few channels at a time.
+    oneDNN has no fast kernels for the gradients, nor, where the margin is wide, for the convolution itself. The inputs'
+    gradient is a dilated depthwise convolution again; the weight's is one product of shifted maps for each place of the
+    kernel, a few channels at a time.
     """
 
     @staticmethod
@@ -26,7 +35,7 @@ class EasedDepthwise(nn.Conv2d):
         (kernel, wide), (dilation, across) = conv.kernel_size, conv.dilation
         depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.stride == (1, 1)
         square = kernel == wide and kernel % 2 == 1 and dilation == across > 1
-        return depthwise and square and conv.padding == 2 * (dilation * (kernel // 2),)
+        return conv.bias is None and depthwise and square and conv.padding == 2 * (dilation * (kernel // 2),)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -42,9 +51,8 @@ class EasedPointwise(nn.Conv2d):
     @staticmethod
     def suits(conv: nn.Conv2d) -> bool:
         """Is `conv` such a convolution?"""
-        return (
-            conv.kernel_size == conv.stride == conv.dilation == (1, 1) and conv.groups == 1 and conv.padding == (0, 0)
-        )
+        single = conv.kernel_size == conv.stride == conv.dilation == (1, 1)
+        return conv.bias is None and single and conv.groups == 1 and conv.padding == (0, 0)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W)."""
@@ -55,21 +63,77 @@ class EasedPointwise(nn.Conv2d):
         return product
 
 
+class EasedPatches(nn.Conv2d):
+    """A convolution whose patches do not overlap, on channels-last maps: one matrix product.
+
+    SegFormer's attention shortens keys and values by it. oneDNN takes twice as long to go back where maps are small.
+    """
+
+    @staticmethod
+    def suits(conv: nn.Conv2d) -> bool:
+        """Is `conv` such a convolution?"""
+        apart = conv.stride == conv.kernel_size != (1, 1) and conv.padding == (0, 0) and conv.dilation == (1, 1)
+        return apart and conv.groups == 1
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K, H / k, W / k), channels last."""
+        (batch, channels, height, width), (tall, wide) = maps.shape, self.kernel_size
+        pixels = maps.permute(0, 2, 3, 1)
+        if not (self.training and pixels.is_contiguous()) or height % tall or width % wide:
+            return super().forward(maps)
+        patches = pixels.view(batch, height // tall, tall, width // wide, wide, channels).permute(0, 1, 3, 2, 4, 5)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(patches.flatten(3), weight, self.bias).permute(0, 3, 1, 2)
+
+
+class EasedDense(nn.Conv2d):
+    """A 3x3 convolution of many channels, and its gradients, by `ssrseg.models.winograd`."""
+
+    @staticmethod
+    def suits(conv: nn.Conv2d) -> bool:
+        """Is `conv` such a convolution?"""
+        plain = conv.stride == conv.dilation == conv.padding == (1, 1) and conv.kernel_size == (3, 3)
+        wide = min(conv.in_channels, conv.out_channels) >= WIDE
+        return conv.bias is None and plain and wide and conv.groups == 1
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K, H, W)."""
+        if not self.training:
+            return super().forward(maps)
+        result: Tensor = _Winograd.apply(maps, self.weight)
+        return result
+
+
+EASED: tuple[type[EasedDepthwise | EasedPointwise | EasedPatches | EasedDense], ...]
+EASED = (EasedDepthwise, EasedPointwise, EasedPatches, EasedDense)
+
+
 def ease(module: nn.Module) -> None:
-    """Let the convolutions without bias in `module` that suit a class above be of it.
+    """Let the convolutions in `module` that suit a class above be of it.
 
     Weights and their names stay, and in eval mode, from which models are exported, every one is what it was.
     """
     for part in module.modules():
-        if type(part) is nn.Conv2d and part.bias is None:
-            for eased in (EasedDepthwise, EasedPointwise):
+        if type(part) is nn.Conv2d:
+            for eased in EASED:
                 if eased.suits(part):
                     part.__class__ = eased
 
 
 def convolve(maps: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """Dilated depthwise convolution of maps (B, C, H, W) with odd square kernels (C, 1, k, k); the size is kept."""
-    return F.conv2d(maps, weight, padding=dilation * (weight.shape[-1] // 2), dilation=dilation, groups=len(weight))
+    """Dilated depthwise convolution of maps (B, C, H, W) with odd square kernels (C, 1, k, k); the size is kept.
+
+    Columns of zeros that oneDNN's kernel does not accept are added to some channels at a time.
+    """
+    padding = dilation * (weight.shape[-1] // 2)
+    if padding <= MARGIN:
+        return F.conv2d(maps, weight, padding=padding, dilation=dilation, groups=len(weight))
+    result, columns = torch.empty_like(maps), padding - MARGIN
+    parts = zip(maps.split(GROUP, dim=1), weight.split(GROUP), result.split(GROUP, dim=1), strict=True)
+    for some, kernels, places in parts:
+        wider = F.pad(some, (columns, columns))
+        places.copy_(F.conv2d(wider, kernels, None, 1, (padding, MARGIN), dilation, len(kernels)))
+    return result
 
 
 def weight_gradient(gradient: Tensor, maps: Tensor, kernel: int, dilation: int) -> Tensor:
@@ -107,4 +171,22 @@ class _Convolve(torch.autograd.Function):
             convolve(gradient, weight.flip(2, 3), ctx.dilation) if wants_maps else None,
             weight_gradient(gradient, maps, weight.shape[-1], ctx.dilation) if wants_weight else None,
             None,
+        )
+
+
+class _Winograd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(maps, weight)
+        return winograd.convolve(maps, winograd.transform(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        maps, weight = ctx.saved_tensors
+        wants_maps, wants_weight = ctx.needs_input_grad
+        turned = weight.flip(2, 3).transpose(0, 1)
+        return (
+            winograd.convolve(gradient, winograd.transform(turned)) if wants_maps else None,
+            winograd.weight_gradient(gradient, maps) if wants_weight else None,
         )

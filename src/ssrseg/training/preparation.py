@@ -33,7 +33,8 @@ def prepare(method: Method, config: TrainConfig, device: torch.device) -> list[s
     if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
         notes += _compile(method, config)
     elif device.type == "cpu" and config.precision == "fp32":
-        ease(method.learner.student.head)
+        for network in filter(None, (method.learner.student, method.teacher.segmenter)):
+            ease(network)
     return notes
 
 

@@ -1,0 +1,45 @@
+"""Bilinear scaling of maps, whose gradient on a CPU is two matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def scaled(maps: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
+    """Maps (B, C, h, w) -> (B, C, *size), as `F.interpolate` does it.
+
+    Scaling is A x B^T with matrices of the two axes' weights, so its gradient is A^T g B. torch's own adds every
+    gradient to four pixels, one after the other, which takes 3 to 15 times as long on a CPU.
+    """
+    eager = maps.device.type == "cpu" and not torch.compiler.is_compiling()
+    if eager and torch.is_grad_enabled() and maps.requires_grad:
+        result: Tensor = _Scale.apply(maps, tuple(size), align_corners)
+        return result
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+class _Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+        ctx.given, ctx.align_corners = maps.shape[-2:], align_corners
+        return F.interpolate(maps, size, mode="bilinear", align_corners=align_corners)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (height, width), (tall, wide) = ctx.given, gradient.shape[-2:]
+        down = _weights(height, tall, gradient, ctx.align_corners)
+        across = _weights(width, wide, gradient, ctx.align_corners)
+        return down @ (gradient @ across.t()), None, None
+
+
+def _weights(given: int, wanted: int, like: Tensor, align_corners: bool) -> Tensor:
+    """What each of the given places adds to each of the wanted ones: (given, wanted)."""
+    places = torch.eye(given, dtype=like.dtype, device=like.device)
+    return F.interpolate(places[None], wanted, mode="linear", align_corners=align_corners)[0]
