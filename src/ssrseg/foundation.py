@@ -12,7 +12,7 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed_nhwc
+from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
