@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from factories import small_segmenter
-from ssrseg.models import HEADS, Segmenter, build_segmenter
-from ssrseg.models.convolutions import DilatedDepthwise, Winograd
+from ssrseg.models import HEADS, Segmenter, build_segmenter, convolutions
+from ssrseg.models.convolutions import DilatedDepthwise, Pointwise, Winograd
 from ssrseg.models.deployed import LevelwiseDAFormerHead, deployed, deployed_on_cpu
 from ssrseg.models.heads import DAFormerHead
 
@@ -39,12 +39,20 @@ def test_the_levelwise_head_is_the_head() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("shape", [(2, 6, 37, 50), (1, 6, 36, 36), (1, 6, 5, 7)])
 @pytest.mark.parametrize("dilation", [2, 6, 18])
-def test_dilated_is_undilated_on_a_view(shape: tuple[int, ...], dilation: int) -> None:
+def test_dilated_depthwise_is_the_convolution(dilation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "GROUP", 4)
     conv = nn.Conv2d(6, 6, 3, padding=dilation, dilation=dilation, groups=6).double()
-    maps = torch.randn(shape).double().to(memory_format=torch.channels_last)
+    maps = torch.randn(2, 6, 5, 37).double()
     torch.testing.assert_close(DilatedDepthwise(conv)(maps), conv(maps), rtol=1e-12, atol=1e-13)
+
+
+@torch.no_grad()
+def test_pointwise_is_the_convolution() -> None:
+    conv, maps = nn.Conv2d(6, 4, 1).double(), torch.randn(2, 6, 5, 7).double()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = maps.contiguous(memory_format=layout)
+        torch.testing.assert_close(Pointwise(conv)(given), conv(maps), rtol=1e-12, atol=1e-13)
 
 
 @torch.no_grad()
@@ -68,7 +76,8 @@ def test_winograd_is_accurate_in_single_precision() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("head", sorted(HEADS))
 @pytest.mark.parametrize("arrange", [deployed, deployed_on_cpu])
-def test_every_head_can_be_deployed(head: str, arrange: type) -> None:
+def test_every_head_can_be_deployed(head: str, arrange: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "WIDE", 32)  # or none of these would be Winograd's
     torch.manual_seed(0)
     model = lived(build_segmenter("mit_b0", head, 5, head_channels=32))
     images = torch.rand(1, 3, 96, 128)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssrseg.models import build_segmenter, winograd
+from ssrseg.models import build_segmenter, convolutions, winograd
 from ssrseg.models.deployed import deployed, deployed_on_cpu
 from ssrseg.models.heads import DAFormerHead
 from ssrseg.training import eased
-from ssrseg.training.eased import EasedDense, EasedDepthwise, EasedPatches, EasedPointwise, ease
+from ssrseg.training.eased import EasedDepthwise, EasedPatches, EasedPointwise, EasedWide, ease
 
 
 def lived(model: nn.Module) -> nn.Module:
@@ -38,7 +38,7 @@ def test_dilated_depthwise_is_the_convolution(
     kernel: int, dilation: int, size: tuple[int, int], cached: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eased, "CACHED", cached)
-    monkeypatch.setattr(eased, "GROUP", 2)
+    monkeypatch.setattr(convolutions, "GROUP", 2)
     torch.manual_seed(0)
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(5, 5, kernel, padding=padding, dilation=dilation, groups=5, bias=False).double()
@@ -51,17 +51,17 @@ def test_dilated_depthwise_is_the_convolution(
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 10), (3, 2)])
 @pytest.mark.parametrize("at_once", [1, 6, 1024])
-def test_a_dense_convolution_is_the_convolution(
+def test_a_wide_convolution_is_the_convolution(
     size: tuple[int, int], at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(winograd, "AT_ONCE", at_once)
-    monkeypatch.setattr(eased, "WIDE", 4)
+    monkeypatch.setattr(convolutions, "WIDE", 4)
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 4, 3, padding=1, bias=False).double()
     maps, back = torch.randn(2, 6, *size).double(), torch.randn(2, 4, *size).double()
     expected = computed(conv, maps, back)
     ease(conv)
-    assert type(conv) is EasedDense
+    assert type(conv) is EasedWide
     torch.testing.assert_close(computed(conv, maps, back), expected, rtol=1e-11, atol=1e-11)
 
 
@@ -78,7 +78,7 @@ def test_patches_are_the_convolution(size: tuple[int, int], bias: bool) -> None:
     assert ("Convolution" in type(conv(maps).grad_fn).__name__) == (size == (9, 12))
 
 
-def test_a_dense_convolution_is_accurate_in_single_precision() -> None:
+def test_a_wide_convolution_is_accurate_in_single_precision() -> None:
     """Against the exact result: how good the direct sums are depends on the processor."""
     torch.manual_seed(0)
     conv = nn.Conv2d(256, 128, 3, padding=1, bias=False)
@@ -110,7 +110,7 @@ def test_an_eased_student_is_deployed_as_any_other() -> None:
 
 
 def test_a_head_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eased, "WIDE", 8)
+    monkeypatch.setattr(convolutions, "WIDE", 8)
     head = DAFormerHead((4, 6, 8, 10), 3, channels=8)
     names = list(head.state_dict())
     ease(head)
@@ -118,9 +118,9 @@ def test_a_head_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = {
         name: type(part)
         for name, part in head.named_modules()
-        if isinstance(part, EasedDense | EasedDepthwise | EasedPointwise)
+        if isinstance(part, EasedDepthwise | EasedPointwise | EasedWide)
     }
-    expected = {"branches.0.conv": EasedPointwise, "bottleneck.conv": EasedDense}
+    expected = {"branches.0.conv": EasedPointwise, "bottleneck.conv": EasedWide}
     for branch in (1, 2, 3):
         expected |= {
             f"branches.{branch}.depthwise.conv": EasedDepthwise,

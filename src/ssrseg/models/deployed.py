@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from ssrseg.models.convolutions import DilatedDepthwise, Pointwise, Winograd
+from ssrseg.models.convolutions import (
+    DilatedDepthwise,
+    Pointwise,
+    Winograd,
+    is_dilated_depthwise,
+    is_pointwise,
+    is_wide,
+)
 from ssrseg.models.heads import ConvNormAct, DAFormerHead
 from ssrseg.models.scaling import scaled
 from ssrseg.models.segmenter import Segmenter
@@ -35,8 +42,9 @@ def deployed(segmenter: Segmenter) -> Segmenter:
 
 
 def deployed_on_cpu(segmenter: Segmenter) -> Segmenter:
-    """`deployed` for torch on a CPU: channels last, and convolutions in the orders of `ssrseg.models.convolutions`."""
-    arranged = deployed(segmenter).to(memory_format=torch.channels_last)
+    """`deployed` for torch on a CPU: a channels-last backbone, and a head of `ssrseg.models.convolutions`."""
+    arranged = deployed(segmenter)
+    arranged.backbone.to(memory_format=torch.channels_last)
     for block in arranged.modules():
         if isinstance(block, ConvNormAct):
             block._modules["conv"] = _for_cpu(block.conv)
@@ -44,12 +52,12 @@ def deployed_on_cpu(segmenter: Segmenter) -> Segmenter:
 
 
 def _for_cpu(conv: nn.Conv2d) -> nn.Module:
-    """What computes a convolution with bias and stride 1 faster, or itself."""
-    if conv.kernel_size == (1, 1):
+    """What computes a convolution with bias faster, or itself."""
+    if is_pointwise(conv):
         return Pointwise(conv)
-    if conv.kernel_size == (3, 3) and conv.groups == 1 and conv.dilation == (1, 1):
+    if is_wide(conv):
         return Winograd(conv)
-    if conv.kernel_size == (3, 3) and conv.groups == conv.in_channels and conv.dilation[0] > 1:
+    if is_dilated_depthwise(conv):
         return DilatedDepthwise(conv)
     return conv
 
@@ -70,8 +78,9 @@ class LevelwiseDAFormerHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features (B, C_i, h_i, w_i), finest first -> logits (B, K, h_0, w_0)."""
-        # timm's pyramids give other layouts, for which most of the operations below are slower.
-        features = [level.contiguous(memory_format=torch.channels_last) for level in features]
+        # Pyramids give various layouts, and not the one for which most of the operations below are fastest.
+        layout = torch.contiguous_format if features[0].device.type == "cpu" else torch.channels_last
+        features = [level.contiguous(memory_format=layout) for level in features]
         size = features[0].shape[-2:]
         levels = [project(level) for project, level in zip(self.embed, features, strict=True)]
         fused = torch.cat([levels[0], *(scaled(level, size) for level in levels[1:])], dim=1)

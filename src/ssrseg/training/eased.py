@@ -9,58 +9,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ssrseg.models import winograd
+from ssrseg.models import convolutions, winograd
 
 CACHED = 2**17
 """Numbers of a map that a core multiplies and sums at once: they should stay in its cache, yet be worth the call."""
-MARGIN = 6
-"""Columns of zeros that oneDNN's fast depthwise kernel adds at most; beyond, another one is used, 3 times slower."""
-GROUP = 128
-"""Channels of a map that are widened at once."""
-WIDE = 128
-"""Channels in and out from which Winograd's transforms, which work channel by channel, pay."""
 
 
 class EasedDepthwise(nn.Conv2d):
-    """A dilated depthwise convolution (square kernel, stride 1, size kept) with gradients of its own.
+    """A dilated depthwise convolution with gradients of its own, for which oneDNN has no fast kernels.
 
-    oneDNN has no fast kernels for the gradients, nor, where the margin is wide, for the convolution itself. The inputs'
-    gradient is a dilated depthwise convolution again; the weight's is one product of shifted maps for each place of the
-    kernel, a few channels at a time.
+    The inputs' is a dilated depthwise convolution again; the weight's is one product of shifted maps for each place of
+    the kernel, a few channels at a time.
     """
 
     @staticmethod
     def suits(conv: nn.Conv2d) -> bool:
         """Is `conv` such a convolution?"""
-        (kernel, wide), (dilation, across) = conv.kernel_size, conv.dilation
-        depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.stride == (1, 1)
-        square = kernel == wide and kernel % 2 == 1 and dilation == across > 1
-        return conv.bias is None and depthwise and square and conv.padding == 2 * (dilation * (kernel // 2),)
+        return conv.bias is None and convolutions.is_dilated_depthwise(conv)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         if not self.training:
             return super().forward(maps)
-        result: Tensor = _Convolve.apply(maps, self.weight, self.dilation[0])
+        result: Tensor = _DilatedDepthwise.apply(maps, self.weight, self.dilation[0])
         return result
 
 
 class EasedPointwise(nn.Conv2d):
-    """A 1x1 convolution as one matrix product for each image; oneDNN's kernel gains nothing from a second thread."""
+    """A 1x1 convolution as one matrix product for each image."""
 
     @staticmethod
     def suits(conv: nn.Conv2d) -> bool:
         """Is `conv` such a convolution?"""
-        single = conv.kernel_size == conv.stride == conv.dilation == (1, 1)
-        return conv.bias is None and single and conv.groups == 1 and conv.padding == (0, 0)
+        return conv.bias is None and convolutions.is_pointwise(conv)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W)."""
         if not (self.training and maps.is_contiguous()):
             return super().forward(maps)
-        weight = self.weight.flatten(1).expand(len(maps), -1, -1)
-        product: Tensor = torch.bmm(weight, maps.flatten(2)).unflatten(2, maps.shape[-2:])
-        return product
+        return convolutions.pointwise(maps, self.weight.flatten(1))
 
 
 class EasedPatches(nn.Conv2d):
@@ -86,15 +73,13 @@ class EasedPatches(nn.Conv2d):
         return F.linear(patches.flatten(3), weight, self.bias).permute(0, 3, 1, 2)
 
 
-class EasedDense(nn.Conv2d):
+class EasedWide(nn.Conv2d):
     """A 3x3 convolution of many channels, and its gradients, by `ssrseg.models.winograd`."""
 
     @staticmethod
     def suits(conv: nn.Conv2d) -> bool:
         """Is `conv` such a convolution?"""
-        plain = conv.stride == conv.dilation == conv.padding == (1, 1) and conv.kernel_size == (3, 3)
-        wide = min(conv.in_channels, conv.out_channels) >= WIDE
-        return conv.bias is None and plain and wide and conv.groups == 1
+        return conv.bias is None and convolutions.is_wide(conv)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W)."""
@@ -104,8 +89,8 @@ class EasedDense(nn.Conv2d):
         return result
 
 
-EASED: tuple[type[EasedDepthwise | EasedPointwise | EasedPatches | EasedDense], ...]
-EASED = (EasedDepthwise, EasedPointwise, EasedPatches, EasedDense)
+EASED: tuple[type[EasedDepthwise | EasedPointwise | EasedPatches | EasedWide], ...]
+EASED = (EasedDepthwise, EasedPointwise, EasedPatches, EasedWide)
 
 
 def ease(module: nn.Module) -> None:
@@ -120,23 +105,7 @@ def ease(module: nn.Module) -> None:
                     part.__class__ = eased
 
 
-def convolve(maps: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """Dilated depthwise convolution of maps (B, C, H, W) with odd square kernels (C, 1, k, k); the size is kept.
-
-    Columns of zeros that oneDNN's kernel does not accept are added to some channels at a time.
-    """
-    padding = dilation * (weight.shape[-1] // 2)
-    if padding <= MARGIN:
-        return F.conv2d(maps, weight, padding=padding, dilation=dilation, groups=len(weight))
-    result, columns = torch.empty_like(maps), padding - MARGIN
-    parts = zip(maps.split(GROUP, dim=1), weight.split(GROUP), result.split(GROUP, dim=1), strict=True)
-    for some, kernels, places in parts:
-        wider = F.pad(some, (columns, columns))
-        places.copy_(F.conv2d(wider, kernels, None, 1, (padding, MARGIN), dilation, len(kernels)))
-    return result
-
-
-def weight_gradient(gradient: Tensor, maps: Tensor, kernel: int, dilation: int) -> Tensor:
+def depthwise_weight_gradient(gradient: Tensor, maps: Tensor, kernel: int, dilation: int) -> Tensor:
     """Gradient at the weight (C, 1, k, k), of the gradient at the result and the maps, both (B, C, H, W)."""
     batch, channels, height, width = maps.shape
     at_once = max(1, CACHED * torch.get_num_threads() // (batch * height * width))
@@ -155,12 +124,12 @@ def _overlap(back: Tensor, ahead: Tensor, down: int, right: int) -> Tensor:
     return (here * there).sum(dim=(0, 2, 3))
 
 
-class _Convolve(torch.autograd.Function):
+class _DilatedDepthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, weight: Tensor, dilation: int) -> Tensor:
         ctx.save_for_backward(maps, weight)
         ctx.dilation = dilation
-        return convolve(maps, weight, dilation)
+        return convolutions.dilated_depthwise(maps, weight, dilation)
 
     @staticmethod
     @once_differentiable
@@ -168,8 +137,8 @@ class _Convolve(torch.autograd.Function):
         maps, weight = ctx.saved_tensors
         wants_maps, wants_weight, _ = ctx.needs_input_grad
         return (
-            convolve(gradient, weight.flip(2, 3), ctx.dilation) if wants_maps else None,
-            weight_gradient(gradient, maps, weight.shape[-1], ctx.dilation) if wants_weight else None,
+            convolutions.dilated_depthwise(gradient, weight.flip(2, 3), ctx.dilation) if wants_maps else None,
+            depthwise_weight_gradient(gradient, maps, weight.shape[-1], ctx.dilation) if wants_weight else None,
             None,
         )
 
