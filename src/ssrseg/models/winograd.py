@@ -19,8 +19,8 @@ from torch import Tensor
 
 TILE = 4
 """Outputs of a tile's side."""
-AT_ONCE = 1024
-"""Tiles transformed at once: all of a crop of 512, a band of a large picture, whose tiles would fill the memory."""
+AT_ONCE = 256
+"""Tiles transformed at once: enough for the products, and their transforms take little memory beside the maps."""
 _G = (
     (1 / 4, 0, 0),
     (-1 / 6, -1 / 6, -1 / 6),
