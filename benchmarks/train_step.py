@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py count                     # arithmetic and memory, on tensors without data
     python benchmarks/train_step.py time "MIC + SSR at 1024, crops of 256" --variant ours
+    python benchmarks/train_step.py share "MIC + SSR at native size, crops of 256" --steps 5
     python benchmarks/train_step.py grow
     python benchmarks/train_step.py page
 
@@ -16,6 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -185,6 +187,27 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     return [{**row, **about, "resident": resident("VmHWM") - before} for row in found[options.warm :]]
 
 
+def plain_of(name: str) -> str:
+    """The setting without SSR."""
+    return f"{name.partition(' + SSR')[0]}, {name.partition(', ')[2]}"
+
+
+def share(name: str, options: argparse.Namespace) -> list[list[float]]:
+    """Seconds of the plain method's step and of the one with SSR, in turns, either first in every other round."""
+    jobs = []
+    for setting in (settings_of(*SETTINGS[plain_of(name)]), settings_of(*SETTINGS[name])):
+        jobs.append(partial(our_step(setting, Stopwatch())[0], setting))
+    pairs = []
+    for number in range(options.warm + options.steps):
+        pair = [0.0, 0.0]
+        for index in (0, 1) if number % 2 else (1, 0):
+            began = time.perf_counter()
+            jobs[index](number)
+            pair[index] = time.perf_counter() - began
+        pairs.append(pair)
+    return pairs[options.warm :]
+
+
 def grow(options: argparse.Namespace) -> list[dict[str, Any]]:
     """MIC + SSR at native size over crops, batches and stages: the fastest of `--steps` steps each."""
     watch, found = Stopwatch(), []
@@ -213,7 +236,7 @@ def seconds(row: dict[str, Any]) -> float:
 def main() -> None:
     """Count, time or draw; each adds to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["count", "time", "grow", "page"])
+    parser.add_argument("what", choices=["count", "time", "share", "grow", "page"])
     parser.add_argument("settings", nargs="*", help="; ".join(SETTINGS))
     parser.add_argument("--variant", choices=["ours", "before", "reference"], default="ours")
     parser.add_argument("--steps", type=int, default=1)
@@ -233,6 +256,9 @@ def main() -> None:
         rows = measure(name, options)
         found.setdefault("timed", {}).setdefault(name, {})[options.variant] = rows
         print(name, options.variant, [(round(row["seconds"], 2), round(row["rate"])) for row in rows], flush=True)
+    for name in options.settings if options.what == "share" else ():
+        found.setdefault("shares", {})[name] = share(name, options)
+        print(name, [(round(plain, 2), round(whole, 2)) for plain, whole in found["shares"][name]], flush=True)
     if options.what == "grow":
         found["growth"] = grow(options)
     path.write_text(json.dumps(found, indent=1) + "\n")

@@ -13,12 +13,9 @@ import torch.nn.functional as F
 from reference_step import ReferenceStep
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ssrseg import relative
 from ssrseg.config import Settings
-from ssrseg.models import scaling
 from ssrseg.planning.accounting import LiveBytes
 from ssrseg.planning.rehearsal import HEAP, rehearse
-from ssrseg.training import preparation
 
 
 def count(known: Mapping[str, Any], wanted: Mapping[str, Settings], variant: str) -> dict[str, Any]:
@@ -26,24 +23,27 @@ def count(known: Mapping[str, Any], wanted: Mapping[str, Settings], variant: str
     found = {}
     for name, settings in wanted.items():
         needs = rehearse(settings, "cpu")
-        with as_written():
-            flops = rehearse(settings, "cpu").flops
         live = {part: size for part, size in needs.memory.items() if part != HEAP}
         row: dict[str, Any] = dict(known.get(name, {}))
         if variant == "before":
             row["before_memory"] = sum(live.values())
         else:
-            row |= {"flops": flops, "needed": needs.flops, "memory": live}
+            with as_written():
+                row |= {"flops": rehearse(settings, "cpu").flops, "needed": needs.flops, "memory": live}
         if "reference_memory" not in row:
             row["reference_memory"] = reference_peak(settings)
         found[name] = row
-        print(name, sum(map(sum, flops.values())) / 1e9, sum(live.values()), row["reference_memory"], flush=True)
+        print(name, sum(map(sum, needs.flops.values())) / 1e9, sum(live.values()), row["reference_memory"], flush=True)
     return found
 
 
 @contextmanager
 def as_written() -> Iterator[None]:
     """Layers do what their definition says: no convolution in another order, no window that is filled up later."""
+    from ssrseg import relative  # `before` has none of them
+    from ssrseg.models import scaling
+    from ssrseg.training import preparation
+
     plain = partial(F.interpolate, mode="bilinear")
     scale = patch.object(scaling._Scale, "apply", lambda maps, size, corners: plain(maps, size, align_corners=corners))
     with patch.object(preparation, "ease"), patch.object(relative, "arrange"), scale:

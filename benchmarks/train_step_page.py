@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from ssrseg.reporting.charts import HEIGHT, WIDTH, Curve, chart
@@ -29,8 +29,8 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
-def _gflop(counted: Mapping[str, Any]) -> float:
-    return sum(map(sum, counted["flops"].values())) / 1e9
+def _gflop(counted: Mapping[str, Any], which: str = "flops") -> float:
+    return sum(map(sum, counted[which].values())) / 1e9
 
 
 def _times(found: Mapping[str, Any]) -> str:
@@ -45,8 +45,9 @@ def _times(found: Mapping[str, Any]) -> str:
             faster = f"{factors['reference'] / factors[variant]:.2f}" if "reference" in factors else "-"
             rate, floor = mean(step["rate"] for step in steps), mean(counted / step["rate"] for step in steps)
             figures = (f"{mean(times):.1f}", str(len(times)), f"{rate:.0f}", f"{floor:.1f}", f"{factors[variant]:.2f}")
-            rows.append((name, variant, *figures, faster))
-    columns = ("setting", "variant", "seconds", "steps", "GFLOP/s", "floor, s", "time / floor", "times as fast")
+            done = f"{_gflop(found['counted'][name], 'needed') / counted:.0%}" if variant == "ours" else "-"
+            rows.append((name, variant, *figures, faster, done))
+    columns = ("setting", "variant", "seconds", "steps", "GFLOP/s", "floor, s", "time / floor", "times as fast", "done")
     return f"## Time\n\n{_table(columns, rows)}" if rows else ""
 
 
@@ -63,13 +64,11 @@ def _shares(found: Mapping[str, Any]) -> str:
             continue
         steps, counted = variants["ours"], found["counted"]
         forward = [sum(step["parts"].get(part, 0.0) for part in SSR_PARTS) / step["seconds"] for step in steps]
-        flops = counted[name]["flops"]
-        spent = sum(flops["foundation encoder"]) + flops["terms"][0]
-        whole, without = _gflop(counted[name]), _gflop(counted[plain])
-        measured = "-"
-        if "ours" in found["timed"].get(plain, {}):
-            paces = [_over_floor(of, 1.0) for of in (found["timed"][plain]["ours"], steps)]
-            measured = f"{1 - paces[0] / paces[1]:.0%}"
+        needed = counted[name]["needed"]
+        spent = sum(needed["foundation encoder"]) + needed["terms"][0]
+        whole, without = _gflop(counted[name], "needed"), _gflop(counted[plain], "needed")
+        pairs = found.get("shares", {}).get(name, [])
+        measured = f"{1 - median(alone / both for alone, both in pairs):.0%} ({len(pairs)})" if pairs else "-"
         figures = (f"{mean(forward):.0%}", f"{spent / 1e9 / whole:.0%}", measured, f"{1 - without / whole:.0%}")
         rows.append((name, *figures))
     columns = ("setting", "encoder and attention, forward", "of the arithmetic", "all of SSR", "of the arithmetic")
@@ -149,14 +148,17 @@ Made by `benchmarks/train_step.py`; docs/speed.md says what was done.
 
 `reference` is a plain restatement of the references' way (`benchmarks/reference_step.py`), with SAM at 1024 always, and
 one image in SAM at a time (the authors' four do not fit this machine; one is, if anything, faster). `before` is the
-package at commit 7280a3d. The floor is the counted arithmetic of our step over the rate at which the machine multiplies
-matrices. That rate changes by a third within a minute, as others share the machine, so it is measured before, after and
-some ten times within each step (not counted to the step's time), and averaged. One step before the counted one is not
-counted. "Times as fast" compares time over floor.
+package at commit 7280a3d. The floor is the counted arithmetic of our step's layers, as they are written, over the rate
+at which the machine multiplies matrices; *done* is how much of it ours really computes: some convolutions need fewer
+multiplications, and linear layers of zeros are left out. The rate changes by a third within a minute, as others share
+the machine, so it is measured before, after and some ten times within each step (not counted to the step's time), and
+averaged. One to three steps before the counted ones are not counted: ours keeps its memory, which takes two or three
+steps to settle. "Times as fast" compares time over floor.
 """
 SHARES = """*Encoder and attention, forward* is what the clock says of these two parts. *All of SSR* is what the plain
 method does not do: these, the second decoding, and the backward passes of both; measured against the plain method's
-step (times at their own rates). Beside each stands its share of the counted arithmetic.
+step, the two taking turns in one process (the median of so many pairs). Beside each stands its share of the
+arithmetic that is done.
 """
 MEMORY = """GiB. The first columns are live tensors when most is alive, from a step on tensors without data (what
 kernels allocate inside is estimated, alike for all), with four images in the reference's SAM. The resident ones are the

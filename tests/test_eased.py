@@ -24,11 +24,11 @@ def lived(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def computed(conv: nn.Conv2d, maps: Tensor, back: Tensor) -> tuple[Tensor, ...]:
-    """The result, and the gradients at maps and weight."""
+def computed(conv: nn.Module, maps: Tensor, back: Tensor) -> tuple[Tensor, ...]:
+    """The result, and the gradients at maps and parameters."""
     given = maps.clone().requires_grad_()
     result = conv(given)
-    return result, *torch.autograd.grad(result, [given, conv.weight], back)
+    return result, *torch.autograd.grad(result, [given, *conv.parameters()], back)
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
@@ -56,6 +56,7 @@ def test_a_wide_convolution_is_the_convolution(
 ) -> None:
     monkeypatch.setattr(winograd, "AT_ONCE", at_once)
     monkeypatch.setattr(convolutions, "WIDE", 4)
+    monkeypatch.setattr(convolutions, "SPACIOUS", 1)
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 4, 3, padding=1, bias=False).double()
     maps, back = torch.randn(2, 6, *size).double(), torch.randn(2, 4, *size).double()
@@ -63,6 +64,9 @@ def test_a_wide_convolution_is_the_convolution(
     ease(conv)
     assert type(conv) is EasedWide
     torch.testing.assert_close(computed(conv, maps, back), expected, rtol=1e-11, atol=1e-11)
+    assert "Winograd" in type(conv(maps).grad_fn).__name__
+    monkeypatch.setattr(convolutions, "SPACIOUS", size[0] * size[1] + 1)
+    assert "Winograd" not in type(conv(maps).grad_fn).__name__
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -76,6 +80,17 @@ def test_patches_are_the_convolution(size: tuple[int, int], bias: bool) -> None:
     assert type(conv) is EasedPatches
     torch.testing.assert_close(computed(conv, maps, back), expected, rtol=1e-12, atol=1e-12)
     assert ("Convolution" in type(conv(maps).grad_fn).__name__) == (size == (9, 12))
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 10)])
+def test_what_follows_a_wide_convolution_may_work_in_place(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolutions, "SPACIOUS", 1)
+    block = nn.Sequential(nn.Conv2d(128, 128, 3, padding=1, bias=False), nn.ReLU(inplace=True))
+    expected = computed(block, maps := torch.randn(1, 128, *size), back := torch.randn(1, 128, *size))
+    ease(block)
+    torch.testing.assert_close(computed(block, maps, back), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_wide_convolution_is_accurate_in_single_precision() -> None:
@@ -145,6 +160,8 @@ def test_a_head_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
         nn.Conv2d(4, 4, 2, stride=2, groups=2),
         nn.Conv2d(4, 4, 3, stride=2),  # patches overlap
         nn.Conv2d(4, 4, 2, stride=2, padding=1),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4, bias=False, padding_mode="reflect"),
+        nn.Conv2d(128, 128, 3, padding=1, bias=False, padding_mode="reflect"),
         nn.Conv2d(128, 127, 3, padding=1, bias=False),  # too few channels
         nn.Conv2d(128, 128, 3, padding=1),  # with bias
         nn.Conv2d(128, 128, 3, padding=1, stride=2, bias=False),

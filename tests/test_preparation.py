@@ -19,7 +19,7 @@ from ssrseg.foundation import Frozen, build_encoder
 from ssrseg.models import Segmenter, build_segmenter
 from ssrseg.models.recompute import recompute_blocks, repeated_blocks, still_statistics
 from ssrseg.training import preparation
-from ssrseg.training.eased import EasedDepthwise
+from ssrseg.training.eased import EASED
 from ssrseg.training.preparation import compile_training, has_compiler, prepare
 from test_training import records, run
 
@@ -52,14 +52,17 @@ def segmenter(backbone: str) -> Segmenter:
 
 
 def test_only_a_cpu_that_computes_in_single_precision_is_given_other_convolutions() -> None:
-    def eased(config: TrainConfig, device: torch.device) -> int:
-        method = dacs_ssr(segmenter("timm:test_resnet"))
+    def eased(config: TrainConfig, device: torch.device) -> list[int]:
+        """How many in the student's backbone and head, and in the teacher's."""
+        method = dacs_ssr(segmenter("mit_b0"))
         prepare(method, config, device)
-        return sum(isinstance(part, EasedDepthwise) for part in method.learner.modules())
+        networks = method.learner.student, method.teacher.segmenter
+        parts = [part for network in networks if network is not None for part in (network.backbone, network.head)]
+        return [sum(isinstance(module, EASED) for module in part.modules()) for part in parts]
 
-    assert eased(TrainConfig(), CPU) == 3
-    assert eased(TrainConfig(precision="bf16"), CPU) == 0
-    assert eased(TrainConfig(compile="off"), torch.device("cuda")) == 0
+    assert eased(TrainConfig(), CPU) == [6, 7, 6, 7]
+    assert eased(TrainConfig(precision="bf16"), CPU) == [0, 0, 0, 0]
+    assert eased(TrainConfig(compile="off"), torch.device("cuda")) == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_published_weights_fit_at_native_size_too(checkpoint: Path) -> None:
 def test_at_native_size_it_is_what_timm_makes_of_it(checkpoint: Path, tmp_path: Path) -> None:
     """Positions are resized, and windows filled up: 7 x 20 places are one row of windows of 14, and two."""
     config = FoundationConfig(encoder="sam-vit-b", weights=str(checkpoint), input_size="native")
-    torch.save(build_encoder(config, (1024, 1024)).module.state_dict(), tmp_path / "timm.pth")
+    torch.save(build_encoder(config, (112, 320)).module.state_dict(), tmp_path / "timm.pth")
     theirs = timm.create_model("samvit_base_patch16", checkpoint_path=str(tmp_path / "timm.pth")).eval()
     images = torch.rand(1, 3, 112, 320)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -97,9 +97,9 @@ def test_what_is_left_out_of_the_file_is_listed(checkpoint: Path) -> None:
 
 def test_timm_names_load(checkpoint: Path, tmp_path: Path) -> None:
     config = FoundationConfig(encoder="sam-vit-b", weights=str(checkpoint), input_size="native")
-    module = build_encoder(config, (1024, 1024)).module  # the size of the published positions
+    module = build_encoder(config, (64, 64)).module
     torch.save(module.state_dict(), tmp_path / "timm.pth")
-    again = build_encoder(config.model_copy(update={"weights": str(tmp_path / "timm.pth")}), (1024, 1024))
+    again = build_encoder(config.model_copy(update={"weights": str(tmp_path / "timm.pth")}), (64, 64))
     assert again.note == ""
     for mine, theirs in zip(again.module.parameters(), module.parameters(), strict=True):
         assert torch.equal(mine, theirs)

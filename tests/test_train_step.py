@@ -54,7 +54,8 @@ def test_the_page_compares_time_over_floor_and_not_seconds(monkeypatch: pytest.M
 
     def counted(gflop: float) -> dict[str, Any]:
         flops = {"foundation encoder": [gflop * 1e9 / 2, 0], "terms": [0, 0], "student head": [gflop * 1e9 / 2, 0]}
-        return {"flops": flops, "memory": {"weights": 2**30}, "reference_memory": 4 * 2**30}
+        needed = {"foundation encoder": [gflop * 1e9 / 4, 0], "terms": [0, 0], "student head": [gflop * 1e9 / 2, 0]}
+        return {"flops": flops, "needed": needed, "memory": {"weights": 2**30}, "reference_memory": 4 * 2**30}
 
     def step(seconds: float, rate: float) -> list[dict[str, Any]]:
         parts = {"foundation encoder": seconds / 4, "rest": 3 * seconds / 4}
@@ -63,9 +64,11 @@ def test_the_page_compares_time_over_floor_and_not_seconds(monkeypatch: pytest.M
     name, plain = "MIC + SSR at 1024, crops of 256", "MIC, crops of 256"
     timed = {name: {"ours": step(20, 100), "reference": step(80, 50)}, plain: {"ours": step(15, 100)}}
     growth = [{"axis": axis, "value": value, **step(value, 1)[0]} for axis in page.AXES for value in (1, 2)]
-    page.write_page(tmp_path, {"counted": {name: counted(1000), plain: counted(600)}, "timed": timed, "growth": growth})
+    measured = {"timed": timed, "growth": growth, "shares": {name: [[15, 20], [16, 20], [9, 20]]}}
+    page.write_page(tmp_path, {"counted": {name: counted(1000), plain: counted(600)}, **measured})
     text = (tmp_path / "train-step.md").read_text()
-    assert f"| {name} | ours | 20.0 | 1 | 100 | 10.0 | 2.00 | 2.00 |" in text  # the other machine was half as fast
-    assert f"| {name} | 25% | 50% | 25% | 40% |" in text
+    # The other machine was half as fast.
+    assert f"| {name} | ours | 20.0 | 1 | 100 | 10.0 | 2.00 | 2.00 | 75% |" in text
+    assert f"| {name} | 25% | 33% | 25% (3) | 40% |" in text
     assert f"| {name} | 4.00 | - | 1.00 | 0.25 | 1.00 | 1.00 |" in text
     assert (tmp_path / "train-step.svg").read_text().count("<polyline") == len(page.AXES)

@@ -12,7 +12,6 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -206,20 +205,11 @@ def _create(record: Encoder, weights: str, size: tuple[int, int]) -> tuple[Any, 
                 f"The weights of {record.timm_name} cannot be loaded from {weights!r}: {error}\n"
                 "Set method.regularizer.foundation.weights to a local file (for SAM: sam_vit_b_01ec64.pth or its like)."
             ) from error
-        note = _note(record, weights, state, len(module.state_dict()))
-        if record.any_size:
-            _settle(module, size)
-        return module, note
+        if record.any_size:  # else channels lie apart in all of SAM's residuals, and each norm copies them
+            patches: Any = module.patch_embed
+            patches.register_forward_hook(lambda layer, images, tokens: tokens.contiguous())
+        return module, _note(record, weights, state, len(module.state_dict()))
     raise UserError(f"timm cannot build {record.timm_name!r}.")
-
-
-def _settle(module: Any, size: tuple[int, int]) -> None:
-    """What timm's SAM does to positions and layout for every image, once for images of this size."""
-    places = [side // module.patch_embed.patch_size[0] for side in size]
-    if module.pos_embed is not None:
-        module.pos_embed = nn.Parameter(resample_abs_pos_embed_nhwc(module.pos_embed, places), requires_grad=False)
-    # Otherwise channels lie apart in all residuals, and each norm copies them.
-    module.patch_embed.register_forward_hook(lambda *about: about[-1].contiguous())
 
 
 def _note(record: Encoder, weights: str, state: Mapping[str, Tensor], owned: int) -> str:

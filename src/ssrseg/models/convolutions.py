@@ -14,6 +14,8 @@ GROUP = 128
 """Channels of a map that are widened at once."""
 WIDE = 128
 """Channels in and out from which Winograd's transforms, which work channel by channel, pay."""
+SPACIOUS = 32 * 32
+"""Places of a map from which its products have enough columns to pay."""
 
 
 def is_dilated_depthwise(conv: nn.Conv2d) -> bool:
@@ -21,7 +23,8 @@ def is_dilated_depthwise(conv: nn.Conv2d) -> bool:
     (kernel, wide), (dilation, across) = conv.kernel_size, conv.dilation
     depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.stride == (1, 1)
     square = kernel == wide and kernel % 2 == 1 and dilation == across > 1
-    return depthwise and square and conv.padding == 2 * (dilation * (kernel // 2),)
+    kept = conv.padding == 2 * (dilation * (kernel // 2),) and conv.padding_mode == "zeros"
+    return depthwise and square and kept
 
 
 def is_pointwise(conv: nn.Conv2d) -> bool:
@@ -33,7 +36,9 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
 def is_wide(conv: nn.Conv2d) -> bool:
     """3x3 with stride 1, of so many channels that Winograd pays; the size is kept."""
     plain = conv.stride == conv.dilation == conv.padding == (1, 1) and conv.kernel_size == (3, 3)
-    return plain and conv.groups == 1 and min(conv.in_channels, conv.out_channels) >= WIDE
+    return (
+        plain and conv.groups == 1 and conv.padding_mode == "zeros" and min(conv.in_channels, conv.out_channels) >= WIDE
+    )
 
 
 def dilated_depthwise(maps: Tensor, weight: Tensor, dilation: int, bias: Tensor | None = None) -> Tensor:

@@ -58,11 +58,12 @@ def convolve(maps: Tensor, transformed: Tensor) -> Tensor:
     result = maps.new_empty(len(maps), outputs, TILE * down, TILE * across)
     tiles = result.view(-1, outputs, down, TILE, across, TILE).permute(0, 3, 5, 1, 2, 4)
     gather = _both_sides(_A_T, maps)
-    for image, places in zip(maps, tiles, strict=True):
+    for index, image in enumerate(maps):
         for rows in _bands(height, width):
             products = torch.bmm(transformed, _seen(image, rows).transpose(0, 1))
-            places[..., rows, :] = (gather @ products.flatten(1)).view(TILE, TILE, outputs, -1, across)
-    return result[..., :height, :width]
+            tiles[index, ..., rows, :] = (gather @ products.flatten(1)).view(TILE, TILE, outputs, -1, across)
+    # No view: what follows may work in place.
+    return result if result.shape[-2:] == maps.shape[-2:] else result[..., :height, :width].contiguous()
 
 
 def weight_gradient(gradient: Tensor, maps: Tensor) -> Tensor:

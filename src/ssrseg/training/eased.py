@@ -74,7 +74,7 @@ class EasedPatches(nn.Conv2d):
 
 
 class EasedWide(nn.Conv2d):
-    """A 3x3 convolution of many channels, and its gradients, by `ssrseg.models.winograd`."""
+    """A 3x3 convolution of many channels on maps that are not small, and its gradients, by `ssrseg.models.winograd`."""
 
     @staticmethod
     def suits(conv: nn.Conv2d) -> bool:
@@ -83,7 +83,7 @@ class EasedWide(nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W)."""
-        if not self.training:
+        if not self.training or maps.shape[-2:].numel() < convolutions.SPACIOUS:
             return super().forward(maps)
         result: Tensor = _Winograd.apply(maps, self.weight)
         return result
