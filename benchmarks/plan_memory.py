@@ -61,10 +61,10 @@ def measure(name: str) -> dict[str, Any]:
     import torch
 
     from ssrseg.planning.probing import noise
+    from ssrseg.training import setup as building
     from ssrseg.training.folder import RunFolder
     from ssrseg.training.loop import fit
     from ssrseg.training.processes import device_type
-    from ssrseg.training import setup as building
 
     torch.set_num_threads(1)
     if NO_HEAP.items() <= os.environ.items():
