@@ -236,6 +236,10 @@ def table(results: dict) -> str:
     lines = ["# Inference: time over floor", ""]
     about = results["about"]
     lines += [f"MiT-B5, {CLASSES} classes, one picture, fp32, {about['threads']} threads; {about['software']}.", ""]
+    lines += [
+        "Parts were measured one by one, some on other days; where the rate of products matters, it is given.",
+        "",
+    ]
     if "512" in results:
         lines += _table_512(results["512"])
     if "ssr" in results:
@@ -254,7 +258,7 @@ def table(results: dict) -> str:
         lines += [f"Windows, engine torch: {', '.join(said)}.", ""]
     if "head" in results:
         part = results["head"]
-        lines += ["## The head alone, 512x512", "", f"Processor time, {part['threads']} thread.", ""]
+        lines += ["## The head alone, 512x512", "", f"Processor time, threads: {part['threads']}.", ""]
         lines += ["| | s | s with `keep_memory` |", "|---|---|---|"]
         lines += [f"| {name} | {part['before'][name]:.2f} | {part['after'][name]:.2f} |" for name in part["before"]]
         lines.append("")

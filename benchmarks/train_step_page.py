@@ -148,12 +148,13 @@ Made by `benchmarks/train_step.py`; docs/speed.md says what was done.
 
 `reference` is a plain restatement of the references' way (`benchmarks/reference_step.py`), with SAM at 1024 always, and
 one image in SAM at a time (the authors' four do not fit this machine; one is, if anything, faster). `before` is the
-package at commit 7280a3d, measured on another day (the reference then stood at 2.97 and 2.95). The floor is the counted arithmetic of our step's layers, as they are written, over the rate
-at which the machine multiplies matrices; *done* is how much of it ours really computes: some convolutions need fewer
-multiplications, and linear layers of zeros are left out. The rate changes by a third within a minute, as others share
-the machine, so it is measured before, after and some ten times within each step (not counted to the step's time), and
-averaged. One to three steps before the counted ones are not counted: ours keeps its memory, which takes two or three
-steps to settle. "Times as fast" compares time over floor.
+package at commit 7280a3d, measured on another day (the reference then stood at 2.97 and 2.95). The floor is the counted
+arithmetic of our step's layers, as they are written, over the rate at which the machine multiplies matrices; *done* is
+how much of it ours really computes: some convolutions need fewer multiplications, and linear layers of zeros are left
+out. The rate changes by a third within a minute, as others share the machine, so it is measured before, after and some
+ten times within each step (not counted to the step's time), and averaged. One to three steps before the counted ones
+are not counted: ours keeps its memory, which takes two or three steps to settle. "Times as fast" compares time over
+floor.
 """
 SHARES = """*Encoder and attention, forward* is what the clock says of these two parts. *All of SSR* is what the plain
 method does not do: these, the second decoding, and the backward passes of both; measured against the plain method's
@@ -166,10 +167,10 @@ process's highest less what it held before the networks were built; the referenc
 """
 GROWTH = """## How cost grows
 
-MIC + SSR at native size, one step for each point (of commit ef98476, before Winograd's convolutions), its seconds scaled
-to the mean rate of the call; at the right, whole
-pictures with the engine `torch` ([inference-speed.md](inference-speed.md)). How many stages are regularised does not
-show: the attention is cheap, and the encoder and the second decoding are there from the first stage on.
+MIC + SSR at native size, one step for each point (of commit ef98476, before Winograd's convolutions), its seconds
+scaled to the mean rate of the call; at the right, whole pictures with the engine `torch`
+([inference-speed.md](inference-speed.md)). How many stages are regularised does not show: the attention is cheap, and
+the encoder and the second decoding are there from the first stage on.
 
 ![Seconds per step over crop, batch and stages; seconds per picture over its area](train-step.svg)
 """
