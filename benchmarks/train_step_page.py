@@ -148,7 +148,7 @@ Made by `benchmarks/train_step.py`; docs/speed.md says what was done.
 
 `reference` is a plain restatement of the references' way (`benchmarks/reference_step.py`), with SAM at 1024 always, and
 one image in SAM at a time (the authors' four do not fit this machine; one is, if anything, faster). `before` is the
-package at commit 7280a3d, measured on another day (the reference then stood at 2.97 and 2.95). The floor is the counted
+package at commit 7280a3d, measured hours before (the reference then stood at 2.97 and 2.95). The floor is the counted
 arithmetic of our step's layers, as they are written, over the rate at which the machine multiplies matrices; *done* is
 how much of it ours really computes: some convolutions need fewer multiplications, and linear layers of zeros are left
 out. The rate changes by a third within a minute, as others share the machine, so it is measured before, after and some
