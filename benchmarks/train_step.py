@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from reference_step import ReferenceStep
-from train_step_page import write_page
+from train_step_page import plain_of, write_page
 
 from ssrseg.adapt import adapt
 from ssrseg.adapt.methods import Method
@@ -185,11 +185,6 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     found = [clocked(step, settings, watch, number) for number in range(options.warm + options.steps)]
     about = {"threads": torch.get_num_threads(), "warm": options.warm, "sam_images": options.sam_images}
     return [{**row, **about, "resident": resident("VmHWM") - before} for row in found[options.warm :]]
-
-
-def plain_of(name: str) -> str:
-    """The setting without SSR."""
-    return f"{name.partition(' + SSR')[0]}, {name.partition(', ')[2]}"
 
 
 def share(name: str, options: argparse.Namespace) -> list[list[float]]:

@@ -33,6 +33,11 @@ def _gflop(counted: Mapping[str, Any], which: str = "flops") -> float:
     return sum(map(sum, counted[which].values())) / 1e9
 
 
+def plain_of(name: str) -> str:
+    """The setting without SSR."""
+    return f"{name.partition(' + SSR')[0]}, {name.partition(', ')[2]}"
+
+
 def _times(found: Mapping[str, Any]) -> str:
     """Every measured setting and variant: seconds, floor, and times as fast as the references' way."""
     rows = []
@@ -59,7 +64,7 @@ def _shares(found: Mapping[str, Any]) -> str:
     """SSR's share of our step: the frozen encoder and the attention, and all that the plain method does not do."""
     rows = []
     for name, variants in found.get("timed", {}).items():
-        plain = f"{name.partition(' + SSR')[0]}, {name.partition(', ')[2]}"
+        plain = plain_of(name)
         if "+ SSR" not in name or "ours" not in variants:
             continue
         steps, counted = variants["ours"], found["counted"]

@@ -57,10 +57,10 @@ def convolve(maps: Tensor, transformed: Tensor) -> Tensor:
     down, across = -(-height // TILE), -(-width // TILE)
     result = maps.new_empty(len(maps), outputs, TILE * down, TILE * across)
     tiles = result.view(-1, outputs, down, TILE, across, TILE).permute(0, 3, 5, 1, 2, 4)
-    gather = _both_sides(_A_T, maps)
+    gather, look = _both_sides(_A_T, maps), _both_sides(_B_T, maps)
     for index, image in enumerate(maps):
         for rows in _bands(height, width):
-            products = torch.bmm(transformed, _seen(image, rows).transpose(0, 1))
+            products = torch.bmm(transformed, _seen(image, rows, look).transpose(0, 1))
             tiles[index, ..., rows, :] = (gather @ products.flatten(1)).view(TILE, TILE, outputs, -1, across)
     # No view: what follows may work in place.
     return result if result.shape[-2:] == maps.shape[-2:] else result[..., :height, :width].contiguous()
@@ -68,8 +68,9 @@ def convolve(maps: Tensor, transformed: Tensor) -> Tensor:
 
 def weight_gradient(gradient: Tensor, maps: Tensor) -> Tensor:
     """Gradient at the kernels (K, C, 3, 3), of that at the result (B, K, H, W) and the maps (B, C, H, W)."""
+    look, spread = _both_sides(_B_T, maps), _both_sides(_A_T, maps).t()
     products = (
-        torch.bmm(_spread(back, rows).transpose(0, 1), _seen(image, rows).permute(1, 2, 0))
+        torch.bmm(_spread(back, rows, spread).transpose(0, 1), _seen(image, rows, look).permute(1, 2, 0))
         for image, back in zip(maps, gradient, strict=True)
         for rows in _bands(*maps.shape[-2:])
     )
@@ -90,21 +91,21 @@ def _bands(height: int, width: int) -> Iterator[slice]:
         yield slice(first, min(first + at_once, down))
 
 
-def _seen(image: Tensor, rows: slice) -> Tensor:
-    """B^T d B of the pixels (C, H, W) that tiles in these rows see: (C, 36, tiles)."""
+def _seen(image: Tensor, rows: slice, look: Tensor) -> Tensor:
+    """B^T d B, which is `look` (36, 36), of the pixels (C, H, W) that tiles in these rows see: (C, 36, tiles)."""
     height, width = image.shape[-2:]
     first, last = TILE * rows.start - 1, TILE * rows.stop + 1
     margins = (1, -width % TILE + 1, max(0, -first), max(0, last - height))
     pixels = F.pad(image[:, max(0, first) : last], margins)
-    return _each_channel(pixels, _both_sides(_B_T, image).view(36, 1, 6, 6))
+    return _each_channel(pixels, look.view(36, 1, 6, 6))
 
 
-def _spread(image: Tensor, rows: slice) -> Tensor:
-    """A y A^T of the tiles y in these rows of (K, H, W): (K, 36, tiles)."""
+def _spread(image: Tensor, rows: slice, spread: Tensor) -> Tensor:
+    """A y A^T, which is `spread` (36, 16), of the tiles y in these rows of (K, H, W): (K, 36, tiles)."""
     height, width = image.shape[-2:]
     last = TILE * rows.stop
     pixels = F.pad(image[:, TILE * rows.start : last], (0, -width % TILE, 0, max(0, last - height)))
-    return _each_channel(pixels, _both_sides(_A_T, image).t().reshape(36, 1, TILE, TILE))
+    return _each_channel(pixels, spread.reshape(36, 1, TILE, TILE))
 
 
 def _each_channel(pixels: Tensor, kernels: Tensor) -> Tensor:
