@@ -51,6 +51,21 @@ def test_windows_are_filled_up_after_the_layer(size: tuple[int, int], bias: bool
 
 
 @torch.no_grad()
+def test_only_the_maps_own_tokens_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = Block(32, 4, use_rel_pos=True, window_size=4, input_size=(8, 12)).eval()
+    relative.arrange(block, "cpu")
+    attention, asked = torch.nn.functional.scaled_dot_product_attention, []
+
+    def asking(q: torch.Tensor, *others: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
+        asked.append(q.numel() // 32)
+        return attention(q, *others, **options)
+
+    monkeypatch.setattr(relative.F, "scaled_dot_product_attention", asking)
+    block(torch.randn(2, 5, 10, 32))
+    assert sum(asked) == 2 * 5 * 10
+
+
+@torch.no_grad()
 def test_no_bias_as_large_as_the_scores_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     attention, tokens = random_attention((24, 24)), torch.randn(1, 24, 24, 32)
     scores = 4 * 24**4 * tokens.element_size()

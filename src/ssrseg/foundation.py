@@ -20,6 +20,7 @@ from ssrseg import relative
 from ssrseg.config import FoundationConfig
 from ssrseg.control import DISTURBANCES
 from ssrseg.errors import UserError
+from ssrseg.models import products
 from ssrseg.models.backbones import Backbone
 from ssrseg.models.reading import read_checkpoint
 
@@ -48,6 +49,7 @@ class Frozen:
     ) -> None:
         self.module = module.eval().requires_grad_(False)
         relative.arrange(module, "cpu")
+        products.arrange(module)
         self.features = features
         self.channels = channels
         self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)

@@ -11,7 +11,9 @@ what the layer makes of zero, its bias.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -49,21 +51,33 @@ def attend(attention: Any, tables: dict[Any, Tensor], piece: int | None, tokens:
     (batch, height, width, channels), heads = tokens.shape, attention.num_heads
     window = getattr(attention, "window", None)
     h, w = (window, window) if window else (height, width)
-    down, across = -(-height // h), -(-width // w)
-    qkv = _filled_up(attention.qkv(tokens), attention.qkv.bias, down * h, across * w)
-    qkv = qkv.view(batch, down, h, across, w, 3, heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
-    q, k, v = qkv.reshape(3, batch * down * across * heads, h * w, -1)  # (G, N, d)
-    q, k = attention.q_norm(q), attention.k_norm(k)
-    grid = q.view(-1, h, w, q.shape[-1])
-    rows = torch.einsum("bhwc,hkc->bhwk", grid, _table(tables, attention.rel_pos_h, h))
-    columns = torch.einsum("bhwc,wkc->bhwk", grid, _table(tables, attention.rel_pos_w, w))
     if torch.compiler.is_compiling():
         piece = None  # a compiler would unroll them
-    attended = _in_pieces(q, k, v, rows, columns, piece or len(q) * (h * w) ** 2)
-    merged = attended.view(batch, down, across, heads, h, w, -1).permute(0, 1, 4, 2, 5, 3, 6)
-    merged = merged.reshape(batch, down * h, across * w, channels)[:, :height, :width]
-    output: Tensor = attention.proj(merged.contiguous())
+    qkv = _filled_up(attention.qkv(tokens), attention.qkv.bias, -(-height // h) * h, -(-width // w) * w)
+    windows = qkv.view(batch, -1, h, qkv.shape[2] // w, w, 3, heads, channels // heads).permute(5, 0, 1, 3, 6, 2, 4, 7)
+    merged = qkv.new_empty(batch, height, width, channels)
+    for (tall, own_rows), (wide, own_columns) in product(_asking(height, h), _asking(width, w)):
+        mine = merged[:, own_rows, own_columns].unflatten(-1, (heads, -1))
+        mine = mine.unflatten(2, (wide.stop - wide.start, -1)).unflatten(1, (tall.stop - tall.start, -1))
+        mine = mine.permute(0, 1, 3, 5, 2, 4, 6)  # (B, down, across, heads, lines, places, d)
+        q, k, v = windows[:, :, tall, wide]
+        q = attention.q_norm(q[..., : mine.shape[-3], : mine.shape[-2], :].flatten(0, 3))
+        k, v = attention.k_norm(k.reshape(len(q), h * w, -1)), v.reshape(len(q), h * w, -1)
+        rows = torch.einsum("bhwc,hkc->bhwk", q, _table(tables, attention.rel_pos_h, h)[: q.shape[1]])
+        columns = torch.einsum("bhwc,wkc->bhwk", q, _table(tables, attention.rel_pos_w, w)[: q.shape[2]])
+        attended = _in_pieces(q.flatten(1, 2), k, v, rows, columns, piece or len(q) * (h * w) ** 2)
+        mine.copy_(attended.view(mine.shape))
+    output: Tensor = attention.proj(merged)
     return output
+
+
+def _asking(side: int, window: int) -> Iterator[tuple[slice, slice]]:
+    """Windows along a side and the map's lines in them: the whole ones, and the last if it is none."""
+    whole = side // window
+    if whole:
+        yield slice(0, whole), slice(0, whole * window)
+    if side % window:
+        yield slice(whole, whole + 1), slice(whole * window, side)
 
 
 def _filled_up(qkv: Tensor, bias: Tensor | None, height: int, width: int) -> Tensor:
@@ -86,16 +100,16 @@ def _table(tables: dict[Any, Tensor], positions: Tensor, side: int) -> Tensor:
 
 
 def _in_pieces(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, piece: int) -> Tensor:
-    """Attention of (G, N, d) with the bias rows + columns, both (G, h, w, .): `piece` scores at once, at least a row's.
+    """Attention of q (G, M, d) to k and v (G, N, d), the bias being rows (G, h, w, H) + columns (G, h, w, W).
 
-    A piece is some rows of one head of one image, or several whole heads.
+    A piece is some rows of one head of one image, or several whole heads: `piece` scores at once, at least a row's.
     """
     groups, height, width, _ = rows.shape
-    count = height * width
+    count = k.shape[1]
     lines = min(height, max(1, piece // (width * count)))
-    members = max(1, piece // count**2)
+    members = max(1, piece // (height * width * count))
     output = torch.empty_like(q)
-    room = rows.new_empty(min(members, groups), lines, width, height, width)
+    room = rows.new_empty(min(members, groups), lines, width, rows.shape[-1], columns.shape[-1])
     for first in range(0, groups, members):
         group = slice(first, first + members)
         for top in range(0, height, lines):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssrseg.models import winograd
+from ssrseg.models import products, winograd
 
 MARGIN = 6
 """Columns of zeros that oneDNN's fast depthwise kernel adds at most; beyond, another one is used, 3 times slower."""
@@ -59,7 +59,12 @@ def dilated_depthwise(maps: Tensor, weight: Tensor, dilation: int, bias: Tensor 
 
 
 def pointwise(maps: Tensor, weight: Tensor) -> Tensor:
-    """(B, C, H, W) and (K, C) -> (B, K, H, W): a product for each image; oneDNN gains nothing from a second thread."""
+    """(B, C, H, W) and (K, C) -> (B, K, H, W): a product for each image, unless MKL lags far behind oneDNN.
+
+    oneDNN's kernel for this layout gains nothing from a second thread.
+    """
+    if products.mkl_lags():
+        return F.conv2d(maps, weight[:, :, None, None])
     product: Tensor = torch.bmm(weight.expand(len(maps), -1, -1), maps.flatten(2)).unflatten(2, maps.shape[-2:])
     return product
 

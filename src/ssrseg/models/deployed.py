@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from ssrseg.models import products
 from ssrseg.models.convolutions import (
     DilatedDepthwise,
     Pointwise,
@@ -45,6 +46,7 @@ def deployed_on_cpu(segmenter: Segmenter) -> Segmenter:
     """`deployed` for torch on a CPU: a channels-last backbone, and a head of `ssrseg.models.convolutions`."""
     arranged = deployed(segmenter)
     arranged.backbone.to(memory_format=torch.channels_last)
+    products.arrange(arranged.backbone)
     for block in arranged.modules():
         if isinstance(block, ConvNormAct):
             block._modules["conv"] = _for_cpu(block.conv)

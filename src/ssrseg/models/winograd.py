@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssrseg.models import products
+
 TILE = 4
 """Outputs of a tile's side."""
 AT_ONCE = 256
@@ -60,8 +62,8 @@ def convolve(maps: Tensor, transformed: Tensor) -> Tensor:
     gather, look = _both_sides(_A_T, maps), _both_sides(_B_T, maps)
     for index, image in enumerate(maps):
         for rows in _bands(height, width):
-            products = torch.bmm(transformed, _seen(image, rows, look).transpose(0, 1))
-            tiles[index, ..., rows, :] = (gather @ products.flatten(1)).view(TILE, TILE, outputs, -1, across)
+            found = products.batched(transformed, _seen(image, rows, look).transpose(0, 1))
+            tiles[index, ..., rows, :] = (gather @ found.flatten(1)).view(TILE, TILE, outputs, -1, across)
     # No view: what follows may work in place.
     return result if result.shape[-2:] == maps.shape[-2:] else result[..., :height, :width].contiguous()
 
@@ -69,12 +71,12 @@ def convolve(maps: Tensor, transformed: Tensor) -> Tensor:
 def weight_gradient(gradient: Tensor, maps: Tensor) -> Tensor:
     """Gradient at the kernels (K, C, 3, 3), of that at the result (B, K, H, W) and the maps (B, C, H, W)."""
     look, spread = _both_sides(_B_T, maps), _both_sides(_A_T, maps).t()
-    products = (
-        torch.bmm(_spread(back, rows, spread).transpose(0, 1), _seen(image, rows, look).permute(1, 2, 0))
+    bands = (
+        products.batched(_spread(back, rows, spread).transpose(0, 1), _seen(image, rows, look).permute(1, 2, 0))
         for image, back in zip(maps, gradient, strict=True)
         for rows in _bands(*maps.shape[-2:])
     )
-    total = reduce(Tensor.add_, products)
+    total = reduce(Tensor.add_, bands)
     return (_both_sides(_G, maps).t() @ total.flatten(1)).view(3, 3, *total.shape[1:]).permute(2, 3, 0, 1)
 
 

@@ -1,15 +1,14 @@
-"""Convolutions that cost a CPU less in training: algebraically equal, but without second derivatives."""
+"""Layers that cost a CPU less in training: algebraically equal, but without second derivatives."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ssrseg.models import convolutions, winograd
+from ssrseg.models import convolutions, products, winograd
 
 CACHED = 2**17
 """Numbers of a map that a core multiplies and sums at once: they should stay in its cache, yet be worth the call."""
@@ -70,7 +69,7 @@ class EasedPatches(nn.Conv2d):
             return super().forward(maps)
         patches = pixels.view(batch, height // tall, tall, width // wide, wide, channels).permute(0, 1, 3, 2, 4, 5)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)
-        return F.linear(patches.flatten(3), weight, self.bias).permute(0, 3, 1, 2)
+        return products.linear(patches.flatten(3), weight, self.bias).permute(0, 3, 1, 2)
 
 
 class EasedWide(nn.Conv2d):
@@ -89,16 +88,26 @@ class EasedWide(nn.Conv2d):
         return result
 
 
+class EasedLinear(products.ConvolvedLinear):
+    """A linear layer in the library that multiplies faster here."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., C) -> (..., D)."""
+        return super().forward(tokens) if self.training else nn.Linear.forward(self, tokens)
+
+
 EASED: tuple[type[EasedDepthwise | EasedPointwise | EasedPatches | EasedWide], ...]
 EASED = (EasedDepthwise, EasedPointwise, EasedPatches, EasedWide)
 
 
 def ease(module: nn.Module) -> None:
-    """Let the convolutions in `module` that suit a class above be of it.
+    """Let the layers in `module` that suit a class above be of it.
 
     Weights and their names stay, and in eval mode, from which models are exported, every one is what it was.
     """
     for part in module.modules():
+        if type(part) is nn.Linear:
+            part.__class__ = EasedLinear
         if type(part) is nn.Conv2d:
             for eased in EASED:
                 if eased.suits(part):

@@ -33,7 +33,7 @@ def prepare(method: Method, config: TrainConfig, device: torch.device) -> list[s
     if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
         notes += _compile(method, config)
     elif device.type == "cpu" and config.precision == "fp32":
-        for network in filter(None, (method.learner.student, method.teacher.segmenter)):
+        for network in filter(None, (method.learner, method.teacher.segmenter)):
             ease(network)
     return notes
 
