@@ -1,7 +1,8 @@
 """Inference beside its floor and beside Hugging Face's and segmentation_models_pytorch's SegFormer-B5, fp32 on a CPU.
 
 The ways take turns in every round, in one process; figures are medians over rounds. The floor is the counted
-arithmetic of the plain model over the rate of 2048x2048 matrix products, which is measured in every round too.
+arithmetic of the plain model over the rate of 2048x2048 matrix products in the faster of two ways (`rates.py`), which
+is measured in every round too.
 Parts may be run one after the other; each keeps what the others left in the results.
 
     python benchmarks/inference_speed.py {512,slide,windows,head,ssr,area,table} [--seconds 100]
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rates import Rates, best_rate, product_rates
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -97,28 +99,24 @@ def seconds_of(run: Callable[[], object], clock: Callable[[], float] = time.perf
     return clock() - start
 
 
-def rate() -> float:
-    """GFLOP/s of matrix products."""
-    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
-    return 2 * 2048**3 / statistics.median(seconds_of(lambda: a @ b) for _ in range(5)) / 1e9
-
-
 def rounds(
     jobs: dict[str, Callable[[], object]],
     seconds: float,
     *,
     least: int = 1,
     clock: Callable[[], float] = time.perf_counter,
-) -> tuple[dict[str, float], float]:
-    """Median seconds of each job, and the median rate; the jobs take turns until the time is up."""
+) -> tuple[dict[str, float], Rates]:
+    """Median seconds of each job, and the median rates; the jobs take turns until the time is up."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
-    rates, start = [], time.perf_counter()
+    rates: list[Rates] = []
+    start = time.perf_counter()
     while len(rates) < least or time.perf_counter() - start < seconds:
-        rates.append(rate())
+        rates.append(product_rates())
         for name, job in jobs.items():
             times[name].append(seconds_of(job, clock))
-    print(f"{len(rates)} rounds, {statistics.median(rates):.0f} GFLOP/s")
-    return {name: statistics.median(values) for name, values in times.items()}, statistics.median(rates)
+    usual = {way: statistics.median(measured[way] for measured in rates) for way in rates[0]}
+    print(f"{len(rates)} rounds, GFLOP/s: {usual}")
+    return {name: statistics.median(values) for name, values in times.items()}, usual
 
 
 def gflop(run: Callable[[], object]) -> float:
@@ -248,7 +246,7 @@ def table(results: dict) -> str:
         lines += [f"DAFormer + SSR over DAFormer: {part['ratio']:.2f} (median of {part['rounds']} rounds), {same}.", ""]
     if "slide" in results:
         part = results["slide"]
-        floor = part["gflop"] / part["gflop_per_s"]
+        floor = part["gflop"] / best_rate(part["gflop_per_s"])
         lines += [f"## 1024x2048, windows of 512 every 341 (floor {floor:.1f} s)", ""]
         lines += ["| | s | over floor |", "|---|---|---|"]
         lines += [f"| {name} | {value:.1f} | {value / floor:.2f} |" for name, value in part["seconds"].items()]
@@ -273,13 +271,14 @@ def table(results: dict) -> str:
 
 
 def _table_512(part: dict) -> list[str]:
-    work, speed, times = part["gflop"], part["gflop_per_s"], part["seconds"]
+    work, times, speed = part["gflop"], part["seconds"], best_rate(part["gflop_per_s"])
     floors = {name: value / speed for name, value in work.items()}
     lines = [
         "## 512x512",
         "",
         f"Counted: encoder {work['encoder']:.0f} GFLOP, DAFormer head {work['all'] - work['encoder']:.0f}. Matrix "
-        f"products: {speed:.0f} GFLOP/s. Floors: {floors['encoder']:.2f} s, with the head {floors['all']:.2f} s.",
+        f"products: {speed:.0f} GFLOP/s (by `@` {part['gflop_per_s']['@']:.0f}). Floors: "
+        f"{floors['encoder']:.2f} s, with the head {floors['all']:.2f} s.",
         "",
         "| | encoder s | over floor | all s | over floor |",
         "|---|---|---|---|---|",

@@ -6,9 +6,10 @@
     python benchmarks/train_step.py grow
     python benchmarks/train_step.py page
 
-The floor is the counted arithmetic over the rate at which this machine multiplies matrices, measured before, within and
-after each step. `--variant before` is `ours` with another commit's package on PYTHONPATH; `reference` is
-`reference_step.py`. Every call adds to `benchmarks/results/train-step.json`; `page` writes the Markdown and the plot.
+The floor is the counted arithmetic over the rate at which this machine multiplies matrices in the faster of two ways
+(`rates.py`), measured before, within and after each step. `--variant before` is `ours` with another
+commit's package on PYTHONPATH; `reference` is `reference_step.py`. Every call adds to
+`benchmarks/results/train-step.json`; `page` writes the Markdown and the plot.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from rates import Rates, best_rate, product_rates
 from reference_step import ReferenceStep
 from train_step_page import plain_of, write_page
 
@@ -67,7 +69,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.rates: list[float] = []
+        self.rates: list[Rates] = []
         self._running = ["rest"]
         self._since = time.perf_counter()
 
@@ -94,7 +96,7 @@ class Stopwatch:
 
     def probe(self) -> None:
         """Measure the rate; the time that this takes belongs to no part."""
-        self.rates.append(matmul_rate())
+        self.rates.append(product_rates())
         self._since = time.perf_counter()
 
     def restart(self) -> None:
@@ -148,25 +150,14 @@ def reference_step(settings: Settings, watch: Stopwatch, sam_images: int) -> Cal
     return step
 
 
-def matmul_rate() -> float:
-    """GFLOP/s of the best of some products of 2048x2048 matrices."""
-    left, right = torch.randn(2, 2048, 2048)
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        left @ right
-        times.append(time.perf_counter() - began)
-    return 2 * 2048**3 / min(times) / 1e9
-
-
 def clocked(step: Callable[[Settings, int], None], settings: Settings, watch: Stopwatch, number: int) -> dict[str, Any]:
     """One step: seconds by part, and the machine's rate before, within and after it."""
     watch.restart()
     watch.probe()
     watch.timed("rest", step)(settings, number)
     watch.probe()
-    parts = dict(watch.seconds)
-    return {"seconds": sum(parts.values()), "parts": parts, "rate": mean(watch.rates), "rates": list(watch.rates)}
+    parts, rates = dict(watch.seconds), list(watch.rates)
+    return {"seconds": sum(parts.values()), "parts": parts, "rate": mean(map(best_rate, rates)), "rates": rates}
 
 
 def resident(field: str) -> int:
@@ -191,14 +182,13 @@ def share(name: str, options: argparse.Namespace) -> list[list[float]]:
     """Seconds of the plain method's step and of the one with SSR, in turns, either first in every other round."""
     jobs = []
     for setting in (settings_of(*SETTINGS[plain_of(name)]), settings_of(*SETTINGS[name])):
-        jobs.append(partial(our_step(setting, Stopwatch())[0], setting))
+        watch = Stopwatch()
+        jobs.append(partial(clocked, our_step(setting, watch)[0], setting, watch))
     pairs = []
     for number in range(options.warm + options.steps):
         pair = [0.0, 0.0]
         for index in (0, 1) if number % 2 else (1, 0):
-            began = time.perf_counter()
-            jobs[index](number)
-            pair[index] = time.perf_counter() - began
+            pair[index] = seconds(jobs[index](number))
         pairs.append(pair)
     return pairs[options.warm :]
 

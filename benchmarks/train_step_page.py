@@ -49,10 +49,27 @@ def _times(found: Mapping[str, Any]) -> str:
             times = [step["seconds"] for step in steps]
             faster = f"{factors['reference'] / factors[variant]:.2f}" if "reference" in factors else "-"
             rate, floor = mean(step["rate"] for step in steps), mean(counted / step["rate"] for step in steps)
-            figures = (f"{mean(times):.1f}", str(len(times)), f"{rate:.0f}", f"{floor:.1f}", f"{factors[variant]:.2f}")
+            plain = mean(rates["@"] for step in steps for rates in step["rates"])
+            figures = (
+                f"{mean(times):.1f}",
+                str(len(times)),
+                f"{rate:.0f} ({plain:.0f})",
+                f"{floor:.1f}",
+                f"{factors[variant]:.2f}",
+            )
             done = f"{_gflop(found['counted'][name], 'needed') / counted:.0%}" if variant == "ours" else "-"
             rows.append((name, variant, *figures, faster, done))
-    columns = ("setting", "variant", "seconds", "steps", "GFLOP/s", "floor, s", "time / floor", "times as fast", "done")
+    columns = (
+        "setting",
+        "variant",
+        "seconds",
+        "steps",
+        "GFLOP/s (`@`)",
+        "floor, s",
+        "time / floor",
+        "times as fast",
+        "done",
+    )
     return f"## Time\n\n{_table(columns, rows)}" if rows else ""
 
 

@@ -40,11 +40,13 @@ def test_a_part_is_not_counted_to_the_part_that_calls_it(monkeypatch: pytest.Mon
 
 def test_measuring_the_rate_is_counted_to_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark(monkeypatch, "train_step")
-    monkeypatch.setattr(module, "matmul_rate", lambda: time.sleep(0.3) or 100.0)
+    rates = {"@": 50.0, "convolution": 100.0}
+    monkeypatch.setattr(module, "product_rates", lambda: time.sleep(0.3) or rates)
     watch = module.Stopwatch()
     encode = watch.timed("encode", lambda: time.sleep(0.02))
     found = module.clocked(lambda settings, number: encode(), None, watch, 0)
-    assert found["rates"] == [100.0] * 3  # before, within, after
+    assert found["rates"] == [rates] * 3  # before, within, after
+    assert found["rate"] == 100
     assert 0.02 <= found["seconds"] < 0.2
     assert set(found["parts"]) == {"rest", "encode"}
 
@@ -59,7 +61,8 @@ def test_the_page_compares_time_over_floor_and_not_seconds(monkeypatch: pytest.M
 
     def step(seconds: float, rate: float) -> list[dict[str, Any]]:
         parts = {"foundation encoder": seconds / 4, "rest": 3 * seconds / 4}
-        return [{"seconds": seconds, "rate": rate, "parts": parts, "resident": 2**30}]
+        rates = [{"@": rate / 2, "convolution": rate}]
+        return [{"seconds": seconds, "rate": rate, "rates": rates, "parts": parts, "resident": 2**30}]
 
     name, plain = "MIC + SSR at 1024, crops of 256", "MIC, crops of 256"
     timed = {name: {"ours": step(20, 100), "reference": step(80, 50)}, plain: {"ours": step(15, 100)}}
@@ -68,7 +71,7 @@ def test_the_page_compares_time_over_floor_and_not_seconds(monkeypatch: pytest.M
     page.write_page(tmp_path, {"counted": {name: counted(1000), plain: counted(600)}, **measured})
     text = (tmp_path / "train-step.md").read_text()
     # The other machine was half as fast.
-    assert f"| {name} | ours | 20.0 | 1 | 100 | 10.0 | 2.00 | 2.00 | 75% |" in text
+    assert f"| {name} | ours | 20.0 | 1 | 100 (50) | 10.0 | 2.00 | 2.00 | 75% |" in text
     assert f"| {name} | 25% | 33% | 25% (3) | 40% |" in text
     assert f"| {name} | 4.00 | - | 1.00 | 0.25 | 1.00 | 1.00 |" in text
     assert (tmp_path / "train-step.svg").read_text().count("<polyline") == len(page.AXES)
