@@ -271,30 +271,27 @@ def table(results: dict) -> str:
 
 
 def _table_512(part: dict) -> list[str]:
-    work, times, speed = part["gflop"], part["seconds"], best_rate(part["gflop_per_s"])
-    floors = {name: value / speed for name, value in work.items()}
+    work, times, rates = part["gflop"], part["seconds"], part["gflop_per_s"]
+    floors = {name: value / best_rate(rates) for name, value in work.items()}
     lines = [
         "## 512x512",
         "",
-        f"Counted: encoder {work['encoder']:.0f} GFLOP, DAFormer head {work['all'] - work['encoder']:.0f}. Matrix "
-        f"products: {speed:.0f} GFLOP/s (by `@` {part['gflop_per_s']['@']:.0f}). Floors: "
-        f"{floors['encoder']:.2f} s, with the head {floors['all']:.2f} s.",
+        f"Counted: encoder {work['encoder']:.0f} GFLOP, DAFormer head {work['all'] - work['encoder']:.0f}. Products: "
+        f"{', '.join(f'{rate:.0f} GFLOP/s by {way}' for way, rate in rates.items())}. Floors, by the faster: "
+        f"{floors['encoder']:.2f} s, with the head {floors['all']:.2f} s. In brackets: over the floor by `@`, as torch "
+        "multiplies.",
         "",
         "| | encoder s | over floor | all s | over floor |",
         "|---|---|---|---|---|",
     ]
-    for name in (name for name in times if name.startswith("ssrseg") and ":" not in name):
-        encoder, whole = times[f"{name}: encoder"], times[name]
-        lines.append(
-            f"| {name} | {encoder:.2f} | {encoder / floors['encoder']:.2f} | {whole:.2f} | "
-            f"{whole / floors['all']:.2f} |"
-        )
-    for name in (name for name in times if "SegFormer" in name and ":" not in name):
-        encoder = times[f"{name}: encoder"]
-        lines.append(
-            f"| {name} (its own, smaller head) | {encoder:.2f} | {encoder / floors['encoder']:.2f} | "
-            f"{times[name]:.2f} | |"
-        )
+    for name in (name for name in times if ":" not in name):
+        others = "SegFormer" in name
+        cells = []
+        for which, job in (("encoder", f"{name}: encoder"), ("all", name)):
+            over, plain = times[job] / floors[which], times[job] * rates["@"] / work[which]
+            figures = "" if others and which == "all" else f"{over:.2f} ({plain:.2f})"
+            cells.append(f"{times[job]:.2f} | {figures}")
+        lines.append(f"| {name}{' (its own, smaller head)' if others else ''} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 

@@ -50,26 +50,11 @@ def _times(found: Mapping[str, Any]) -> str:
             faster = f"{factors['reference'] / factors[variant]:.2f}" if "reference" in factors else "-"
             rate, floor = mean(step["rate"] for step in steps), mean(counted / step["rate"] for step in steps)
             plain = mean(rates["@"] for step in steps for rates in step["rates"])
-            figures = (
-                f"{mean(times):.1f}",
-                str(len(times)),
-                f"{rate:.0f} ({plain:.0f})",
-                f"{floor:.1f}",
-                f"{factors[variant]:.2f}",
-            )
+            over = f"{factors[variant]:.2f} ({mean(times) * plain / counted:.2f})"
+            figures = (f"{mean(times):.1f}", str(len(times)), f"{rate:.0f} ({plain:.0f})", f"{floor:.1f}", over)
             done = f"{_gflop(found['counted'][name], 'needed') / counted:.0%}" if variant == "ours" else "-"
             rows.append((name, variant, *figures, faster, done))
-    columns = (
-        "setting",
-        "variant",
-        "seconds",
-        "steps",
-        "GFLOP/s (`@`)",
-        "floor, s",
-        "time / floor",
-        "times as fast",
-        "done",
-    )
+    columns = ("setting", "variant", "seconds", "steps", "GFLOP/s", "floor, s", "time / floor", "times as fast", "done")
     return f"## Time\n\n{_table(columns, rows)}" if rows else ""
 
 
@@ -170,13 +155,13 @@ Made by `benchmarks/train_step.py`; docs/speed.md says what was done.
 
 `reference` is a plain restatement of the references' way (`benchmarks/reference_step.py`), with SAM at 1024 always, and
 one image in SAM at a time (the authors' four do not fit this machine; one is, if anything, faster). `before` is the
-package at commit 7280a3d, measured hours before (the reference then stood at 2.97 and 2.95). The floor is the counted
-arithmetic of our step's layers, as they are written, over the rate at which the machine multiplies matrices; *done* is
-how much of it ours really computes: some convolutions need fewer multiplications, and linear layers of zeros are left
-out. The rate changes by a third within a minute, as others share the machine, so it is measured before, after and some
-ten times within each step (not counted to the step's time), and averaged. One to three steps before the counted ones
-are not counted: ours keeps its memory, which takes two or three steps to settle. "Times as fast" compares time over
-floor.
+package at commit 7280a3d. The floor is the counted arithmetic of our step's layers, as they are written, over the rate
+at which the machine multiplies matrices in the faster of two ways: by `@`, and as a convolution. In brackets: the rate
+by `@` alone, and time over the floor that it gives. *Done* is how much of the arithmetic ours really computes: some
+convolutions need fewer multiplications, and linear layers of zeros are left out. The rate changes where others share
+the machine, so it is measured before, after and some ten times within each step (not counted to the step's time), and
+averaged. One to three steps before the counted ones are not counted: ours keeps its memory, which takes two or three
+steps to settle. "Times as fast" compares time over floor.
 """
 SHARES = """*Encoder and attention, forward* is what the clock says of these two parts. *All of SSR* is what the plain
 method does not do: these, the second decoding, and the backward passes of both; measured against the plain method's
@@ -189,7 +174,7 @@ process's highest less what it held before the networks were built; the referenc
 """
 GROWTH = """## How cost grows
 
-MIC + SSR at native size, one step for each point (of commit ef98476, before Winograd's convolutions), its seconds
+MIC + SSR at native size, the faster of two steps for each point, its seconds
 scaled to the mean rate of the call; at the right, whole pictures with the engine `torch`
 ([inference-speed.md](inference-speed.md)). How many stages are regularised does not show: the attention is cheap, and
 the encoder and the second decoding are there from the first stage on.

@@ -71,7 +71,7 @@ def test_the_page_compares_time_over_floor_and_not_seconds(monkeypatch: pytest.M
     page.write_page(tmp_path, {"counted": {name: counted(1000), plain: counted(600)}, **measured})
     text = (tmp_path / "train-step.md").read_text()
     # The other machine was half as fast.
-    assert f"| {name} | ours | 20.0 | 1 | 100 (50) | 10.0 | 2.00 | 2.00 | 75% |" in text
+    assert f"| {name} | ours | 20.0 | 1 | 100 (50) | 10.0 | 2.00 (1.00) | 2.00 | 75% |" in text
     assert f"| {name} | 25% | 33% | 25% (3) | 40% |" in text
     assert f"| {name} | 4.00 | - | 1.00 | 0.25 | 1.00 | 1.00 |" in text
     assert (tmp_path / "train-step.svg").read_text().count("<polyline") == len(page.AXES)

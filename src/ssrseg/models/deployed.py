@@ -87,12 +87,12 @@ class LevelwiseDAFormerHead(nn.Module):
         levels = [project(level) for project, level in zip(self.embed, features, strict=True)]
         fused = torch.cat([levels[0], *(scaled(level, size) for level in levels[1:])], dim=1)
         context = [branch(features if isinstance(branch, LevelwiseConv) else fused) for branch in self.branches]
-        logits: Tensor = self.classify(self.bottleneck(torch.cat(context, dim=1)))
+        logits: Tensor = self.classify(self.bottleneck(torch.cat(context, dim=1).relu_()))
         return logits
 
 
 class LevelwiseConv(nn.Module):
-    """Projection of every level, scaling, stacking, 1x1 convolution, norm and ReLU: one matrix per level, and a sum."""
+    """Projection of every level, scaling, stacking, 1x1 convolution and norm: one matrix per level, and a sum."""
 
     def __init__(self, embed: nn.ModuleList, block: ConvNormAct) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class LevelwiseConv(nn.Module):
         total = F.conv2d(features[0], self.weights[0], self.bias)
         for level, weight in zip(features[1:], list(self.weights)[1:], strict=True):
             total = total + scaled(F.conv2d(level, weight), size)
-        return total.relu()
+        return total
 
 
 ARRANGED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {DAFormerHead: LevelwiseDAFormerHead}

@@ -15,26 +15,29 @@ from ssrseg.models.scaling import scaled
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution without bias, BatchNorm, ReLU; Kaiming initialisation over `fan_out`.
+    """Convolution without bias, BatchNorm, ReLU unless `act` is off; Kaiming initialisation over `fan_out`.
 
     For a depthwise convolution the fan is not divided by the groups, as in the references.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, dilation: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, dilation: int = 1, groups: int = 1, act: bool = True
+    ) -> None:
         padding = dilation * (kernel // 2)
         conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
         nn.init.normal_(conv.weight, std=math.sqrt(2 / (outputs * kernel**2)))
         super().__init__()
-        self.conv, self.bn, self.act = conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        self.conv, self.bn = conv, nn.BatchNorm2d(outputs)
+        self.act = nn.ReLU(inplace=True) if act else nn.Identity()
 
 
 class SeparableConv(nn.Sequential):
-    """Depthwise 3x3 and pointwise convolution, each with norm and activation."""
+    """Depthwise 3x3 and pointwise convolution, each with norm and activation; the last one unless `act` is off."""
 
-    def __init__(self, inputs: int, outputs: int, *, dilation: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, dilation: int, act: bool = True) -> None:
         super().__init__()
         self.depthwise = ConvNormAct(inputs, inputs, 3, dilation=dilation, groups=inputs)
-        self.pointwise = ConvNormAct(inputs, outputs, 1)
+        self.pointwise = ConvNormAct(inputs, outputs, 1, act=act)
 
 
 class PixelLinear(nn.Linear):
@@ -61,7 +64,9 @@ class DAFormerHead(nn.Module):
         self.embed = nn.ModuleList(PixelLinear(inputs, channels) for inputs in in_channels)
         fused = channels * len(in_channels)
         self.branches = nn.ModuleList(
-            ConvNormAct(fused, channels, 1) if dilation == 1 else SeparableConv(fused, channels, dilation=dilation)
+            ConvNormAct(fused, channels, 1, act=False)
+            if dilation == 1
+            else SeparableConv(fused, channels, dilation=dilation, act=False)
             for dilation in dilations
         )
         self.bottleneck = ConvNormAct(channels * len(dilations), channels, 3)
@@ -76,7 +81,8 @@ class DAFormerHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features (B, C_i, h_i, w_i), finest first -> logits (B, K, h_0, w_0)."""
         fused = _project_and_stack(features, self.embed)
-        context = torch.cat([branch(fused) for branch in self.branches], dim=1)
+        # Activated together: activated one by one, all of them would be kept for the backward pass, and copies too.
+        context = torch.cat([branch(fused) for branch in self.branches], dim=1).relu_()
         logits: Tensor = self.classify(self.dropout(self.bottleneck(context)))
         return logits
 
