@@ -235,7 +235,7 @@ def table(results: dict) -> str:
     about = results["about"]
     lines += [f"MiT-B5, {CLASSES} classes, one picture, fp32, {about['threads']} threads; {about['software']}.", ""]
     lines += [
-        "Parts were measured one by one, some on other days; where the rate of products matters, it is given.",
+        "Parts were measured one by one; where the rate of products matters, it is given.",
         "",
     ]
     if "512" in results:
@@ -250,7 +250,7 @@ def table(results: dict) -> str:
         lines += [f"## 1024x2048, windows of 512 every 341 (floor {floor:.1f} s)", ""]
         lines += ["| | s | over floor |", "|---|---|---|"]
         lines += [f"| {name} | {value:.1f} | {value / floor:.2f} |" for name, value in part["seconds"].items()]
-        lines += ["", "One round; OpenVINO's holds the loading of its programs for eight and for two windows.", ""]
+        lines += ["", "Medians over the rounds; OpenVINO loads programs for eight and for two windows in the first.", ""]
     if "windows" in results:
         said = (f"{count} at once {value:.1f} s" for count, value in results["windows"]["seconds"].items())
         lines += [f"Windows, engine torch: {', '.join(said)}.", ""]
