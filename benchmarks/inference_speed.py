@@ -250,7 +250,11 @@ def table(results: dict) -> str:
         lines += [f"## 1024x2048, windows of 512 every 341 (floor {floor:.1f} s)", ""]
         lines += ["| | s | over floor |", "|---|---|---|"]
         lines += [f"| {name} | {value:.1f} | {value / floor:.2f} |" for name, value in part["seconds"].items()]
-        lines += ["", "Medians over the rounds; OpenVINO loads programs for eight and for two windows in the first.", ""]
+        lines += [
+            "",
+            "Medians over the rounds; OpenVINO loads programs for eight and for two windows in the first.",
+            "",
+        ]
     if "windows" in results:
         said = (f"{count} at once {value:.1f} s" for count, value in results["windows"]["seconds"].items())
         lines += [f"Windows, engine torch: {', '.join(said)}.", ""]

@@ -38,12 +38,14 @@ from ssrseg.training.setup import build_setup
 
 RESULTS = Path(__file__).parent / "results"
 NATIVE = "method.regularizer.foundation.input_size=native"
+HALF = "method.regularizer.foundation.precision=half"
 SETTINGS: dict[str, tuple[str, int, tuple[str, ...]]] = {
     f"{name}, crops of {crop}": (preset, crop, words)
     for crop in (256, 512)
     for name, preset, words in (
         ("MIC", "mic", ()),
         ("MIC + SSR at native size", "mic-ssr", (NATIVE,)),
+        ("MIC + SSR at native size (SAM in bfloat16)", "mic-ssr", (NATIVE, HALF)),
         ("MIC + SSR at 1024", "mic-ssr", ()),
         ("DAFormer", "daformer", ()),
         ("DAFormer + SSR at native size", "daformer-ssr", (NATIVE,)),

@@ -64,20 +64,21 @@ def _over_floor(steps: Sequence[Mapping[str, Any]], counted: float) -> float:
 
 def _shares(found: Mapping[str, Any]) -> str:
     """SSR's share of our step: the frozen encoder and the attention, and all that the plain method does not do."""
-    rows = []
-    for name, variants in found.get("timed", {}).items():
-        plain = plain_of(name)
-        if "+ SSR" not in name or "ours" not in variants:
+    rows, timed, shares = [], found.get("timed", {}), found.get("shares", {})
+    for name in dict.fromkeys([*timed, *shares]):
+        pairs, steps, counted = shares.get(name, []), timed.get(name, {}).get("ours", []), found["counted"]
+        if "+ SSR" not in name or not (pairs or steps):
             continue
-        steps, counted = variants["ours"], found["counted"]
-        forward = [sum(step["parts"].get(part, 0.0) for part in SSR_PARTS) / step["seconds"] for step in steps]
-        needed = counted[name]["needed"]
-        spent = sum(needed["foundation encoder"]) + needed["terms"][0]
-        whole, without = _gflop(counted[name], "needed"), _gflop(counted[plain], "needed")
-        pairs = found.get("shares", {}).get(name, [])
+        forward = spent = arithmetic = "-"
+        if steps:
+            needed = counted[name]["needed"]
+            whole, without = _gflop(counted[name], "needed"), _gflop(counted[plain_of(name)], "needed")
+            clocked = [sum(step["parts"].get(part, 0.0) for part in SSR_PARTS) / step["seconds"] for step in steps]
+            forward = f"{mean(clocked):.0%}"
+            spent = f"{(sum(needed['foundation encoder']) + needed['terms'][0]) / 1e9 / whole:.0%}"
+            arithmetic = f"{1 - without / whole:.0%}"
         measured = f"{1 - median(alone / both for alone, both in pairs):.0%} ({len(pairs)})" if pairs else "-"
-        figures = (f"{mean(forward):.0%}", f"{spent / 1e9 / whole:.0%}", measured, f"{1 - without / whole:.0%}")
-        rows.append((name, *figures))
+        rows.append((name, forward, spent, measured, arithmetic))
     columns = ("setting", "encoder and attention, forward", "of the arithmetic", "all of SSR", "of the arithmetic")
     return f"## SSR's share of the step\n\n{SHARES}\n{_table(columns, rows)}" if rows else ""
 
