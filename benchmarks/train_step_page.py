@@ -109,7 +109,13 @@ def _memory(found: Mapping[str, Any]) -> str:
         sizes = [f"{theirs / GIB:.2f}", f"{before / GIB:.2f}" if before else "-", f"{ours / GIB:.2f}"]
         rows.append((name, *sizes, f"{ours / theirs:.2f}", *resident))
     columns = ("setting", "reference", "before", "ours", "ours / reference", "resident: reference", "resident: ours")
-    return f"## Peak memory\n\n{MEMORY}\n{_table(columns, rows)}"
+    parts = dict.fromkeys(part for counted in found["counted"].values() for part in counted["memory"])
+    by_part = [
+        (name, *(f"{counted['memory'].get(part, 0) / GIB:.2f}" for part in parts))
+        for name, counted in found["counted"].items()
+    ]
+    whole, shared = _table(columns, rows), _table(("setting", *parts), by_part)
+    return f"## Peak memory\n\n{MEMORY}\n{whole}\nOurs, by part:\n\n{shared}"
 
 
 def _inference(folder: Path) -> list[dict[str, Any]]:

@@ -58,17 +58,18 @@ class ConvolvedLinear(nn.Linear):
         return linear(tokens, self.weight, self.bias)
 
 
-def arrange(module: nn.Module) -> None:
-    """Let the linear layers in a module that is not exported be `ConvolvedLinear`; changed in place."""
+def arrange(module: nn.Module, layer: type[ConvolvedLinear] = ConvolvedLinear) -> None:
+    """Let the linear layers in `module` be of class `layer`; changed in place. `ConvolvedLinear` is not for export."""
     for part in module.modules():
         if type(part) is nn.Linear:
-            part.__class__ = ConvolvedLinear
+            part.__class__ = layer
 
 
 def _convolves(left: Tensor, right: Tensor) -> bool:
     """Are these for oneDNN? A compiler has products of its own."""
-    here = left.device.type == "cpu" and left.dtype == right.dtype == torch.float32
-    return here and mkl_lags() and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling():
+        return False
+    return left.device.type == "cpu" and left.dtype == right.dtype == torch.float32 and mkl_lags()
 
 
 def _processor() -> str:
