@@ -31,7 +31,7 @@ import torch
 from ssrseg.config import Settings, dump, merge, read_yaml, resolve
 from ssrseg.demo.dataset import write_dataset
 from ssrseg.demo.scenes import CLASSES
-from ssrseg.files import PARTIAL
+from ssrseg.runs.atomic import PARTIAL
 from ssrseg.training import train
 
 RESULTS = Path(__file__).parent / "results"

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ssrseg.foundation import Frozen
+from ssrseg.adapt.foundation import Frozen
 from ssrseg.models import Description, Segmenter, build_segmenter
 from ssrseg.models.backbones import Backbone
 from ssrseg.models.heads import DAFormerHead

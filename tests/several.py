@@ -16,15 +16,15 @@ from factories import tiny_frozen
 from ssrseg.adapt import View
 from ssrseg.config import Settings
 from ssrseg.data import eval_samples, train_batches
-from ssrseg.evaluation import Scores
-from ssrseg.inference import build_inference
+from ssrseg.inference.evaluate import Scores
+from ssrseg.inference.sliding_window import build_inference
 from ssrseg.models.heads import DAFormerHead
+from ssrseg.runs.folder import RunFolder
 from ssrseg.training import train
-from ssrseg.training.console import Screen
-from ssrseg.training.folder import RunFolder
-from ssrseg.training.journal import Silent
 from ssrseg.training.loop import Moment, Observer, fit
-from ssrseg.training.scoring import Scoring
+from ssrseg.training.observers.console import Screen
+from ssrseg.training.observers.evaluation import Scoring
+from ssrseg.training.observers.journal import Silent
 from ssrseg.training.setup import build_setup
 from test_training import settings_for
 

@@ -9,7 +9,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from ssrseg.allocation import keep_memory
+from ssrseg.cpu.allocation import keep_memory
 {keep}
 def use():
     maps = [torch.zeros(32, 1024, 1024) for _ in range(20)]  # 2.7 GB

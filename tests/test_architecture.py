@@ -15,63 +15,38 @@ from torch import nn
 import ssrseg
 from factories import CLASSES, small_segmenter, tiny_segmenter, write_pairs
 from ssrseg.adapt import Batch, adapt, build_method
+from ssrseg.adapt.foundation import Frozen
 from ssrseg.adapt.methods import Method
 from ssrseg.config import MethodConfig, MixedConfig, RegularizerConfig, TeacherConfig
-from ssrseg.exporting import graph_signature
-from ssrseg.foundation import Frozen
+from ssrseg.inference.export import graph_signature
 from ssrseg.models import Segmenter, save_segmenter
 
 ROOT = Path(ssrseg.__file__).parent
-TRAINING = {"control", "foundation", "relative", "adapt", "training"}
-DEPLOYED = ("models", "inference", "engines", "scores", "evaluation", "prediction", "video", "exporting")
+TRAINING = {"adapt", "training"}
+DEPLOYED = ("models", "inference")
 LAW: dict[str, set[str]] = {
     "errors": set(),
-    "files": set(),
-    "seeded": set(),  # what training writes and reporting reads: the layout of a group of runs
     "config": {"errors"},
-    "models": {"errors", "files"},  # a model file is whole or not there
-    "ahead": set(),  # threads beside the network
-    "allocation": set(),  # the C library's memory
-    "inference": {"models", "config", "errors"},
-    "engines": {"allocation", "exporting", "inference", "models", "errors"},
-    "scores": {"data", "errors"},
-    "evaluation": {"scores", "engines", "ahead", "inference", "models", "data", "config", "errors", "files"},
-    "prediction": {"engines", "ahead", "inference", "models", "data", "config", "errors", "files"},
-    "video": {"prediction", "engines", "ahead", "inference", "models", "config", "errors"},
-    "exporting": {"inference", "models", "config", "errors", "files"},
-    "data": {"config", "errors", "files", "demo"},
-    "control": {"errors"},
-    "relative": set(),
-    "foundation": {"control", "relative", "models", "config", "errors", "demo"},
-    "adapt": {"foundation", "models", "priors", "config", "errors"},
-    "training": {
-        "allocation",
-        "adapt",
-        "foundation",
-        "data",
-        "evaluation",
-        "inference",
-        "models",
-        "config",
-        "errors",
-        "files",
-        "seeded",
-    },
-    "planning": {"training", "adapt", "foundation", "relative", "data", "models", "config", "errors"},
-    "reporting": {"config", "errors", "files", "seeded"},
-    "demo": {"models", "config", "errors", "files"},
-    "correction": {"priors", "inference", "models", "data", "config", "errors", "files"},
-    "labelling": {"prediction", "inference", "models", "data", "config", "errors", "files"},
-    "priors": {"inference", "models", "config", "errors", "files"},
+    "runs": {"config", "errors"},  # what a run leaves on disk; needs no torch
+    "cpu": set(),
+    "models": {"cpu", "runs", "errors"},
+    "inference": {"cpu", "models", "data", "runs", "config", "errors"},
+    "data": {"runs", "config", "errors", "demo"},
+    "label_shift": {"inference", "models", "data", "runs", "config", "errors"},
+    "adapt": {"label_shift", "cpu", "models", "config", "errors", "demo"},
+    "training": {"adapt", "label_shift", "inference", "models", "cpu", "data", "runs", "config", "errors"},
+    "planning": {"training", "adapt", "data", "models", "runs", "config", "errors"},
+    "reporting": {"runs", "config", "errors"},
+    "demo": {"runs", "config", "errors"},
 }
-"""A part and what it may import; `cli`, `pipeline` and `demo.show` may import all."""
-EVERYTHING = {"cli", "pipeline", "demo.show", "__init__", "__main__"}
+"""A room and what it may import; `cli` and `demo.demo` may import all."""
+EVERYTHING = {"cli", "demo.demo", "__init__", "__main__"}
 
 
 def part_of(module: str) -> str:
     """`ssrseg.adapt.terms` -> `adapt`."""
     words = module.split(".")[1:]
-    return "demo.show" if words[:2] == ["demo", "show"] else words[0] if words else "__init__"
+    return "demo.demo" if words[:2] == ["demo", "demo"] else words[0] if words else "__init__"
 
 
 def parts() -> dict[str, list[Path]]:
@@ -145,15 +120,17 @@ def test_a_process_that_deploys_has_loaded_no_training_code(tmp_path: Path) -> N
     program = """
 import sys
 from pathlib import Path
-import ssrseg.evaluation, ssrseg.exporting, ssrseg.prediction
+import ssrseg.inference.evaluate, ssrseg.inference.export, ssrseg.inference.predict
 folder = Path(sys.argv[1])
 model = folder / "model.safetensors"
-assert len(ssrseg.prediction.predict(model, folder / "data" / "images", folder / "out", device="cpu")) == 1
-assert ssrseg.exporting.graph_signature(ssrseg.inference.open_model(model)).flops > 0
+assert len(ssrseg.inference.predict.predict(model, folder / "data" / "images", folder / "out", device="cpu")) == 1
+assert ssrseg.inference.export.graph_signature(ssrseg.inference.sliding_window.open_model(model)).flops > 0
 print(*(name for name in sys.modules if name.startswith("ssrseg.")))
 """
     loaded = fresh(program, str(tmp_path)).split()
-    assert {"ssrseg.prediction", "ssrseg.exporting", "ssrseg.evaluation", "ssrseg.models"} <= set(loaded)
+    assert {"ssrseg.inference.predict", "ssrseg.inference.export", "ssrseg.inference.evaluate", "ssrseg.models"} <= set(
+        loaded
+    )
     assert not {part_of(name) for name in loaded} & TRAINING
     assert (tmp_path / "out" / "00_ids.png").exists()
 
@@ -206,8 +183,8 @@ def test_the_graph_test_would_see_a_leak(trained: tuple[Segmenter, Method]) -> N
 def test_every_word_is_a_function_even_after_all_modules_are_imported() -> None:
     program = """
 import ssrseg
-import ssrseg.training, ssrseg.evaluation, ssrseg.prediction, ssrseg.exporting, ssrseg.reporting, ssrseg.models.weights
-import ssrseg.planning
+import ssrseg.training, ssrseg.inference.evaluate, ssrseg.inference.predict, ssrseg.inference.export
+import ssrseg.reporting, ssrseg.models.weights, ssrseg.planning
 words = "check_data compare train plan evaluate predict export report convert presets resolve load".split()
 assert all(callable(getattr(ssrseg, word)) for word in words)
 assert set(words) <= set(ssrseg.__all__)

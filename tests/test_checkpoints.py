@@ -20,10 +20,10 @@ from ssrseg.adapt import build_method
 from ssrseg.adapt.methods import Method
 from ssrseg.config import MethodConfig, OptimConfig, TeacherConfig
 from ssrseg.errors import UserError
-from ssrseg.files import remove_partials, write_atomically
-from ssrseg.training.checkpoints import load_checkpoint, previous, save_checkpoint
-from ssrseg.training.generators import generator_states, set_generators
+from ssrseg.runs.atomic import remove_partials, write_atomically
+from ssrseg.training.checkpoint import load_checkpoint, previous, save_checkpoint
 from ssrseg.training.optim import build_optimizer
+from ssrseg.training.randomness import generator_states, set_generators
 from ssrseg.training.sealed import intact, read_sealed, write_sealed
 
 

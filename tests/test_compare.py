@@ -22,9 +22,9 @@ from ssrseg.errors import UserError
 from ssrseg.reporting import compare, comparison_text, format_of, members, print_comparison, read_run
 from ssrseg.reporting.formats import latex
 from ssrseg.reporting.grouping import WATCHING, WITHOUT_EFFECT, essentials, names
-from ssrseg.reporting.noise import bootstrap, difference, holm
 from ssrseg.reporting.paper import published, table1, table2
-from ssrseg.reporting.sheets import Sheet, class_differences, sentence
+from ssrseg.reporting.statistics import bootstrap, difference, holm
+from ssrseg.reporting.text_tables import Sheet, class_differences, sentence
 from test_reporting import PARTS, SSR, Tags, write_run
 
 CITYSCAPES = published()["table2"]["classes"]

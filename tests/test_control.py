@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ssrseg.adapt.control import DISTURBANCES, next_images, shuffled_channels, shuffled_pixels
+from ssrseg.adapt.foundation import build_encoder
 from ssrseg.adapt.regularizer import Stage
 from ssrseg.config import FoundationConfig
-from ssrseg.control import DISTURBANCES, next_images, shuffled_channels, shuffled_pixels
 from ssrseg.errors import UserError
-from ssrseg.foundation import build_encoder
 
 FEATURES = torch.arange(2 * 3 * 4 * 5, dtype=torch.float64).view(2, 3, 4, 5)
 

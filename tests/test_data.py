@@ -14,18 +14,18 @@ from torch import Generator
 from factories import CLASSES, random_image, random_labels, write_pairs
 from ssrseg.config import DataConfig, RareClassConfig, Settings, resolve
 from ssrseg.data import LabelCode, check_data, find_images, find_pairs, read_image, read_labels, train_batches
-from ssrseg.data.batches import Raw
+from ssrseg.data.class_statistics import ClassStatistics, class_statistics
 from ssrseg.data.codes import code_for, resolve_space
 from ssrseg.data.folds import FOLDS
 from ssrseg.data.labels import SPACES, lookup_table, map_ids, space_of
+from ssrseg.data.loader import Raw
 from ssrseg.data.loaders import eval_samples
-from ssrseg.data.sampling import (
+from ssrseg.data.samplers import (
     RareClassSampler,
     Shuffled,
     rare_class_probabilities,
     scaled_min_pixels,
 )
-from ssrseg.data.statistics import ClassStatistics, class_statistics
 from ssrseg.data.transforms import is_varied, rescale_size, resize_image, resize_labels, retry
 from ssrseg.errors import UserError
 

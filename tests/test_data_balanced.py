@@ -10,7 +10,7 @@ from torch import Generator
 
 from ssrseg.config import ClassBalancedConfig
 from ssrseg.data.balanced import ClassBalanced, class_weights
-from ssrseg.data.statistics import ClassStatistics
+from ssrseg.data.class_statistics import ClassStatistics
 from ssrseg.errors import UserError
 
 # 90 files show class 0 alone, 9 classes 0 and 1, one all three; class 3 never occurs.

@@ -23,9 +23,9 @@ from factories import CLASSES, COLORS, random_image, random_labels
 from ssrseg.cli import main
 from ssrseg.config import Settings, resolve
 from ssrseg.data import check_data, train_batches
-from ssrseg.data.problems import KINDS
+from ssrseg.data.checks.problems import KINDS
 from ssrseg.errors import UserError
-from ssrseg.training.journal import Journal
+from ssrseg.training.observers.journal import Journal
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's word; the image is read
 
@@ -828,7 +828,7 @@ def test_a_disk_that_fills_while_training_is_one_message(tmp_path, capsys):
     def full_later(self: Journal, kind: str, *words: Any, **more: Any) -> None:
         return write(self, kind, *words, **more) if kind == "note" else full_disk()
 
-    with mock.patch("ssrseg.training.journal.Journal.write", full_later):
+    with mock.patch("ssrseg.training.observers.journal.Journal.write", full_later):
         assert ssrseg("train", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run"), *TINY) == 2
     assert "No space left on device. Make room. Continue with: ssrseg train --resume" in capsys.readouterr().err
 

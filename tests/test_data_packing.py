@@ -14,9 +14,9 @@ from factories import random_labels, write_pairs
 from ssrseg.cli import app
 from ssrseg.config import DataConfig
 from ssrseg.data import LabelCode, find_images, find_pairs, read_image, read_labels, train_batches
+from ssrseg.data.class_statistics import class_statistics
 from ssrseg.data.labels import lookup_table
-from ssrseg.data.packing import pack
-from ssrseg.data.statistics import class_statistics
+from ssrseg.data.pack import pack
 from ssrseg.data.storage import read_bytes, stamp
 from ssrseg.errors import UserError
 from test_data_loaders import settings
@@ -67,7 +67,7 @@ def test_batches_are_those_of_the_folder(packed, workers):
 def test_classes_were_counted_when_they_were_packed(packed, monkeypatch):
     expected = class_statistics(find_pairs(DataConfig(root=packed / "game")), TABLE, 4).pixels
     folded = LabelCode(lookup_table({0: 1, 1: 1, 2: 0}))
-    monkeypatch.setattr("ssrseg.data.statistics.read_labels", None)
+    monkeypatch.setattr("ssrseg.data.class_statistics.read_labels", None)
     pairs = find_pairs(DataConfig(root=packed / "packed-game"))
     assert torch.equal(class_statistics(pairs, TABLE, 4).pixels, expected)
     two = class_statistics(pairs, folded, 2).pixels

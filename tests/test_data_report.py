@@ -12,8 +12,8 @@ from PIL import Image
 import ssrseg
 from factories import CLASSES, COLORS, random_image, random_labels
 from ssrseg.config import resolve
-from ssrseg.data import statistics, train_batches
-from ssrseg.data.colours import colour_of, mean_colour
+from ssrseg.data import class_statistics, train_batches
+from ssrseg.data.checks.colours import colour_of, mean_colour
 
 
 def run_of(root, **loader):
@@ -95,7 +95,7 @@ def test_training_takes_the_statistics_over_and_counts_nothing_again(tmp_path, m
     def again(*words):
         raise AssertionError("counted twice")
 
-    monkeypatch.setattr(statistics, "read_labels", again)
+    monkeypatch.setattr(class_statistics, "read_labels", again)
     assert len(list(train_batches(run, cache=tmp_path / "run.json"))) == 2
     counted = json.loads((tmp_path / "out" / "class-statistics.json").read_text())
     assert json.loads((tmp_path / "run.json").read_text()) == counted

@@ -14,9 +14,10 @@ from torch import Generator
 from factories import write_pairs
 from ssrseg.config import DataConfig, RareClassConfig
 from ssrseg.data import LabelCode, find_pairs
-from ssrseg.data.batches import DrawNumbers
+from ssrseg.data.class_statistics import ClassStatistics, class_statistics
 from ssrseg.data.labels import lookup_table
-from ssrseg.data.sampling import (
+from ssrseg.data.loader import DrawNumbers
+from ssrseg.data.samplers import (
     SOURCE,
     TARGET,
     RareClassSampler,
@@ -24,7 +25,6 @@ from ssrseg.data.sampling import (
     generator_of,
     rare_class_probabilities,
 )
-from ssrseg.data.statistics import ClassStatistics, class_statistics
 from ssrseg.errors import UserError
 
 TABLE = LabelCode(lookup_table({i: i for i in range(4)}))
@@ -152,7 +152,7 @@ def test_a_resumed_run_draws_on_where_it_stopped():
 
 def counting(pairs, folder, calls):
     """`class_statistics` in a process of its own; gives how many files it counted."""
-    import ssrseg.data.statistics as module
+    import ssrseg.data.class_statistics as module
 
     read, seen = module.read_labels, []
 
@@ -184,7 +184,7 @@ def test_another_run_over_the_same_data_does_not_count_again(tmp_path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     pairs = find_pairs(DataConfig(root=write_pairs(tmp_path / "data")))
     first = class_statistics(pairs, TABLE, 4, cache=tmp_path / "first.json").pixels
-    monkeypatch.setattr("ssrseg.data.statistics.read_labels", None)
+    monkeypatch.setattr("ssrseg.data.class_statistics.read_labels", None)
     assert torch.equal(class_statistics(pairs, TABLE, 4, cache=tmp_path / "second.json").pixels, first)
     assert (tmp_path / "second.json").read_text() == (tmp_path / "first.json").read_text()
     assert torch.equal(class_statistics(pairs, TABLE, 4).pixels, first)

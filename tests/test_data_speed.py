@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from factories import random_image, write_pairs
 from ssrseg.data import png, read_image, train_batches
-from ssrseg.data.reading import open_image
+from ssrseg.data.images import open_image
 from ssrseg.data.transforms import resize_crop
 from ssrseg.errors import UserError
 from test_data_loaders import same, settings

@@ -15,9 +15,9 @@ from PIL import Image
 from factories import CLASSES, random_image, random_labels, write_pairs
 from ssrseg.config import DataConfig, resolve
 from ssrseg.data import check_data, find_images, find_pairs, read_image, train_batches
+from ssrseg.data.checks.headers import read_header
+from ssrseg.data.class_statistics import class_statistics
 from ssrseg.data.codes import code_for
-from ssrseg.data.headers import read_header
-from ssrseg.data.statistics import class_statistics
 from ssrseg.data.storage import list_files, list_members, open_file, read_bytes, stamp
 from ssrseg.errors import UserError
 

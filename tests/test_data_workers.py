@@ -10,7 +10,7 @@ import time
 import pytest
 
 from factories import write_pairs
-from ssrseg.data import batches as module
+from ssrseg.data import loader as module
 from ssrseg.data import train_batches
 from ssrseg.errors import UserError
 from test_data_loaders import same, settings

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from factories import small_segmenter
-from ssrseg.models import HEADS, Segmenter, build_segmenter, convolutions
-from ssrseg.models.convolutions import DilatedDepthwise, Pointwise, Winograd
-from ssrseg.models.deployed import LevelwiseDAFormerHead, deployed, deployed_on_cpu
+from ssrseg.cpu import convolutions
+from ssrseg.cpu.convolutions import DilatedDepthwise, Pointwise, Winograd
+from ssrseg.models import HEADS, Segmenter, build_segmenter
+from ssrseg.models.fused import LevelwiseDAFormerHead, deployed, deployed_on_cpu
 from ssrseg.models.heads import DAFormerHead
 
 
@@ -87,7 +88,7 @@ def test_every_head_can_be_deployed(head: str, arrange: type, monkeypatch: pytes
 
 
 def operations(model: Segmenter) -> int:
-    from ssrseg.exporting import graph_signature
+    from ssrseg.inference.export import graph_signature
 
     return graph_signature(model, (128, 128)).flops
 

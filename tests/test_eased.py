@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssrseg.models import build_segmenter, convolutions, winograd
-from ssrseg.models.deployed import deployed, deployed_on_cpu
+from ssrseg.cpu import convolutions, training_layers, winograd
+from ssrseg.cpu.training_layers import EasedDepthwise, EasedPatches, EasedPointwise, EasedWide, ease
+from ssrseg.models import build_segmenter
+from ssrseg.models.fused import deployed, deployed_on_cpu
 from ssrseg.models.heads import DAFormerHead
-from ssrseg.training import eased
-from ssrseg.training.eased import EasedDepthwise, EasedPatches, EasedPointwise, EasedWide, ease
 
 
 def lived(model: nn.Module) -> nn.Module:
@@ -37,7 +37,7 @@ def computed(conv: nn.Module, maps: Tensor, back: Tensor) -> tuple[Tensor, ...]:
 def test_dilated_depthwise_is_the_convolution(
     kernel: int, dilation: int, size: tuple[int, int], cached: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eased, "CACHED", cached)
+    monkeypatch.setattr(training_layers, "CACHED", cached)
     monkeypatch.setattr(convolutions, "GROUP", 2)
     torch.manual_seed(0)
     padding = dilation * (kernel // 2)

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from factories import random_image, small_segmenter, tiny_segmenter
-from ssrseg import engines
-from ssrseg.ahead import Behind, ahead
-from ssrseg.engines import ENGINES, Engine, open_engine
 from ssrseg.errors import UserError
-from ssrseg.inference import evaluating
-from ssrseg.models.deployed import deployed_on_cpu
-from ssrseg.prediction import predict
+from ssrseg.inference import engines
+from ssrseg.inference.engines import ENGINES, Engine, open_engine
+from ssrseg.inference.predict import predict
+from ssrseg.inference.prefetch import Behind, ahead
+from ssrseg.inference.sliding_window import evaluating
+from ssrseg.models.fused import deployed_on_cpu
 
 HERE = [name for name, engine in ENGINES.items() if not engine.missing and "cpu" in engine.devices]
 

@@ -20,8 +20,8 @@ from ssrseg.config import ClassConfig, DataConfig, InferenceConfig
 from ssrseg.data import SPACES
 from ssrseg.data.datasets import bounded
 from ssrseg.errors import UserError
-from ssrseg.evaluation import Scores, evaluate, evaluate_model, scores_table
-from ssrseg.inference import flipped, predict_ids, whole
+from ssrseg.inference.evaluate import Scores, evaluate, evaluate_model, scores_table
+from ssrseg.inference.sliding_window import flipped, predict_ids, whole
 from ssrseg.models import Description, Segmenter
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "reference" / "fixtures"

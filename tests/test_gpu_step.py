@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_step.py"
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "speed" / "gpu_step.py"
 
 
 def script(*words: str) -> str:

@@ -1,4 +1,4 @@
-"""Wrong on purpose: one fault per guard, and the message that it produces, as docs/guards.md shows it."""
+"""Wrong on purpose: one fault per guard, and the message that it produces, as docs/guard.md shows it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,15 +23,15 @@ from factories import tiny_segmenter
 from ssrseg import cli
 from ssrseg.adapt import Batch, Pseudo, Term, View
 from ssrseg.data import train_batches
-from ssrseg.data.batches import Raw
+from ssrseg.data.loader import Raw
 from ssrseg.errors import UserError
 from ssrseg.models import Segmenter
-from ssrseg.reporting.runs import read_run
-from ssrseg.training import Moment, Observer, guards, train
-from ssrseg.training import run as run_module
-from ssrseg.training.alarms import ClassCollapse, Watch, distance_between
-from ssrseg.training.faults import Fault
-from ssrseg.training.guards import Guard, Statistics
+from ssrseg.runs.records import read_run
+from ssrseg.training import Moment, Observer, train
+from ssrseg.training.observers import guard
+from ssrseg.training.observers.alarms import ClassCollapse, Watch, distance_between
+from ssrseg.training.observers.faults import Fault
+from ssrseg.training.observers.guard import Guard, Statistics
 from ssrseg.training.setup import Setup, build_setup
 from test_reference_behaviour import NoSync, made_and_batch
 from test_training import records, settings_for, weights
@@ -154,7 +155,7 @@ def said_of_a_slow_batch(root: Path) -> str:
 
     settings = settings_for(root, method=PLAIN, val=None, train={"guard": {"stall_seconds": 1}})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "train_batches", slow)
+        patch.setattr(sys.modules["ssrseg.training.train"], "train_batches", slow)
         return warnings_in(train(settings, root / "run").folder)
 
 
@@ -243,7 +244,7 @@ def diary(monkeypatch: pytest.MonkeyPatch, root: Path, **over: Any) -> list[dict
         found.append(Diary(setup))
         return setup
 
-    monkeypatch.setattr(run_module, "build_setup", build)
+    monkeypatch.setattr(sys.modules["ssrseg.training.train"], "build_setup", build)
     monkeypatch.setattr(Guard, "stepped", also(Guard.stepped, lambda moment: found[0].stepped(moment)))
     nan_image(root, train={"guard": {"skip": 9}, **over})
     return found[0].pages
@@ -275,7 +276,7 @@ def same(one: Tensor, other: Tensor | None) -> bool:
 
 def test_looking_one_step_later_finds_and_leaves_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nan_image(tmp_path / "now", train={"guard": {"skip": 3}, "checkpoint_every": 9})
-    monkeypatch.setitem(guards.LAG, "cpu", 1)
+    monkeypatch.setitem(guard.LAG, "cpu", 1)
     nan_image(tmp_path / "later", train={"guard": {"skip": 3}, "checkpoint_every": 9})
     now, later = (
         json.dumps(records(tmp_path / name / "run", "warning")).replace(f"{name}/", "") for name in ("now", "later")
@@ -288,7 +289,7 @@ def test_looking_one_step_later_finds_and_leaves_the_same(monkeypatch: pytest.Mo
 def test_a_run_that_stops_one_step_later_names_the_step_and_can_go_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(guards.LAG, "cpu", 1)
+    monkeypatch.setitem(guard.LAG, "cpu", 1)
     with pytest.raises(Fault, match="Step 1: the loss target/entropy is nan") as raised:
         nan_image(tmp_path, train={"checkpoint_every": 9})
     assert (raised.value.step, raised.value.completed) == (1, 2)
@@ -350,9 +351,9 @@ def test_the_guard_changes_no_bit_of_a_run_without_faults(monkeypatch: pytest.Mo
 
 
 def test_the_guard_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(guards.LAG, "cpu", 1)
+    monkeypatch.setitem(guard.LAG, "cpu", 1)
     for name in ("saw", "labelled", "computed"):
-        for watcher in (guards.Guard, ClassCollapse):
+        for watcher in (guard.Guard, ClassCollapse):
             monkeypatch.setattr(watcher, name, unwaiting(getattr(watcher, name)))
     train(settings_for(tmp_path, method=PLAIN), tmp_path / "run")
 

@@ -13,7 +13,7 @@ import yaml
 import ssrseg.models.hub
 from factories import CLASSES, small_segmenter
 from ssrseg.errors import UserError
-from ssrseg.inference import open_model
+from ssrseg.inference.sliding_window import open_model
 from ssrseg.models import Segmenter, load, load_segmenter, save_segmenter
 from ssrseg.reporting import model_card
 from test_reporting import PARTS, SSR, write_run

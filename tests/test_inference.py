@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from factories import tiny_segmenter
 from ssrseg.config import InferenceConfig
 from ssrseg.errors import UserError
-from ssrseg.inference import build_inference, evaluating, flipped, open_model, pick_device, predict_ids, slide, whole
+from ssrseg.inference.sliding_window import (
+    build_inference,
+    evaluating,
+    flipped,
+    open_model,
+    pick_device,
+    predict_ids,
+    slide,
+    whole,
+)
 from ssrseg.models import Segmenter
 
 

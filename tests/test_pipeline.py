@@ -16,10 +16,10 @@ from factories import CLASSES, write_pairs
 from ssrseg.cli import app
 from ssrseg.config import Settings, merge, read_preset, resolve
 from ssrseg.errors import UserError
-from ssrseg.labelling import labelled_by
+from ssrseg.label_shift import read_priors
+from ssrseg.label_shift.pseudo_labels import labelled_by
 from ssrseg.models import load_segmenter
-from ssrseg.pipeline import corrected, planned, train_stages
-from ssrseg.priors import read_priors
+from ssrseg.training.stages import corrected, planned, train_stages
 
 SMALL: dict[str, Any] = {
     "loader": {"crop": [64, 64], "target_crop": None, "batch": 2, "workers": 0},

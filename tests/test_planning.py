@@ -19,9 +19,9 @@ from ssrseg.models import build_backbone
 from ssrseg.planning import plan
 from ssrseg.planning.accounting import SAVED, WORKING, LiveBytes
 from ssrseg.planning.advice import with_words
+from ssrseg.planning.fake_step import Rehearsal, rehearse
 from ssrseg.planning.flops import Flops
-from ssrseg.planning.plans import GIB, Plan
-from ssrseg.planning.rehearsal import Rehearsal, rehearse
+from ssrseg.planning.plan import GIB, Plan
 from test_cli import ssrseg as command
 
 TREE: dict[str, Any] = {

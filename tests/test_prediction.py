@@ -10,9 +10,9 @@ from PIL import Image
 from factories import COLORS, random_image, small_segmenter, tiny_segmenter
 from ssrseg.config import InferenceConfig
 from ssrseg.errors import UserError
-from ssrseg.inference import flipped, predict_ids, whole
+from ssrseg.inference.predict import predict
+from ssrseg.inference.sliding_window import flipped, predict_ids, whole
 from ssrseg.models import Description, Segmenter, save_segmenter
-from ssrseg.prediction import predict
 
 KINDS = ("_ids.png", "_color.png", "_overlay.jpg")
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from factories import CLASSES, tiny_frozen, tiny_segmenter
 from ssrseg.adapt import Batch, Method, adapt, build_method
+from ssrseg.adapt.foundation import Frozen, build_encoder
 from ssrseg.config import FeatureDistanceConfig as Distance
 from ssrseg.config import FoundationConfig, MethodConfig, MixedConfig, RegularizerConfig, TeacherConfig, TrainConfig
+from ssrseg.cpu.training_layers import EASED
 from ssrseg.errors import UserError
-from ssrseg.foundation import Frozen, build_encoder
 from ssrseg.models import Segmenter, build_segmenter
 from ssrseg.models.recompute import recompute_blocks, repeated_blocks, still_statistics
 from ssrseg.training import preparation
-from ssrseg.training.eased import EASED
 from ssrseg.training.preparation import compile_training, has_compiler, prepare
 from test_training import records, run
 

@@ -12,9 +12,8 @@ from factories import CLASSES, tiny_segmenter
 from ssrseg.adapt import Segmentation, View
 from ssrseg.adapt.terms import segmentation_loss
 from ssrseg.errors import UserError
-from ssrseg.inference import whole
-from ssrseg.models.segmenter import Segmenter
-from ssrseg.priors import (
+from ssrseg.inference.sliding_window import whole
+from ssrseg.label_shift import (
     Priors,
     fold_shift,
     image_scores,
@@ -25,6 +24,7 @@ from ssrseg.priors import (
     target_counts,
     write_priors,
 )
+from ssrseg.models.segmenter import Segmenter
 
 
 def test_the_published_shift() -> None:

@@ -22,11 +22,11 @@ from torch import Generator, Tensor
 
 from factories import CLASSES, tiny_segmenter
 from several import UNDROPPED, adapting, record
-from ssrseg.adapt import BlockMask, ClassMix, StrongAugment, build_method, ranks
+from ssrseg.adapt import BlockMask, ClassMix, StrongAugment, build_method, distributed
 from ssrseg.adapt.augment import PhotometricDistortion
 from ssrseg.config import MethodConfig, TrainConfig
 from ssrseg.errors import UserError
-from ssrseg.training.processes import build_fabric, joined, placement
+from ssrseg.training.distributed import build_fabric, joined, placement
 from ssrseg.training.watchdog import Seen, is_own, judge
 from test_training import records, settings_for
 
@@ -112,9 +112,9 @@ def test_a_process_takes_its_rows_of_the_draws_for_all(name: str, monkeypatch: p
     build, whole = DRAWS[name]
     expected = build(Generator().manual_seed(5))(whole)
     assert not torch.equal(expected[:2], expected[2:])
-    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
     for rank in (0, 1):
-        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         rows = slice(2 * rank, 2 * rank + 2)
         torch.testing.assert_close(build(Generator().manual_seed(5))(whole[rows]), expected[rows])
 
@@ -182,7 +182,7 @@ def test_who_holds_up_a_run() -> None:
 
 def test_a_place_is_in_the_users_code_or_ours() -> None:
     assert is_own(__file__)
-    assert is_own(ranks.__file__)
+    assert is_own(distributed.__file__)
     assert not is_own(json.__file__)
     assert not is_own(torch.__file__)
 

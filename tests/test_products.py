@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssrseg.models import build_segmenter, convolutions, products, winograd
-from ssrseg.models.deployed import deployed_on_cpu
-from ssrseg.training.eased import EasedLinear, ease
+from ssrseg.cpu import convolutions, matmul, winograd
+from ssrseg.cpu.training_layers import EasedLinear, ease
+from ssrseg.models import build_segmenter
+from ssrseg.models.fused import deployed_on_cpu
 
 AMD, INTEL = "vendor_id\t: AuthenticAMD\nmodel name\t: one", "vendor_id\t: GenuineIntel\nmodel name\t: another"
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -18,8 +19,8 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 @pytest.fixture(params=[True, False], ids=["onednn", "mkl"])
 def lags(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """MKL lags here, or it does not; nothing is small."""
-    monkeypatch.setattr(products, "mkl_lags", lambda: request.param)
-    monkeypatch.setattr(products, "SMALL", 1)
+    monkeypatch.setattr(matmul, "mkl_lags", lambda: request.param)
+    monkeypatch.setattr(matmul, "SMALL", 1)
     returned: bool = request.param
     return returned
 
@@ -47,7 +48,7 @@ def test_a_layer_is_the_linear_layer(shape: tuple[int, ...], bias: bool, lags: b
 def test_tokens_may_lie_apart(lags: bool) -> None:
     torch.manual_seed(0)
     tokens, weight = torch.randn(24, 9, 2).permute(2, 1, 0), torch.randn(24, 10).t()
-    torch.testing.assert_close(products.linear(tokens, weight), F.linear(tokens, weight), **CLOSE)
+    torch.testing.assert_close(matmul.linear(tokens, weight), F.linear(tokens, weight), **CLOSE)
 
 
 @pytest.mark.parametrize("by_columns", [True, False])
@@ -56,7 +57,7 @@ def test_batched_products_in_either_layout(by_columns: bool, lags: bool) -> None
     torch.manual_seed(0)
     left, right = torch.randn(6, 3, 5).transpose(0, 1), torch.randn(3, 5, 7)
     right = right.transpose(1, 2).contiguous().transpose(1, 2) if by_columns else right
-    torch.testing.assert_close(products.batched(left, right), torch.bmm(left, right), **CLOSE)
+    torch.testing.assert_close(matmul.batched(left, right), torch.bmm(left, right), **CLOSE)
 
 
 def test_wide_and_pointwise_convolutions_are_torchs(lags: bool) -> None:
@@ -75,11 +76,11 @@ def test_wide_and_pointwise_convolutions_are_torchs(lags: bool) -> None:
 
 
 def test_small_products_and_other_types_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "mkl_lags", lambda: True)
-    layer = products.ConvolvedLinear(64, 64)
-    assert not _is_convolved(layer(torch.zeros(products.SMALL // 64**2 - 1, 64)))
-    assert _is_convolved(layer(torch.zeros(products.SMALL // 64**2, 64)))
-    assert not _is_convolved(layer.double()(torch.zeros(products.SMALL // 64**2, 64).double()))
+    monkeypatch.setattr(matmul, "mkl_lags", lambda: True)
+    layer = matmul.ConvolvedLinear(64, 64)
+    assert not _is_convolved(layer(torch.zeros(matmul.SMALL // 64**2 - 1, 64)))
+    assert _is_convolved(layer(torch.zeros(matmul.SMALL // 64**2, 64)))
+    assert not _is_convolved(layer.double()(torch.zeros(matmul.SMALL // 64**2, 64).double()))
 
 
 def test_a_model_keeps_its_function_and_its_names(lags: bool) -> None:
@@ -107,10 +108,10 @@ def test_a_model_keeps_its_function_and_its_names(lags: bool) -> None:
 def test_mkl_lags_on_amds_avx512_alone(
     processor: str, capability: str, mkl: bool, lagging: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_processor", lambda: processor)
+    monkeypatch.setattr(matmul, "_processor", lambda: processor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
-    assert products.mkl_lags.__wrapped__() is lagging
+    assert matmul.mkl_lags.__wrapped__() is lagging
 
 
 def _is_convolved(result: Tensor) -> bool:

@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer_sam import Attention, Block
 from torch import nn
 
-from ssrseg import relative
+from ssrseg.adapt import sam_attention
 from ssrseg.planning.accounting import LiveBytes
 
 
@@ -25,8 +25,8 @@ def test_pieces_of_any_size_give_what_timm_gives(monkeypatch: pytest.MonkeyPatch
     attention = random_attention((14, 9))  # the positions are interpolated
     tokens = torch.randn(2, 5, 12, 32)
     theirs = attention(tokens)
-    monkeypatch.setattr(relative, "PIECE", piece)
-    relative.arrange(attention, "cpu")
+    monkeypatch.setattr(sam_attention, "PIECE", piece)
+    sam_attention.arrange(attention, "cpu")
     torch.testing.assert_close(attention(tokens), theirs, rtol=1e-5, atol=1e-6)
     other = torch.randn(1, 14, 9, 32)  # and the next size has positions of its own
     torch.testing.assert_close(attention(other), random_attention((14, 9))(other), rtol=1e-5, atol=1e-6)
@@ -45,7 +45,7 @@ def test_windows_are_filled_up_after_the_layer(size: tuple[int, int], bias: bool
     layers: list[int] = []
     block.attn.qkv.register_forward_hook(lambda _, given, __: layers.append(given[0].numel() // 32))
     for _ in range(2):  # a second time changes nothing
-        relative.arrange(block, "cpu")
+        sam_attention.arrange(block, "cpu")
         torch.testing.assert_close(block(tokens), theirs, rtol=1e-5, atol=1e-5)
     assert layers == 2 * [2 * size[0] * size[1]]
 
@@ -53,14 +53,14 @@ def test_windows_are_filled_up_after_the_layer(size: tuple[int, int], bias: bool
 @torch.no_grad()
 def test_only_the_maps_own_tokens_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     block = Block(32, 4, use_rel_pos=True, window_size=4, input_size=(8, 12)).eval()
-    relative.arrange(block, "cpu")
+    sam_attention.arrange(block, "cpu")
     attention, asked = torch.nn.functional.scaled_dot_product_attention, []
 
     def asking(q: torch.Tensor, *others: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
         asked.append(q.numel() // 32)
         return attention(q, *others, **options)
 
-    monkeypatch.setattr(relative.F, "scaled_dot_product_attention", asking)
+    monkeypatch.setattr(sam_attention.F, "scaled_dot_product_attention", asking)
     block(torch.randn(2, 5, 10, 32))
     assert sum(asked) == 2 * 5 * 10
 
@@ -71,8 +71,8 @@ def test_no_bias_as_large_as_the_scores_is_made(monkeypatch: pytest.MonkeyPatch)
     scores = 4 * 24**4 * tokens.element_size()
     with LiveBytes("cpu") as theirs:
         attention(tokens)
-    monkeypatch.setattr(relative, "PIECE", 24**3)
-    relative.arrange(attention, "cpu")
+    monkeypatch.setattr(sam_attention, "PIECE", 24**3)
+    sam_attention.arrange(attention, "cpu")
     with LiveBytes("cpu") as ours:
         attention(tokens)
     assert ours.peak.total() < scores / 4 < scores < theirs.peak.total()
@@ -80,7 +80,7 @@ def test_no_bias_as_large_as_the_scores_is_made(monkeypatch: pytest.MonkeyPatch)
 
 def test_only_a_cpu_works_in_pieces() -> None:
     attention = random_attention((8, 8))
-    relative.arrange(attention, "cuda")
+    sam_attention.arrange(attention, "cuda")
     assert None in attention.forward.args
-    relative.arrange(attention, "cpu")
-    assert relative.PIECE in attention.forward.args
+    sam_attention.arrange(attention, "cpu")
+    assert sam_attention.PIECE in attention.forward.args

@@ -25,7 +25,7 @@ from ssrseg.reporting.bars import class_bars
 from ssrseg.reporting.confusion import matrices
 from ssrseg.reporting.differences import differing_environments, differing_settings
 from ssrseg.reporting.examples import error_map, examples, from_both_ends
-from ssrseg.training.snapshots import image_scores, reduced
+from ssrseg.training.observers.pictures import image_scores, reduced
 from test_reporting import PARTS, SSR, append, page, write_run
 
 HOSTILE = '"><img src="https://example.org/x.png" onerror="alert(1)"></script><script>alert(2)</script>'

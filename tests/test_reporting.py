@@ -21,9 +21,9 @@ from rich.console import Console
 from ssrseg.errors import UserError
 from ssrseg.reporting import method_name, read_run, report, table, to_console, to_markdown
 from ssrseg.reporting.charts import ticks
-from ssrseg.reporting.noise import difference, spread, t_quantile
 from ssrseg.reporting.pictures import spaced
 from ssrseg.reporting.selection import choices, ranks, spearman
+from ssrseg.reporting.statistics import difference, spread, t_quantile
 from ssrseg.reporting.tables import statements
 
 PARTS: dict[str, dict[str, Any]] = {

@@ -10,9 +10,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ssrseg.adapt.foundation import build_encoder
 from ssrseg.config import FoundationConfig
 from ssrseg.errors import UserError
-from ssrseg.foundation import build_encoder
 
 sam = pytest.importorskip("segment_anything.modeling.image_encoder", reason="segment-anything is not installed")
 

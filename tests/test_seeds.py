@@ -14,7 +14,7 @@ from factories import CLASSES, write_pairs
 from ssrseg.config import Settings, read_yaml
 from ssrseg.errors import UserError
 from ssrseg.reporting import members, read_run, report, table, to_markdown
-from ssrseg.seeded import GroupFolder
+from ssrseg.runs.groups import GroupFolder
 from ssrseg.training import train, train_seeds
 from ssrseg.training.loop import Moment, Observer
 from test_cli import ssrseg

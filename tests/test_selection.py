@@ -15,7 +15,8 @@ from factories import tiny_frozen
 from ssrseg.config import CRITERIA, resolve
 from ssrseg.models import load_segmenter
 from ssrseg.training import train
-from ssrseg.training.criteria import (
+from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.observers.criteria import (
     Tally,
     agreement,
     diversity,
@@ -23,8 +24,7 @@ from ssrseg.training.criteria import (
     mean_entropy,
     soft_neighborhood_density,
 )
-from ssrseg.training.loop import Moment, Observer
-from ssrseg.training.selection import best_by
+from ssrseg.training.observers.selection import best_by
 from test_training import records, run, settings_for, weights
 
 LN2 = math.log(2)

@@ -13,7 +13,7 @@ import torch
 
 from ssrseg.adapt.regularizer import CrossAttention
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks" / "speed"
 
 
 def benchmark(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:

@@ -16,12 +16,12 @@ from factories import CLASSES, tiny_frozen, write_pairs
 from ssrseg.adapt import Term, View, target_view
 from ssrseg.config import Settings, merge, resolve
 from ssrseg.errors import UserError
-from ssrseg.evaluation import Scores
+from ssrseg.inference.evaluate import Scores
 from ssrseg.models import Segmenter, load_segmenter
+from ssrseg.runs.folder import RunFolder
 from ssrseg.training import train
-from ssrseg.training.folder import RunFolder
 from ssrseg.training.loop import Moment, Observer
-from ssrseg.training.scoring import _summary
+from ssrseg.training.observers.evaluation import _summary
 
 MIC = {"teacher": {}, "mixed": {}, "feature_distance": {"classes": ["car"]}, "masked": {"block": 16}}
 SSR = {"regularizer": {"stages": [1, 3]}}

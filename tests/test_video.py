@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from factories import small_segmenter, tiny_segmenter
 from ssrseg.cli import app
 from ssrseg.errors import UserError
+from ssrseg.inference.predict import colors_of
+from ssrseg.inference.video import predict_video
 from ssrseg.models import save_segmenter
-from ssrseg.prediction import colors_of
-from ssrseg.video import predict_video
 
 FRAMES, WIDTH, HEIGHT = 7, 96, 64
 
@@ -48,7 +48,7 @@ class ByShade(torch.nn.Module):
 @pytest.fixture
 def by_shade(monkeypatch: pytest.MonkeyPatch) -> ByShade:
     network = ByShade()
-    monkeypatch.setattr("ssrseg.video.open_engine", lambda *_, **__: network)
+    monkeypatch.setattr("ssrseg.inference.video.open_engine", lambda *_, **__: network)
     return network
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from conftest import REFERENCE
 from factories import CLASSES, small_segmenter
-from ssrseg.data.spaces import CITYSCAPES19
+from ssrseg.data.label_spaces import CITYSCAPES19
 from ssrseg.errors import UserError
 from ssrseg.models import (
     BACKBONES,
@@ -29,8 +29,8 @@ from ssrseg.models import (
     save_segmenter,
     weights,
 )
-from ssrseg.models.names import official_name
-from ssrseg.models.recognise import CITYSCAPES
+from ssrseg.models.convert import CITYSCAPES
+from ssrseg.models.weight_names import official_name
 
 NAMES = REFERENCE / "fixtures" / "names_daformer_b5.json"
 META = {"CLASSES": CITYSCAPES19.names, "PALETTE": [list(color) for color in CITYSCAPES19.colors], "iter": 40000}

@@ -12,41 +12,41 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssrseg.config import Settings, resolve
     from ssrseg.config import preset_summaries as presets
-    from ssrseg.correction import adjust, estimate_priors
-    from ssrseg.data.data_report import report_data as check_data
-    from ssrseg.data.packing import pack
+    from ssrseg.data.checks.report import report_data as check_data
+    from ssrseg.data.pack import pack
     from ssrseg.errors import UserError
-    from ssrseg.evaluation import evaluate
-    from ssrseg.exporting import export
+    from ssrseg.inference.evaluate import evaluate
+    from ssrseg.inference.export import export
+    from ssrseg.inference.predict import predict
+    from ssrseg.label_shift.correct import adjust, estimate_priors
     from ssrseg.models import load
     from ssrseg.models.weights import convert
-    from ssrseg.pipeline import train
     from ssrseg.planning import plan
-    from ssrseg.prediction import predict
     from ssrseg.reporting import compare, model_card, report
     from ssrseg.training import train_seeds
+    from ssrseg.training.stages import train
 
 __version__ = metadata.version("ssrseg")
 
 _WHERE = {
     "Settings": "ssrseg.config:Settings",
     "UserError": "ssrseg.errors:UserError",
-    "check_data": "ssrseg.data.data_report:report_data",
-    "adjust": "ssrseg.correction:adjust",
+    "check_data": "ssrseg.data.checks.report:report_data",
+    "adjust": "ssrseg.label_shift.correct:adjust",
     "compare": "ssrseg.reporting:compare",
     "convert": "ssrseg.models.weights:convert",
-    "estimate_priors": "ssrseg.correction:estimate_priors",
-    "evaluate": "ssrseg.evaluation:evaluate",
-    "export": "ssrseg.exporting:export",
+    "estimate_priors": "ssrseg.label_shift.correct:estimate_priors",
+    "evaluate": "ssrseg.inference.evaluate:evaluate",
+    "export": "ssrseg.inference.export:export",
     "load": "ssrseg.models:load",
     "model_card": "ssrseg.reporting:model_card",
-    "pack": "ssrseg.data.packing:pack",
+    "pack": "ssrseg.data.pack:pack",
     "plan": "ssrseg.planning:plan",
-    "predict": "ssrseg.prediction:predict",
+    "predict": "ssrseg.inference.predict:predict",
     "presets": "ssrseg.config:preset_summaries",
     "report": "ssrseg.reporting:report",
     "resolve": "ssrseg.config:resolve",
-    "train": "ssrseg.pipeline:train",
+    "train": "ssrseg.training.stages:train",
     "train_seeds": "ssrseg.training:train_seeds",
 }
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ssrseg import config as settings_of
 from ssrseg.errors import UserError
-from ssrseg.seeded import GroupFolder
+from ssrseg.runs.groups import GroupFolder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,8 +48,8 @@ def train(
     ] = None,
 ) -> None:
     """Train, and leave a run folder with the model, its scores, curves and pictures."""
-    from ssrseg.pipeline import corrected
-    from ssrseg.pipeline import train as run
+    from ssrseg.training.stages import corrected
+    from ssrseg.training.stages import train as run
 
     several = [f"train.{name}={count}" for name, count in (("devices", devices), ("nodes", nodes)) if count is not None]
     words = [*(words or []), *several]
@@ -77,7 +77,7 @@ def check_data(
     out: Annotated[Path, typer.Option(help="where report, contact sheet and class statistics go")] = Path("runs/check"),
 ) -> None:
     """Decode every image and label of a run: counts, colours, classes, and all that is wrong. Code 2: cannot train."""
-    from ssrseg.data.data_report import report_data
+    from ssrseg.data.checks.report import report_data
 
     report = report_data(_settings(preset, config, source, target, val, words), out, console=_screen())
     if not report.trainable:
@@ -119,8 +119,8 @@ def estimate_priors(
     out: Annotated[Path, typer.Option(help="the file of class priors")] = Path("priors.json"),
 ) -> None:
     """Count in how many images every class occurs: by labels in the source, by the model's eyes in the target."""
-    from ssrseg.correction import estimate_priors as estimate
-    from ssrseg.correction import priors_table
+    from ssrseg.label_shift.correct import estimate_priors as estimate
+    from ssrseg.label_shift.correct import priors_table
 
     priors = estimate(model, _settings(preset, config, source, target, None, words), out=out)
     _screen().print(priors_table(priors))
@@ -134,7 +134,7 @@ def adjust(
     out: Annotated[Path, typer.Argument(help="the adjusted model file")],
 ) -> None:
     """Fold the shift of class priors into a model: no cost at inference, and no target label."""
-    from ssrseg.correction import adjust as fold
+    from ssrseg.label_shift.correct import adjust as fold
 
     typer.echo(str(fold(model, priors, out)))
 
@@ -151,9 +151,9 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="the plan as JSON")] = None,
 ) -> None:
     """Say what a run will need, before it runs: FLOPs, memory, time, and what to change if it does not fit."""
-    from ssrseg.files import write_json
     from ssrseg.planning import plan as foresee
     from ssrseg.planning import plan_tables
+    from ssrseg.runs.atomic import write_json
 
     roots = {"source": source, "target": target}
     own = {name: {"root": str(root)} for name, root in roots.items() if root is not None}
@@ -187,8 +187,8 @@ def evaluate(
     engine: Runner = "auto",
 ) -> None:
     """Score a model on labelled images: per-class IoU, mIoU, pixel accuracy."""
-    from ssrseg.evaluation import evaluate as score
-    from ssrseg.evaluation import scores_table
+    from ssrseg.inference.evaluate import evaluate as score
+    from ssrseg.inference.evaluate import scores_table
 
     tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
     classes = tree.pop("classes", None)
@@ -214,8 +214,8 @@ def predict(
     every: Annotated[int, typer.Option(help="of a video, label each n-th frame; the others keep its labels")] = 1,
 ) -> None:
     """Label your own pictures, id map, colour map and overlay of each, or a video."""
-    from ssrseg.prediction import predict as label
-    from ssrseg.video import is_video, predict_video
+    from ssrseg.inference.predict import predict as label
+    from ssrseg.inference.video import is_video, predict_video
 
     if is_video(images):
         video = predict_video(model, images, out, inference=_inference(mode), engine=engine, every=every)
@@ -238,7 +238,7 @@ def pack(
     images_only: Annotated[bool, typer.Option("--images-only", help="no labels, as for a target")] = False,
 ) -> None:
     """Pack a data set into a few large files, for clusters and object storage; needs the extra `litdata`."""
-    from ssrseg.data.packing import pack as write
+    from ssrseg.data.pack import pack as write
 
     tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
     group = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
@@ -251,7 +251,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="the .onnx file")],
 ) -> None:
     """Write a model as ONNX with dynamic size, checked against torch."""
-    from ssrseg.exporting import export as write
+    from ssrseg.inference.export import export as write
 
     typer.echo(str(write(model, out)))
 
@@ -281,9 +281,9 @@ def compare(
     allow_unfinished: Annotated[bool, typer.Option("--allow-unfinished", help="take the latest scores")] = False,
 ) -> None:
     """Compare groups of runs: mean and deviation over seeds, paired differences, what is within noise."""
-    from ssrseg.files import write_atomically
     from ssrseg.reporting import compare as set_against
     from ssrseg.reporting import comparison_text, format_of, print_comparison
+    from ssrseg.runs.atomic import write_atomically
 
     format = format or (format_of(out) if out is not None else None)
     found = set_against(
@@ -312,8 +312,8 @@ def card(
     license: Annotated[str | None, typer.Option(help="under which you publish the weights, e.g. cc-by-nc-4.0")] = None,
 ) -> None:
     """Write the model card of a run: method, data, scores with seeds, whose terms apply, what it is not for."""
-    from ssrseg.files import write_atomically
     from ssrseg.reporting import model_card
+    from ssrseg.runs.atomic import write_atomically
 
     text = model_card(run, license=license)
     if out is None:
@@ -338,7 +338,7 @@ def convert(
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="where data, runs and report go")] = Path("runs/demo")) -> None:
     """Train on an embedded two-domain set of drawn streets: source-only, DAFormer, DAFormer + SSR."""
-    from ssrseg.demo.show import demo as show
+    from ssrseg.demo.demo import demo as show
 
     show(out, console=_screen())
 

@@ -7,10 +7,10 @@ from timm.layers.drop import DropPath
 
 from parity.cases import Unsupported
 from ssrseg.config import InferenceConfig
-from ssrseg.inference import build_inference
+from ssrseg.inference.sliding_window import build_inference
 from ssrseg.models import BACKBONES, build_head, build_segmenter
 from ssrseg.models.backbones import build_backbone
-from ssrseg.models.names import official_name
+from ssrseg.models.weight_names import official_name
 
 CLASSES = 19
 HEADS = {"daformer": "daformer", "segformer": "segformer", "dlv2red": "deeplabv2"}

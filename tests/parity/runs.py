@@ -13,14 +13,14 @@ from parity.models import CLASSES, DEAD, segmenter_of
 from ssrseg.adapt import Learner
 from ssrseg.config import OptimConfig, RareClassConfig
 from ssrseg.data import SPECS
+from ssrseg.data.class_statistics import ClassStatistics
+from ssrseg.data.label_spaces import CITYSCAPES19
 from ssrseg.data.labels import IGNORE, lookup_table, map_ids
-from ssrseg.data.sampling import RareClassSampler, rare_class_probabilities
-from ssrseg.data.spaces import CITYSCAPES19
-from ssrseg.data.statistics import ClassStatistics
+from ssrseg.data.samplers import RareClassSampler, rare_class_probabilities
 from ssrseg.data.transforms import is_varied, pad, rescale_size, resize_image, resize_labels, retry
-from ssrseg.evaluation import evaluate_model
+from ssrseg.inference.evaluate import evaluate_model
 from ssrseg.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from ssrseg.models.names import official_name
+from ssrseg.models.weight_names import official_name
 from ssrseg.training.optim import build_optimizer, learning_rate
 
 DATASETS = {"gta": "gta5", "synthia": "synthia", "cityscapes": "cityscapes"}

@@ -12,6 +12,7 @@ from parity.cases import Unsupported
 from parity.models import CLASSES, DEAD, as_images, fill, segmenter_of
 from parity.pieces import accuracy
 from ssrseg.adapt import Batch, Masked, Mixed, Source, adapt, build_method
+from ssrseg.adapt.foundation import Frozen, frozen_backbone
 from ssrseg.config import (
     FeatureDistanceConfig,
     MaskedConfig,
@@ -21,8 +22,7 @@ from ssrseg.config import (
     RegularizerConfig,
     TeacherConfig,
 )
-from ssrseg.foundation import Frozen, frozen_backbone
-from ssrseg.models.names import official_name
+from ssrseg.models.weight_names import official_name
 from ssrseg.training.optim import build_optimizer
 
 LOG_NAMES = {

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from ssrseg.adapt.batch import View
 from ssrseg.adapt.terms import Term
-from ssrseg.models.scaling import scaled
+from ssrseg.cpu.interpolate import scaled
 from ssrseg.models.segmenter import Segmenter
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ssrseg.adapt import ranks
+from ssrseg.adapt import distributed
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -163,14 +163,14 @@ class StrongAugment:
         if jitter > self.jitter_skipped:
             images = self._jitter(images)
         if blur > self.blur_skipped:
-            count = ranks.world() * len(images) if self.per_image else 1
+            count = distributed.world() * len(images) if self.per_image else 1
             sigma = (0.15 + torch.rand(count, generator=self.generator)).tolist()
-            own = sigma[ranks.rows(len(images))] if self.per_image else sigma * len(images)
+            own = sigma[distributed.rows(len(images))] if self.per_image else sigma * len(images)
             images = gaussian_blur(images, own)
         return images
 
     def _jitter(self, images: Tensor) -> Tensor:
-        count, rows = ranks.world() * len(images), ranks.rows(len(images))
+        count, rows = distributed.world() * len(images), distributed.rows(len(images))
         factors = (2 * torch.rand(4, count, generator=self.generator) - 1) * self.strength
         factors[:3] += 1
         orders = [torch.randperm(4, generator=self.generator).tolist() for _ in range(count if self.per_image else 1)]
@@ -191,7 +191,7 @@ class PhotometricDistortion:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Distorted images in [0, 1]."""
-        count, rows = ranks.world() * len(images), ranks.rows(len(images))
+        count, rows = distributed.world() * len(images), distributed.rows(len(images))
         drawn = [
             (torch.rand(5, generator=self.generator), torch.rand(4, generator=self.generator)) for _ in range(count)
         ]

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from ssrseg.adapt import views
 from ssrseg.adapt.alignment import Alignment, Entropy, OutputAlignment
 from ssrseg.adapt.augment import PhotometricDistortion, StrongAugment
+from ssrseg.adapt.foundation import Frozen, build_encoder, frozen_backbone
 from ssrseg.adapt.jitter import Jitter
 from ssrseg.adapt.learner import Learner, ViewMaker
 from ssrseg.adapt.regularizer import Regularizer
@@ -26,9 +27,8 @@ from ssrseg.config import (
     RegularizerConfig,
     SegmentationConfig,
 )
-from ssrseg.foundation import Frozen, build_encoder, frozen_backbone
+from ssrseg.label_shift import find_priors
 from ssrseg.models.segmenter import Segmenter
-from ssrseg.priors import find_priors
 
 
 @dataclass(frozen=True)

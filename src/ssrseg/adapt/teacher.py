@@ -10,7 +10,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from ssrseg.adapt import ranks
+from ssrseg.adapt import distributed
 from ssrseg.adapt.batch import IGNORE, Pseudo
 from ssrseg.models.segmenter import Segmenter
 
@@ -85,7 +85,7 @@ def pseudo_label(logits: Tensor, valid: Tensor, threshold: float | None) -> Pseu
     confidence, labels = logits.softmax(dim=1).max(dim=1)
     weights = valid.to(confidence.dtype)
     if threshold is not None:
-        weights = weights * ranks.mean((confidence >= threshold).to(confidence.dtype).mean())
+        weights = weights * distributed.mean((confidence >= threshold).to(confidence.dtype).mean())
     return Pseudo(labels, weights)
 
 

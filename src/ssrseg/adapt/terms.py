@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssrseg.adapt import ranks
+from ssrseg.adapt import distributed
 from ssrseg.adapt.batch import IGNORE, View
 from ssrseg.models.segmenter import Segmenter
 
@@ -17,7 +17,7 @@ class Term(nn.Module):
     """A loss on the views it names. A subclass writes `forward` and returns a scalar.
 
     The gradients of several processes are averaged: a mean over the local batch becomes the mean over the whole one.
-    A loss that divides by something counted in the batch counts with `ranks.total`, as `feature_distance` does.
+    A loss that divides by something counted in the batch counts with `distributed.total`, as `feature_distance` does.
     A term's gradients are taken as soon as its loss is there (`Learner.forward`) and its graph is gone: detach what it
     leaves for another term, and let no weight's own hook change gradients, for it would run twice.
     """
@@ -56,7 +56,7 @@ class Segmentation(Term):
         views: views it applies to.
         weight: factor of the loss.
         temperature: divides the logits (Undoing trains with 1.8).
-        shift: (K,) added to the logits: `-b` of `ssrseg.priors.log_ratio` makes this classifier refinement.
+        shift: (K,) added to the logits: `-b` of `ssrseg.label_shift.log_ratio` makes this classifier refinement.
         over_labelled: views whose loss is averaged over their labelled pixels only.
     """
 
@@ -138,8 +138,8 @@ def feature_distance(features: Tensor, reference: Tensor, mask: Tensor | None = 
     distance: Tensor = torch.linalg.vector_norm(features - reference, dim=1)
     if mask is None:
         return distance.mean()
-    count = ranks.total(mask.sum()).clamp(min=1)
-    return torch.where(mask, distance, 0).sum() * ranks.world() / count
+    count = distributed.total(mask.sum()).clamp(min=1)
+    return torch.where(mask, distance, 0).sum() * distributed.world() / count
 
 
 def downscale_labels(labels: Tensor, factor: int, num_classes: int, min_share: float) -> Tensor:

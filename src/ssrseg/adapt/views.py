@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ssrseg.adapt import ranks
+from ssrseg.adapt import distributed
 from ssrseg.adapt.batch import Batch, Pseudo, View
 
 Images = Callable[[Tensor], Tensor]
@@ -92,9 +92,9 @@ class ClassMix:
         """Labels (B, H, W) -> pasted pixels (B, H, W) bool."""
         present = classes_present(labels)
         if self.of_batch:
-            present = ranks.union(present.any(dim=0, keepdim=True)).expand_as(present)
+            present = distributed.union(present.any(dim=0, keepdim=True)).expand_as(present)
         count, values = present.shape
-        keys = torch.rand(ranks.world() * count, values, generator=self.generator)[ranks.rows(count)]
+        keys = torch.rand(distributed.world() * count, values, generator=self.generator)[distributed.rows(count)]
         return class_mask(labels, choose_half(present, keys.to(labels.device, non_blocking=True)))
 
 
@@ -170,8 +170,8 @@ class BlockMask:
     def __call__(self, shape: torch.Size) -> Tensor:
         """Image shape (B, C, H, W) -> visible pixels (B, 1, H, W) bool."""
         batch, _, height, width = shape
-        grid = (ranks.world() * batch, 1, round(height / self.block), round(width / self.block))
-        draw = torch.rand(grid, generator=self.generator)[ranks.rows(batch)]
+        grid = (distributed.world() * batch, 1, round(height / self.block), round(width / self.block))
+        draw = torch.rand(grid, generator=self.generator)[distributed.rows(batch)]
         return block_mask(draw, self.ratio, (height, width))
 
 

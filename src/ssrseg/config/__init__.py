@@ -22,7 +22,7 @@ from ssrseg.config.method import (
     SegmentationConfig,
     TeacherConfig,
 )
-from ssrseg.config.recipes import assignments, compose, merge, preset_names, preset_summaries, read_preset, read_yaml
+from ssrseg.config.presets import assignments, compose, merge, preset_names, preset_summaries, read_preset, read_yaml
 from ssrseg.config.resolve import dump, flatten, resolve, resolve_group
 from ssrseg.config.settings import (
     Settings,

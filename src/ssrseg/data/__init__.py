@@ -1,14 +1,14 @@
 """Folders of images and labels to batches of bytes."""
 
-from ssrseg.data.batches import Batches, Raw
-from ssrseg.data.checks import check_data
+from ssrseg.data.checks.check import check_data
 from ssrseg.data.codes import code_for, resolve_space
 from ssrseg.data.datasets import Labelled, LabelledImages
+from ssrseg.data.images import read_image
 from ssrseg.data.label_files import LabelCode, read_labels
+from ssrseg.data.label_spaces import SPACES, LabelSpace
+from ssrseg.data.layouts import SPECS, Pair, Spec, find_images, find_pairs
+from ssrseg.data.loader import Batches, Raw
 from ssrseg.data.loaders import eval_samples, train_batches
-from ssrseg.data.reading import read_image
-from ssrseg.data.spaces import SPACES, LabelSpace
-from ssrseg.data.specs import SPECS, Pair, Spec, find_images, find_pairs
 
 __all__ = [
     "SPACES",

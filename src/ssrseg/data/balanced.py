@@ -6,8 +6,8 @@ import torch
 from torch import Generator, Tensor
 
 from ssrseg.config import ClassBalancedConfig
-from ssrseg.data.sampling import SOURCE_ORDER, Draw, generator_of
-from ssrseg.data.statistics import ClassStatistics
+from ssrseg.data.class_statistics import ClassStatistics
+from ssrseg.data.samplers import SOURCE_ORDER, Draw, generator_of
 from ssrseg.errors import UserError
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from ssrseg.config import ClassConfig, DataConfig, Settings
 from ssrseg.data.folds import FOLDS, fold_by_name
 from ssrseg.data.label_files import LabelCode
+from ssrseg.data.label_spaces import SPACES, VALUES, Color, LabelSpace
 from ssrseg.data.labels import lookup_table, map_ids, space_of
-from ssrseg.data.spaces import SPACES, VALUES, Color, LabelSpace
-from ssrseg.data.specs import Spec, spec_of
+from ssrseg.data.layouts import Spec, spec_of
 from ssrseg.errors import UserError
 
 

@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 from ssrseg.config import LoaderConfig
 from ssrseg.data.label_files import LabelCode, read_labels
 from ssrseg.data.labels import IGNORE
-from ssrseg.data.sampling import Draw, Sampler
+from ssrseg.data.layouts import Pair
+from ssrseg.data.samplers import Draw, Sampler
 from ssrseg.data.scaled import ScaledFiles, whole
-from ssrseg.data.specs import Pair
 from ssrseg.data.transforms import (
     Box,
     is_varied,

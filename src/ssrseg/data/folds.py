@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from ssrseg.config import ClassConfig
-from ssrseg.data.spaces import (
+from ssrseg.data.label_spaces import (
     CAMVID11,
     CAMVID31,
     CITYSCAPES19,

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ssrseg.data.idd_polygons import draw_polygons, is_polygons
+from ssrseg.data.images import BROKEN, first_line
+from ssrseg.data.label_spaces import Color
 from ssrseg.data.labels import IGNORE, map_ids
-from ssrseg.data.polygons import draw_polygons, is_polygons
-from ssrseg.data.reading import BROKEN, first_line
-from ssrseg.data.spaces import Color
 from ssrseg.data.storage import read_bytes
 from ssrseg.errors import UserError
 

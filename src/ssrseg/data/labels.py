@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssrseg.config import ClassConfig
-from ssrseg.data.spaces import IGNORE, SPACES, LabelSpace
+from ssrseg.data.label_spaces import IGNORE, SPACES, LabelSpace
 from ssrseg.errors import UserError
 
 __all__ = ["IGNORE", "SPACES", "LabelSpace", "lookup_table", "map_ids", "space_of"]

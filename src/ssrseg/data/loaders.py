@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssrseg.config import DataConfig, LoaderConfig, Settings
-from ssrseg.data import sampling
+from ssrseg.data import samplers
 from ssrseg.data.balanced import ClassBalanced
-from ssrseg.data.batches import Batches, DrawNumbers, Draws
 from ssrseg.data.cache import ImageCache
+from ssrseg.data.class_statistics import class_statistics
 from ssrseg.data.codes import code_for, resolve_space
 from ssrseg.data.datasets import LabelledImages, SourceImages, TargetImages
-from ssrseg.data.sampling import SOURCE, TARGET, RareClassSampler, Shuffled
+from ssrseg.data.layouts import find_images, find_pairs
+from ssrseg.data.loader import Batches, DrawNumbers, Draws
+from ssrseg.data.samplers import SOURCE, TARGET, RareClassSampler, Shuffled
 from ssrseg.data.scaled import ScaledFiles
-from ssrseg.data.specs import find_images, find_pairs
-from ssrseg.data.statistics import class_statistics
 
 
 def eval_samples(data: DataConfig, settings: Settings) -> LabelledImages:
@@ -52,7 +52,7 @@ def source_images(settings: Settings, cache: Path | None = None) -> SourceImages
     """The labelled stream."""
     data, config = settings.source, settings.loader
     pairs, code = find_pairs(data), code_for(data, settings)
-    sampler: sampling.Sampler = Shuffled(len(pairs), settings.train.seed, SOURCE)
+    sampler: samplers.Sampler = Shuffled(len(pairs), settings.train.seed, SOURCE)
     if config.rare_class is not None or config.class_balanced is not None:
         classes = resolve_space(settings).num_classes
         statistics = class_statistics(pairs, code, classes, cache=cache)

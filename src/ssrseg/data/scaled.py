@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ssrseg.data.cache import ImageCache, Planes, key_of
+from ssrseg.data.images import Opened, open_image, to_tensor
 from ssrseg.data.label_files import LabelCode, read_labels
-from ssrseg.data.reading import Opened, open_image, to_tensor
-from ssrseg.data.specs import Pair
+from ssrseg.data.layouts import Pair
 from ssrseg.data.storage import stamp
 from ssrseg.data.transforms import Box, rescale_size, resize_crop, resize_labels
 from ssrseg.errors import UserError

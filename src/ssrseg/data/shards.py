@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ssrseg.errors import UserError
-from ssrseg.files import write_json
+from ssrseg.runs.atomic import write_json
 
 MARK = "packed.json"
 """The file that makes a folder a packed data set, and says where its chunks are fetched from."""

@@ -15,7 +15,7 @@ from PIL import Image
 from ssrseg.demo.looks import CAMERA_LOOK, GAME_LOOK, Look, render
 from ssrseg.demo.scenes import CAMERA, GAME, Layout, draw_scene
 from ssrseg.errors import UserError
-from ssrseg.files import write_json
+from ssrseg.runs.atomic import write_json
 
 MARKER = "demo.json"
 """Lies in a complete data set and holds what it was made from."""

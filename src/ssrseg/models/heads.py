@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssrseg.cpu.interpolate import scaled
 from ssrseg.errors import UserError
-from ssrseg.models.scaling import scaled
 
 
 class ConvNormAct(nn.Sequential):

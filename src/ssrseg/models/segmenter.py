@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn, tensor
 
+from ssrseg.cpu.interpolate import scaled
 from ssrseg.errors import UserError
-from ssrseg.files import write_atomically
 from ssrseg.models.backbones import Backbone, build_backbone
 from ssrseg.models.heads import build_head
-from ssrseg.models.scaling import scaled
+from ssrseg.runs.atomic import write_atomically
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import Architecture, architecture, build_backbone
-from ssrseg.models.names import DIALECTS, official_name, recognise, timm_architecture, to_official
+from ssrseg.models.convert import describe
 from ssrseg.models.reading import read_checkpoint
-from ssrseg.models.recognise import describe
 from ssrseg.models.segmenter import Segmenter, build_segmenter, save_segmenter
+from ssrseg.models.weight_names import DIALECTS, official_name, recognise, timm_architecture, to_official
 
 PARTS = {
     "model": r"^model\.(?=backbone|decode_head)",
@@ -72,7 +72,7 @@ def load_published(
         segmenter: changed in place, and only if everything fits.
         checkpoint: a file (`.safetensors`, or a torch file that is read without executing anything), or names and
             tensors, bare or under `state_dict` or `model`.
-        source: whose spelling it is, a key of `ssrseg.models.names.DIALECTS`; recognised by its names when `auto`.
+        source: whose spelling it is, a key of `ssrseg.models.weight_names.DIALECTS`; recognised when `auto`.
         part: which network of an adaptation checkpoint, a key of `PARTS`.
         backbone_only: leave the checkpoint's head out. Without it, a checkpoint that has no head at all
             (ImageNet weights) still loads; one that has a head must fit wholly.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ssrseg.config import Settings, assignments, merge, resolve
-from ssrseg.planning.rehearsal import rehearse
+from ssrseg.planning.fake_step import rehearse
 
 
 @dataclass(frozen=True)

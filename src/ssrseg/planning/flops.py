@@ -14,8 +14,8 @@ from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from ssrseg.adapt.foundation import Frozen
 from ssrseg.adapt.settling import gradients
-from ssrseg.foundation import Frozen
 
 REST = "terms"
 """What happens outside the networks belongs to the terms."""

@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ssrseg.planning.plans import GIB, ROOM, Plan
+from ssrseg.planning.plan import GIB, ROOM, Plan
 
 
 def plan_tables(plan: Plan) -> Group:

@@ -12,8 +12,8 @@ from ssrseg.reporting.comparison import Comparison, compare
 from ssrseg.reporting.formats import comparison_text, format_of, print_comparison
 from ssrseg.reporting.groups import members
 from ssrseg.reporting.page import render
-from ssrseg.reporting.runs import RunRecord, method_name, read_run
 from ssrseg.reporting.tables import Table, statements, table, to_console, to_markdown
+from ssrseg.runs.records import RunRecord, method_name, read_run
 
 __all__ = [
     "Comparison",

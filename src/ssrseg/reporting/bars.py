@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ssrseg.reporting.runs import RunRecord, Score
 from ssrseg.reporting.tables import Group, Table, cells, percent
+from ssrseg.runs.records import RunRecord, Score
 
 
 @dataclass(frozen=True)

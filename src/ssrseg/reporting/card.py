@@ -11,8 +11,8 @@ import yaml
 from ssrseg.errors import UserError
 from ssrseg.reporting.groups import members
 from ssrseg.reporting.licences import ingredients
-from ssrseg.reporting.runs import RunRecord, method_name, read_run, setting
 from ssrseg.reporting.tables import table, to_markdown
+from ssrseg.runs.records import RunRecord, method_name, read_run, setting
 
 NOT_FOR = """\
 - decisions that touch the safety or the rights of people, such as driving or surveillance, without a validation of

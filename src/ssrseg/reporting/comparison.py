@@ -12,8 +12,8 @@ from typing import Any, Literal
 from ssrseg.errors import UserError
 from ssrseg.reporting.grouping import caveats, distance, essentials, grouped, methods, names
 from ssrseg.reporting.groups import members
-from ssrseg.reporting.noise import Difference, Spread, difference, holm, spread
-from ssrseg.reporting.runs import Evaluation, RunRecord, Score, read_run, setting
+from ssrseg.reporting.statistics import Difference, Spread, difference, holm, spread
+from ssrseg.runs.records import Evaluation, RunRecord, Score, read_run, setting
 
 Network = Literal["student", "teacher"]
 

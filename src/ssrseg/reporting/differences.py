@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssrseg.reporting.grouping import essentials
-from ssrseg.reporting.runs import RunRecord, setting
 from ssrseg.reporting.tables import ABSENT, Group, Table
+from ssrseg.runs.records import RunRecord, setting
 
 SUMMARY = {
     "source": ("source.spec", "source.root"),

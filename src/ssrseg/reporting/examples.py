@@ -13,8 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ssrseg.reporting.pictures import data_uri
-from ssrseg.reporting.runs import RunRecord, read_json
 from ssrseg.reporting.tables import Group
+from ssrseg.runs.records import RunRecord, read_json
 
 MOST_RUNS = 6
 UNLABELLED = 255

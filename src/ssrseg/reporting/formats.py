@@ -14,8 +14,8 @@ from rich.table import Table as RichTable
 from ssrseg.errors import UserError
 from ssrseg.reporting.comparison import Comparison, Contrast
 from ssrseg.reporting.paper import paper_tables
-from ssrseg.reporting.sheets import Sheet, general, scores, sentence
 from ssrseg.reporting.tables import signed
+from ssrseg.reporting.text_tables import Sheet, general, scores, sentence
 from ssrseg.reporting.tidy import to_csv
 
 LATEX = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ssrseg.reporting.pictures import Album, Picture, spaced
-from ssrseg.reporting.runs import RunRecord, Sheet
+from ssrseg.runs.records import RunRecord, Sheet
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import yaml
 
 from ssrseg.config import dump, flatten, read_yaml, resolve
 from ssrseg.errors import UserError
-from ssrseg.reporting.runs import RunRecord, method_name, setting
-from ssrseg.seeded import STAGES
+from ssrseg.runs.groups import STAGES
+from ssrseg.runs.records import RunRecord, method_name, setting
 
 WITHOUT_EFFECT = frozenset(
     {

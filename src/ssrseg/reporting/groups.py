@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ssrseg.config import read_yaml
 from ssrseg.errors import UserError
-from ssrseg.seeded import STAGES, GroupFolder
+from ssrseg.runs.groups import STAGES, GroupFolder
 
 
 def members(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ssrseg.reporting.runs import setting
+from ssrseg.runs.records import setting
 
 OWN = "see its own terms"
 

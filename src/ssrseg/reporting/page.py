@@ -18,9 +18,9 @@ from ssrseg.reporting.confusion import matrices
 from ssrseg.reporting.differences import differing_environments, differing_settings, summary
 from ssrseg.reporting.examples import examples
 from ssrseg.reporting.galleries import galleries
-from ssrseg.reporting.runs import Evaluation, RunRecord
 from ssrseg.reporting.selection import LEGEND, choice_rows
 from ssrseg.reporting.tables import ABSENT, Table, cells, legend, percent, signed, statements, table, to_markdown
+from ssrseg.runs.records import Evaluation, RunRecord
 
 BUDGET = 8_000_000
 """Characters of embedded pictures per page: half at most for the comparison, the rest for what the students saw."""

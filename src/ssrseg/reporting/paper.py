@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from ssrseg.reporting.comparison import Arm, Comparison
-from ssrseg.reporting.noise import spread
-from ssrseg.reporting.runs import setting
-from ssrseg.reporting.sheets import Sheet, cell, gain
+from ssrseg.reporting.statistics import spread
 from ssrseg.reporting.tables import ABSENT, percent, signed
+from ssrseg.reporting.text_tables import Sheet, cell, gain
+from ssrseg.runs.records import setting
 
 STAGES = (0, 1, 2, 3)
 PAPERS, OURS = "paper", "ours"

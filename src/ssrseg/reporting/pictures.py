@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ssrseg.reporting.runs import Sheet
+from ssrseg.runs.records import Sheet
 
 MAX_SIZE = (1200, 1600)
 """(width, height) in pixels: sharp enough on a phone and on half a desktop screen."""

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ssrseg.reporting.runs import RunRecord
 from ssrseg.reporting.tables import ABSENT, percent
+from ssrseg.runs.records import RunRecord
 
 NAMES = {
     "im": "information maximisation",

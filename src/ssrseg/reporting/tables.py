@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from ssrseg.reporting.grouping import caveats, grouped, names
-from ssrseg.reporting.noise import Difference, Spread, difference, spread
-from ssrseg.reporting.runs import RunRecord, Score, setting
+from ssrseg.reporting.statistics import Difference, Spread, difference, spread
+from ssrseg.runs.records import RunRecord, Score, setting
 
 ABSENT = "–"
 

@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterator, Sequence
 
 from ssrseg.reporting.comparison import Arm, Comparison, Contrast
-from ssrseg.reporting.noise import Difference, spread
 from ssrseg.reporting.paper import published
+from ssrseg.reporting.statistics import Difference, spread
 
 FIELDS = ("record", "group", "against", "class", "measure", "seed", "value", "sd", "n", "low", "high", "test", "p")
 COLUMNS = (*FIELDS, "p_holm", "verdict", "source")

@@ -14,12 +14,12 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ssrseg.adapt import ranks
+from ssrseg.adapt import distributed
 from ssrseg.adapt.batch import Batch, Pseudo, View
 from ssrseg.adapt.learner import ViewMaker, adapt
 from ssrseg.adapt.methods import Method
 from ssrseg.config import Settings
-from ssrseg.data.batches import Raw
+from ssrseg.data.loader import Raw
 from ssrseg.training.optim import set_learning_rates
 
 
@@ -134,7 +134,7 @@ def fit(
 
 def mean_of(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Mean losses over the batches of a step and over all processes."""
-    means = ranks.mean(torch.stack([torch.stack(list(part.values())) for part in parts]).mean(dim=0))
+    means = distributed.mean(torch.stack([torch.stack(list(part.values())) for part in parts]).mean(dim=0))
     return dict(zip(parts[0], means, strict=True))
 
 

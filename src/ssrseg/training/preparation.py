@@ -11,9 +11,9 @@ from torch import nn
 
 from ssrseg.adapt.methods import Method
 from ssrseg.config import TrainConfig
+from ssrseg.cpu.training_layers import ease
 from ssrseg.errors import UserError
 from ssrseg.models.recompute import recompute_blocks
-from ssrseg.training.eased import ease
 
 
 def prepare(method: Method, config: TrainConfig, device: torch.device) -> list[str]:

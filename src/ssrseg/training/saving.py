@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ssrseg.models.segmenter import save_segmenter
-from ssrseg.training.checkpoints import save_checkpoint
+from ssrseg.training.checkpoint import save_checkpoint
 from ssrseg.training.loop import Moment, Observer
 from ssrseg.training.setup import Setup
-from ssrseg.training.stopping import Interrupted, Stop
+from ssrseg.training.signals import Interrupted, Stop
 
 Warn = Callable[[int, str], None]
 """Step and text -> console and journal."""

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from ssrseg.files import sync
+from ssrseg.runs.atomic import sync
 
 CHUNK = 1 << 20
 MARK = b"\nsha256 "

@@ -13,10 +13,10 @@ from rich.console import Console
 from ssrseg.config import Settings, flatten, read_yaml, resolve
 from ssrseg.data import check_data
 from ssrseg.errors import UserError
-from ssrseg.files import write_atomically
-from ssrseg.seeded import GroupFolder
-from ssrseg.training.run import train
-from ssrseg.training.tracking import check_trackers
+from ssrseg.runs.atomic import write_atomically
+from ssrseg.runs.groups import GroupFolder
+from ssrseg.training.observers.trackers import check_trackers
+from ssrseg.training.train import train
 
 
 class Training(Protocol):

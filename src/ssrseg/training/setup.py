@@ -10,21 +10,21 @@ import torch
 from lightning_fabric import Fabric
 from torch.optim import Optimizer
 
+from ssrseg.adapt.foundation import Frozen
 from ssrseg.adapt.learner import ViewMaker
 from ssrseg.adapt.methods import Method, build_method
 from ssrseg.adapt.terms import Term
-from ssrseg.allocation import keep_memory
 from ssrseg.config import Settings
+from ssrseg.cpu.allocation import keep_memory
 from ssrseg.data import LabelSpace, resolve_space
 from ssrseg.errors import UserError
-from ssrseg.foundation import Frozen
 from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, load_segmenter
 from ssrseg.models.weights import load_pretrained
-from ssrseg.training.folder import RunFolder
-from ssrseg.training.generators import seed_generators
+from ssrseg.runs.folder import RunFolder
+from ssrseg.training.distributed import build_fabric, joined
 from ssrseg.training.optim import build_optimizer
 from ssrseg.training.preparation import prepare
-from ssrseg.training.processes import build_fabric, joined
+from ssrseg.training.randomness import seed_generators
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,23 @@ from rich.console import Console
 
 from ssrseg.data import eval_samples
 from ssrseg.errors import UserError
-from ssrseg.files import FULL
-from ssrseg.inference import build_inference
-from ssrseg.training.alarms import ClassCollapse, Divergence, Waiting
-from ssrseg.training.checkpoints import Beginning
-from ssrseg.training.console import Screen
-from ssrseg.training.faults import Fault
-from ssrseg.training.guards import Guard
-from ssrseg.training.journal import Journal, Losses, Silent
-from ssrseg.training.loading import LoaderNotes
+from ssrseg.inference.sliding_window import build_inference
+from ssrseg.runs.atomic import FULL
+from ssrseg.training.checkpoint import Beginning
 from ssrseg.training.loop import Observer
+from ssrseg.training.observers.alarms import ClassCollapse, Divergence, Waiting
+from ssrseg.training.observers.console import Screen
+from ssrseg.training.observers.evaluation import Scoring
+from ssrseg.training.observers.faults import Fault
+from ssrseg.training.observers.guard import Guard
+from ssrseg.training.observers.journal import Journal, Losses, Silent
+from ssrseg.training.observers.loading import LoaderNotes
+from ssrseg.training.observers.pictures import PredictedPictures, Snapshots
+from ssrseg.training.observers.selection import Selection
+from ssrseg.training.observers.trackers import track
 from ssrseg.training.saving import Saving
-from ssrseg.training.scoring import Scoring
-from ssrseg.training.selection import Selection
 from ssrseg.training.setup import Setup
-from ssrseg.training.snapshots import PredictedPictures, Snapshots
-from ssrseg.training.stopping import Interrupted, Stop
-from ssrseg.training.tracking import track
+from ssrseg.training.signals import Interrupted, Stop
 from ssrseg.training.watchdog import Watchdog
 
 

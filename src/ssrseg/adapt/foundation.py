@@ -1,0 +1,241 @@
+"""Train-only: frozen encoders used as functions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+from ssrseg.adapt import sam_attention
+from ssrseg.adapt.control import DISTURBANCES
+from ssrseg.config import FoundationConfig
+from ssrseg.cpu import matmul
+from ssrseg.errors import UserError
+from ssrseg.models.backbones import Backbone
+from ssrseg.models.reading import read_checkpoint
+
+LAYERED = (nn.Sequential, nn.ModuleList)
+
+
+class Frozen:
+    """A frozen encoder: images in [0, 1] (B, 3, H, W) -> features (B, D, h, w), without gradient.
+
+    Deliberately not an `nn.Module`: no module registers it, so it is in no `parameters()`, no `state_dict()`
+    and no checkpoint. It normalises and resizes by itself.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        features: Callable[[Tensor], Tensor],
+        *,
+        channels: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        input_size: tuple[int, int] | None = None,
+        divisor: int = 1,
+        precision: Literal["fp32", "half", "auto"] = "fp32",
+        note: str = "",
+    ) -> None:
+        self.module = module.eval().requires_grad_(False)
+        sam_attention.arrange(module, "cpu")
+        matmul.arrange(module)
+        self.features = features
+        self.channels = channels
+        self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
+        self.input_size, self.divisor, self.note = input_size, divisor, note
+        self.precision: Literal["fp32", "half", "auto"] = precision
+        self.half = False
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Frozen:
+        """Moved in place, and to bfloat16 where `precision` asks for it on this device."""
+        self.module.to(device, dtype)
+        self.mean, self.std = self.mean.to(device, dtype), self.std.to(device, dtype)
+        sam_attention.arrange(self.module, torch.device(device).type)
+        self.half = self.runs_half(torch.device(device).type)
+        if self.half:  # the features are still in the type of the images
+            self.module.to(torch.bfloat16)
+        return self
+
+    def shard(self) -> Frozen:
+        """Leave each process of a launched run a part of the weights, gathered layer by layer when they are used.
+
+        The module must be on its device. Every process must then call the encoder as often as the others.
+        """
+        mesh = init_device_mesh(next(self.module.parameters()).device.type, (dist.get_world_size(),))
+        layers = [layer for group in self.module.children() if isinstance(group, LAYERED) for layer in group]
+        for part in (*layers, self.module):
+            fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        if hasattr(self.module, "forward_features"):  # called beside `forward`
+            register_fsdp_forward_method(self.module, "forward_features")
+        return self
+
+    def runs_half(self, device_type: str) -> bool:
+        """Does `precision` ask for bfloat16 on this kind of device?"""
+        return self.precision == "half" or (self.precision == "auto" and device_type == "cuda")
+
+    # Not inference_mode: its tensors may not enter the student's graph.
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features of images in [0, 1]."""
+        height, width = self.input_size or _padded(images.shape[-2:], self.divisor)
+        images = (images - self.mean) / self.std  # before the resizing: there are fewer pixels
+        if images.shape[-2:] != (height, width):
+            images = F.interpolate(images, (height, width), mode="bilinear", align_corners=False)
+        if not self.half:
+            return self.features(images)
+        with torch.autocast(images.device.type, enabled=False):  # its casts would only cost time
+            return self.features(images.to(torch.bfloat16)).to(images.dtype)
+
+
+def _padded(size: torch.Size, divisor: int) -> tuple[int, int]:
+    height, width = (-(-side // divisor) * divisor for side in size)
+    return height, width
+
+
+def frozen_backbone(backbone: Backbone) -> Frozen:
+    """The deepest level of a copy of `backbone` as it is now: DAFormer's ImageNet features."""
+    copy = deepcopy(backbone)
+    return Frozen(copy, lambda images: copy(images)[-1], channels=copy.channels[-1], mean=copy.mean, std=copy.std)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How timm builds a foundation encoder."""
+
+    timm_name: str
+    divisor: int
+    """Sides of its input must be multiples of this."""
+    any_size: bool = False
+    """It interpolates its positions by itself: built at another size, published weights would not fit."""
+
+
+ENCODERS: dict[str, Encoder] = {
+    "sam-vit-b": Encoder("samvit_base_patch16.sa1b", 16, any_size=True),
+    "sam-vit-l": Encoder("samvit_large_patch16.sa1b", 16, any_size=True),
+    "sam-vit-h": Encoder("samvit_huge_patch16.sa1b", 16, any_size=True),
+}
+"""Short names; `timm:<name>` reaches every other encoder of timm."""
+
+
+def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
+    """The frozen encoder of a run.
+
+    Args:
+        config: which encoder, which weights, at which input size.
+        crop: (height, width) of the training crops: the input size when it is `native`.
+
+    Raises:
+        UserError: unknown encoder, or its weights cannot be had.
+    """
+    encoder, controls = _build(config, crop), []
+    if config.weights == "none":
+        controls.append("random weights")
+    if config.disturb is not None:
+        features, disturb = encoder.features, DISTURBANCES[config.disturb]
+        encoder.features = lambda images: disturb(features(images))
+        controls.append(f"disturbed {config.disturb}")
+    if controls:
+        told = f"{config.encoder}: {' and '.join(controls)}, which is a control and not a method"
+        encoder.note = "; ".join(filter(None, (encoder.note, told)))
+    return encoder
+
+
+def _build(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
+    square = None if config.input_size == "native" else (config.input_size, config.input_size)
+    if config.encoder == "demo":
+        from ssrseg.demo import encoder as demo  # only for those who ask for it
+
+        module = demo.untrained_encoder() if config.weights == "none" else demo.demo_encoder()
+        return Frozen(
+            module,
+            feature_map(module),
+            channels=demo.CHANNELS,
+            mean=demo.MEAN,
+            std=demo.STD,
+            input_size=square,
+            divisor=demo.PATCH,
+            precision=config.precision,
+        )
+    record = ENCODERS.get(config.encoder)
+    if record is None:
+        prefix, _, name = config.encoder.partition(":")
+        if prefix != "timm" or not timm.is_model(name.partition(".")[0]):
+            known = ", ".join(ENCODERS)
+            raise UserError(f"There is no foundation encoder {config.encoder!r}: choose {known} or timm:<name>.")
+        record = Encoder(name, 32, any_size=name.startswith("samvit_"))
+    module, note = _create(record, config.weights, _padded(torch.Size(square or crop), record.divisor))
+    settings: Any = module.pretrained_cfg
+    return Frozen(
+        module,
+        feature_map(module),
+        channels=module.num_features,
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        input_size=square,
+        divisor=record.divisor,
+        precision=config.precision,
+        note=note,
+    )
+
+
+def _create(record: Encoder, weights: str, size: tuple[int, int]) -> tuple[Any, str]:
+    """The module, and what to say about its weights."""
+    options: dict[str, Any] = {"pretrained": weights != "none"}
+    state: Mapping[str, Tensor] = {}
+    if weights not in ("hub", "none"):
+        state = read_checkpoint(weights).state
+        options["pretrained_cfg_overlay"] = {"state_dict": dict(state)}  # timm translates the names
+    sized = [] if record.any_size else [{**options, "img_size": size}]
+    for attempt in (*sized, options):  # convolutional encoders have no image size
+        try:
+            module = timm.create_model(record.timm_name, **attempt)
+        except TypeError:
+            continue
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"The weights of {record.timm_name} cannot be loaded from {weights!r}: {error}\n"
+                "Set method.regularizer.foundation.weights to a local file (for SAM: sam_vit_b_01ec64.pth or its like)."
+            ) from error
+        if record.any_size:  # else channels lie apart in all of SAM's residuals, and each norm copies them
+            patches: Any = module.patch_embed
+            patches.register_forward_hook(lambda layer, images, tokens: tokens.contiguous())
+        return module, _note(record, weights, state, len(module.state_dict()))
+    raise UserError(f"timm cannot build {record.timm_name!r}.")
+
+
+def _note(record: Encoder, weights: str, state: Mapping[str, Tensor], owned: int) -> str:
+    parts = Counter(key.partition(".")[0] for key in state if not key.startswith("image_encoder."))
+    if len(state) <= owned or not parts:
+        return ""
+    left = ", ".join(f"{count} of {part}" for part, count in parts.items())
+    return f"{record.timm_name}: the image encoder in {weights}; left out: {left}"
+
+
+def feature_map(module: Any) -> Callable[[Tensor], Tensor]:
+    """A timm model's last features as a map (B, D, h, w), whatever its layout."""
+    channels: int = module.num_features
+
+    def features(images: Tensor) -> Tensor:
+        output: Tensor = module.forward_features(images)
+        if output.ndim == 3:  # tokens
+            if not hasattr(module.patch_embed, "dynamic_feat_size"):
+                raise UserError(f"{type(module).__name__} gives tokens whose grid is unknown: choose another encoder.")
+            height, width = module.patch_embed.dynamic_feat_size(images.shape[-2:])
+            tokens = output[:, module.num_prefix_tokens :]
+            output = tokens.transpose(1, 2).reshape(len(tokens), channels, height, width)
+        elif output.shape[1] != channels:
+            output = output.permute(0, 3, 1, 2)
+        return output
+
+    return features

@@ -1,0 +1,1 @@
+"""What a CPU needs; a GPU never enters."""

@@ -1,0 +1,169 @@
+"""Layers that cost a CPU less in training: algebraically equal, but without second derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ssrseg.cpu import convolutions, matmul, winograd
+
+CACHED = 2**17
+"""Numbers of a map that a core multiplies and sums at once: they should stay in its cache, yet be worth the call."""
+
+
+class EasedDepthwise(nn.Conv2d):
+    """A dilated depthwise convolution with gradients of its own, for which oneDNN has no fast kernels.
+
+    The inputs' is a dilated depthwise convolution again; the weight's is one product of shifted maps for each place of
+    the kernel, a few channels at a time.
+    """
+
+    @staticmethod
+    def suits(conv: nn.Conv2d) -> bool:
+        """Is `conv` such a convolution?"""
+        return conv.bias is None and convolutions.is_dilated_depthwise(conv)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if not self.training:
+            return super().forward(maps)
+        result: Tensor = _DilatedDepthwise.apply(maps, self.weight, self.dilation[0])
+        return result
+
+
+class EasedPointwise(nn.Conv2d):
+    """A 1x1 convolution as one matrix product for each image."""
+
+    @staticmethod
+    def suits(conv: nn.Conv2d) -> bool:
+        """Is `conv` such a convolution?"""
+        return conv.bias is None and convolutions.is_pointwise(conv)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K, H, W)."""
+        if not (self.training and maps.is_contiguous()):
+            return super().forward(maps)
+        return convolutions.pointwise(maps, self.weight.flatten(1))
+
+
+class EasedPatches(nn.Conv2d):
+    """A convolution whose patches do not overlap, on channels-last maps: one matrix product.
+
+    SegFormer's attention shortens keys and values by it. oneDNN takes twice as long to go back where maps are small.
+    """
+
+    @staticmethod
+    def suits(conv: nn.Conv2d) -> bool:
+        """Is `conv` such a convolution?"""
+        apart = conv.stride == conv.kernel_size != (1, 1) and conv.padding == (0, 0) and conv.dilation == (1, 1)
+        return apart and conv.groups == 1
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K, H / k, W / k), channels last."""
+        (batch, channels, height, width), (tall, wide) = maps.shape, self.kernel_size
+        pixels = maps.permute(0, 2, 3, 1)
+        if not (self.training and pixels.is_contiguous()) or height % tall or width % wide:
+            return super().forward(maps)
+        patches = pixels.view(batch, height // tall, tall, width // wide, wide, channels).permute(0, 1, 3, 2, 4, 5)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return matmul.linear(patches.flatten(3), weight, self.bias).permute(0, 3, 1, 2)
+
+
+class EasedWide(nn.Conv2d):
+    """A 3x3 convolution of many channels on maps that are not small, and its gradients, by `ssrseg.cpu.winograd`."""
+
+    @staticmethod
+    def suits(conv: nn.Conv2d) -> bool:
+        """Is `conv` such a convolution?"""
+        return conv.bias is None and convolutions.is_wide(conv)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K, H, W)."""
+        if not self.training or maps.shape[-2:].numel() < convolutions.SPACIOUS:
+            return super().forward(maps)
+        result: Tensor = _Winograd.apply(maps, self.weight)
+        return result
+
+
+class EasedLinear(matmul.ConvolvedLinear):
+    """A linear layer in the library that multiplies faster here; torch's in eval mode."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., C) -> (..., D)."""
+        return super().forward(tokens) if self.training else nn.Linear.forward(self, tokens)
+
+
+EASED: tuple[type[EasedDepthwise | EasedPointwise | EasedPatches | EasedWide], ...]
+EASED = (EasedDepthwise, EasedPointwise, EasedPatches, EasedWide)
+
+
+def ease(module: nn.Module) -> None:
+    """Let the layers in `module` that suit a class above be of it.
+
+    Weights and their names stay, and in eval mode, from which models are exported, every one is what it was.
+    """
+    matmul.arrange(module, EasedLinear)
+    for part in module.modules():
+        if type(part) is nn.Conv2d:
+            for eased in EASED:
+                if eased.suits(part):
+                    part.__class__ = eased
+
+
+def depthwise_weight_gradient(gradient: Tensor, maps: Tensor, kernel: int, dilation: int) -> Tensor:
+    """Gradient at the weight (C, 1, k, k), of the gradient at the result and the maps, both (B, C, H, W)."""
+    batch, channels, height, width = maps.shape
+    at_once = max(1, CACHED * torch.get_num_threads() // (batch * height * width))
+    offsets = [dilation * (place - kernel // 2) for place in range(kernel)]
+    found = []
+    for back, ahead in zip(gradient.split(at_once, dim=1), maps.split(at_once, dim=1), strict=True):
+        found.append(torch.stack([_overlap(back, ahead, down, right) for down in offsets for right in offsets]))
+    return torch.cat(found, dim=1).t().reshape(channels, 1, kernel, kernel)
+
+
+def _overlap(back: Tensor, ahead: Tensor, down: int, right: int) -> Tensor:
+    """(C,) sums of the products of `back` with what lies `down` and `right` of it in `ahead`."""
+    height, width = back.shape[-2:]
+    here = back[..., max(0, -down) : max(0, height - max(0, down)), max(0, -right) : max(0, width - max(0, right))]
+    there = ahead[..., max(0, down) : max(0, height + min(0, down)), max(0, right) : max(0, width + min(0, right))]
+    return (here * there).sum(dim=(0, 2, 3))
+
+
+class _DilatedDepthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, dilation: int) -> Tensor:
+        ctx.save_for_backward(maps, weight)
+        ctx.dilation = dilation
+        return convolutions.dilated_depthwise(maps, weight, dilation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        maps, weight = ctx.saved_tensors
+        wants_maps, wants_weight, _ = ctx.needs_input_grad
+        return (
+            convolutions.dilated_depthwise(gradient, weight.flip(2, 3), ctx.dilation) if wants_maps else None,
+            depthwise_weight_gradient(gradient, maps, weight.shape[-1], ctx.dilation) if wants_weight else None,
+            None,
+        )
+
+
+class _Winograd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(maps, weight)
+        return winograd.convolve(maps, winograd.transform(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        maps, weight = ctx.saved_tensors
+        wants_maps, wants_weight = ctx.needs_input_grad
+        turned = weight.flip(2, 3).transpose(0, 1)
+        return (
+            winograd.convolve(gradient, winograd.transform(turned)) if wants_maps else None,
+            winograd.weight_gradient(gradient, maps) if wants_weight else None,
+        )

@@ -1,0 +1,1 @@
+"""`check-data`: everything that is wrong with the data of a run, before it starts."""

@@ -1,0 +1,200 @@
+"""Your own pictures, labelled: id map, colour map and overlay of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ssrseg.config import ClassConfig, InferenceConfig
+from ssrseg.data.datasets import bounded
+from ssrseg.data.images import read_image
+from ssrseg.data.labels import space_of
+from ssrseg.data.layouts import IMAGE_SUFFIXES
+from ssrseg.errors import UserError
+from ssrseg.inference.engines import open_engine
+from ssrseg.inference.prefetch import Behind, ahead
+from ssrseg.inference.sliding_window import (
+    Infer,
+    Network,
+    Progress,
+    build_inference,
+    evaluating,
+    open_model,
+    pick_device,
+    predict_ids,
+)
+from ssrseg.models.segmenter import Segmenter
+from ssrseg.runs.atomic import write_atomically
+
+Kind = Literal["ids", "color", "overlay"]
+ENDINGS: dict[Kind, str] = {"ids": "_ids.png", "color": "_color.png", "overlay": "_overlay.jpg"}
+"""What is written: class ids as grey values, the classes' colours as a palette, the colours over the image."""
+OPACITY = 0.5
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a call of `predict` left behind."""
+
+    images: tuple[Path, ...]
+    """Those that were labelled."""
+    files: tuple[Path, ...]
+    """Those that were written."""
+    unreadable: dict[Path, str]
+    """Image -> why it was left out."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def predict(
+    model: Path | str | Segmenter,
+    inputs: Path | str | Sequence[Path | str],
+    out: Path,
+    *,
+    inference: InferenceConfig | None = None,
+    kinds: Sequence[Kind] = ("ids", "color", "overlay"),
+    device: str = "auto",
+    engine: str = "auto",
+    progress: Progress | None = None,
+) -> Predictions:
+    """Label images and write the results as pictures of the images' own size.
+
+    The network sees an image as it saw those of its domain: resized to the bound that the model's description names.
+    Sub-folders of an input folder or glob are kept; earlier results in `out` are overwritten, inputs never.
+
+    Args:
+        model: a segmenter, which is moved to `device`, or the file of one.
+        inputs: a file, a folder (with its sub-folders), a glob, or several of them.
+        out: folder for `<name>_ids.png`, `<name>_color.png`, `<name>_overlay.jpg`.
+        inference: how an image becomes logits; as a whole when absent.
+        kinds: what to write of each image.
+        device: `auto` or a device of torch's.
+        engine: what runs the network, see `ssrseg.inference.engines.open_engine`.
+        progress: told after every image.
+
+    Raises:
+        UserError: no image was found or none could be read, results would overwrite images or each other, or `out`
+            cannot be written.
+    """
+    out = Path(out)
+    jobs = _jobs([inputs] if isinstance(inputs, str | Path) else inputs, out, kinds)
+    segmenter = open_model(model).to(pick_device(device))
+    infer = build_inference(inference or InferenceConfig())
+    colors = colors_of(segmenter)
+    network = open_engine(segmenter, engine, images=len(jobs))
+    unreadable: dict[Path, str] = {}
+    with evaluating(segmenter), Behind() as writing:
+        for done, (path, image) in enumerate(zip(jobs, ahead(map(_read, jobs)), strict=True), start=1):
+            if isinstance(image, UserError):
+                unreadable[path] = str(image)
+            else:
+                ids = label_image(segmenter, image, infer, network).cpu()
+                writing.do(partial(_write, jobs[path], image, ids, colors))
+            if progress is not None:
+                progress(done, len(jobs))
+    if len(unreadable) == len(jobs):
+        raise UserError("None of the images could be read:\n" + "\n".join(unreadable.values()))
+    labelled = {path: results for path, results in jobs.items() if path not in unreadable}
+    files = tuple(file for results in labelled.values() for file in results.values())
+    return Predictions(tuple(labelled), files, unreadable)
+
+
+def _read(path: Path) -> Tensor | UserError:
+    try:
+        return read_image(path)
+    except UserError as error:
+        return error
+
+
+def label_image(model: Segmenter, image: Tensor, infer: Infer, network: Network | None = None) -> Tensor:
+    """Class ids (H, W) of one image of RGB bytes (3, H, W); the network sees it at the size it was made for.
+
+    `network` is what computes the model's logits; the model itself when absent.
+    """
+    bound = model.description.resize if model.description is not None else None
+    seen = bounded(image, bound).to(model.mean.device)
+    return predict_ids(network or model, seen, infer, (image.shape[-2], image.shape[-1]))
+
+
+def _jobs(inputs: Sequence[Path | str], out: Path, kinds: Sequence[Kind]) -> dict[Path, dict[Kind, Path]]:
+    """Every image, and where its results go."""
+    jobs: dict[Path, dict[Kind, Path]] = {}
+    owners: dict[Path, Path] = {}
+    for word in inputs:
+        for path, root in _images(word, out):
+            stem = out / path.relative_to(root).with_suffix("")
+            jobs[path] = {kind: stem.with_name(stem.name + ENDINGS[kind]) for kind in kinds}
+            other = owners.setdefault(stem, path)
+            if other.resolve() != path.resolve():
+                raise UserError(
+                    f"{other} and {path} would have the same results, {stem}_*: label them into two folders."
+                )
+    images = {path.resolve() for path in jobs}
+    for path, results in jobs.items():
+        if taken := [result for result in results.values() if result.resolve() in images]:
+            raise UserError(
+                f"The result of {path} would overwrite the image {taken[0]}: give another folder for results."
+            )
+    return jobs
+
+
+def _images(word: Path | str, out: Path) -> Iterator[tuple[Path, Path]]:
+    """The images that a word means, each with the folder that its results are named relative to."""
+    path = Path(word)
+    if path.is_file():
+        yield path, path.parent
+        return
+    if path.is_dir():
+        root, found = path, [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
+    else:
+        fixed = next((i for i, part in enumerate(path.parts) if any(sign in part for sign in "*?[")), len(path.parts))
+        root, pattern = Path(*path.parts[:fixed]), path.parts[fixed:]
+        found = list(root.glob(str(Path(*pattern)))) if pattern and root.is_dir() else []
+    inside = out.resolve() if out.resolve() != root.resolve() else None
+    files = [file for file in found if file.is_file() and (inside is None or inside not in file.resolve().parents)]
+    if not files:
+        raise UserError(f"There is no image at {word}: expected an image, a folder with images, or a glob.")
+    yield from ((file, root) for file in sorted(files))
+
+
+def colors_of(model: Segmenter) -> npt.NDArray[np.uint8]:
+    """RGB (K, 3)."""
+    described = model.description.colors if model.description is not None else ()
+    chosen = space_of([ClassConfig(name=str(i)) for i in range(model.num_classes)])[0].colors
+    return np.array(described or chosen, dtype=np.uint8)
+
+
+def _write(results: dict[Kind, Path], image: Tensor, ids: Tensor, colors: npt.NDArray[np.uint8]) -> None:
+    for kind, path in results.items():
+        picture = draw(kind, image, ids, colors)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, partial(picture.save, format="JPEG" if path.suffix == ".jpg" else "PNG"))
+        except OSError as error:
+            raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def draw(kind: Kind, image: Tensor, ids: Tensor, colors: npt.NDArray[np.uint8]) -> Image.Image:
+    """One of the pictures: image (3, H, W), RGB bytes; ids (H, W); colours (K, 3), RGB bytes."""
+    labels = ids_picture(ids)
+    if kind == "ids":
+        return labels
+    labels.putpalette(colors.tobytes())
+    if kind == "color":
+        return labels
+    return Image.blend(Image.fromarray(image.permute(1, 2, 0).numpy()), labels.convert("RGB"), OPACITY)
+
+
+def ids_picture(ids: Tensor) -> Image.Image:
+    """Class ids (H, W) as grey values."""
+    return Image.fromarray(ids.to(torch.uint8).numpy())

@@ -1,0 +1,238 @@
+"""Alarms: what goes wrong slowly. They warn and change nothing; `docs/guards.md` has the reasons of the thresholds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssrseg.adapt.batch import Pseudo
+from ssrseg.inference.evaluate import Scores
+from ssrseg.models.segmenter import Segmenter
+from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.observers.guard import Warn
+from ssrseg.training.observers.journal import Journal
+from ssrseg.training.setup import Setup
+
+MUCH_WAITING = 0.3
+"""Share of the time spent waiting for data from which on a run is told: without it, it would be 1.4 times as fast."""
+
+
+class Watch:
+    """Tells when a value that was learned is lost; again only after it was learned anew.
+
+    Args:
+        learned: it is, when the value reaches this `patience` times in a row.
+        lost: it is, when the value is below this `patience` times in a row.
+        patience: how many.
+    """
+
+    def __init__(self, learned: float, lost: float, patience: int = 1) -> None:
+        self._learned, self._lost, self._patience = learned, lost, patience
+        self.highest: dict[str, float] = {}
+        self._known: set[str] = set()
+        self._streaks: dict[str, int] = {}
+        """Times in a row: positive while a value is high, negative while it is low."""
+
+    def update(self, values: Mapping[str, float | None]) -> list[str]:
+        """The names that have just been lost; a value of `None` says nothing."""
+        fallen = []
+        for name, value in values.items():
+            if value is None:
+                continue
+            self.highest[name] = max(value, self.highest.get(name, 0.0))
+            streak = self._streaks.get(name, 0)
+            high, low = value >= self._learned, value < self._lost
+            streak = max(streak, 0) + 1 if high else min(streak, 0) - 1 if low else 0
+            self._streaks[name] = streak
+            if streak >= self._patience:
+                self._known.add(name)
+            elif streak <= -self._patience and name in self._known:
+                self._known.remove(name)
+                fallen.append(name)
+        return fallen
+
+    def state(self) -> dict[str, Any]:
+        """What was seen so far."""
+        return {"highest": dict(self.highest), "known": sorted(self._known), "streaks": dict(self._streaks)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.highest, self._known = dict(state["highest"]), set(state["known"])
+        self._streaks = dict(state["streaks"])
+
+
+class ClassCollapse(Observer):
+    """Warns when a class that was learned has gone from the pseudo-labels, or from the student's predictions.
+
+    Pixels are counted on the device; the counts are read, and journaled as shares, at log steps.
+
+    Args:
+        setup: the run.
+        journal: gets a record `labels`: the share of each class since the one before.
+        warn: told of classes.
+    """
+
+    def __init__(self, setup: Setup, journal: Journal, warn: Warn) -> None:
+        train, self._classes = setup.settings.train, setup.space.names
+        self._config, self._every, self._warmup = train.guard, train.log_every, setup.settings.optim.warmup
+        self._journal, self._warn = journal, warn
+        self._counts = torch.zeros(256, dtype=torch.int64)
+        self._window, self._steps = [0] * len(self._classes), 0
+        self._shares = Watch(train.guard.learned_share, train.guard.lost_share, patience=2)
+        self._ious = Watch(train.guard.learned_iou, train.guard.lost_iou)
+
+    def state(self) -> dict[str, Any]:
+        """Counts, and what the watches saw."""
+        counted = {"counts": self._counts.cpu(), "window": list(self._window), "steps": self._steps}
+        return {**counted, "shares": self._shares.state(), "ious": self._ious.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._counts, self._window, self._steps = state["counts"], list(state["window"]), state["steps"]
+        self._shares.restore(state["shares"])
+        self._ious.restore(state["ious"])
+
+    def labelled(self, pseudo: Pseudo, valid: Tensor) -> None:
+        """Count the trustworthy pixels of each class. Not `bincount`: it looks at the labels first."""
+        counts = self._counts.to(pseudo.labels.device, non_blocking=True)
+        self._counts = counts.scatter_add(0, pseudo.labels.flatten(), valid.flatten().to(counts.dtype))
+
+    def stepped(self, moment: Moment) -> None:
+        """Read the counts when it is time."""
+        self._steps += 1
+        if moment.step % self._every == 0:
+            self._read(moment.step)
+
+    def _read(self, step: int) -> None:
+        counts = self._counts.tolist()[: len(self._classes)]
+        self._counts = torch.zeros_like(self._counts)
+        if not sum(counts):  # nobody labels
+            return
+        self._journal.write("labels", step, shares=self._named(counts))
+        self._window = [before + now for before, now in zip(self._window, counts, strict=True)]
+        if self._steps < self._config.window:
+            return
+        if step - self._steps >= self._warmup:  # before, the labels are noise, in which any class may be frequent
+            for name in self._shares.update(self._named(self._window)):
+                self._warn(
+                    step,
+                    f"The class {name} has collapsed in the pseudo-labels: it held {self._shares.highest[name]:.2%} of "
+                    f"them at most, and less than {self._config.lost_share:.3%} of those of steps "
+                    f"{step - 2 * self._steps + 1} to {step}.",
+                )
+        self._window, self._steps = [0] * len(self._classes), 0
+
+    def scored(self, step: int, student: Scores) -> None:
+        """The student was evaluated."""
+        for name in self._ious.update(dict(zip(self._classes, student.iou, strict=True))):
+            self._warn(
+                step,
+                f"The class {name} has collapsed on the validation images: its IoU was {self._ious.highest[name]:.1%} "
+                f"at best and is below {self._config.lost_iou:.1%} at step {step}.",
+            )
+
+    def _named(self, counts: list[int]) -> dict[str, float]:
+        return {name: count / sum(counts) for name, count in zip(self._classes, counts, strict=True)}
+
+
+class Divergence(Observer):
+    """Warns when the student has left its teacher: their distance, as a share of the student's own length.
+
+    Args:
+        setup: the run, with a teacher.
+        journal: gets a record `teacher` at log steps: the distance.
+        warn: told when it is too far, again only after it was not.
+    """
+
+    def __init__(self, setup: Setup, journal: Journal, warn: Warn) -> None:
+        train, self._method = setup.settings.train, setup.method
+        self._far, self._every, self._journal, self._warn = train.guard.apart, train.log_every, journal, warn
+        self._warned = False
+
+    def state(self) -> dict[str, Any]:
+        """Whether they are known to be apart."""
+        return {"warned": self._warned}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on."""
+        self._warned = state["warned"]
+
+    def stepped(self, moment: Moment) -> None:
+        """Measure when it is time."""
+        teacher = self._method.teacher.segmenter
+        if teacher is None or moment.step % self._every:
+            return
+        distance = float(distance_between(self._method.learner.student, teacher))
+        self._journal.write("teacher", moment.step, distance=distance)
+        if distance > self._far and not self._warned:
+            self._warn(
+                moment.step,
+                f"Student and teacher are far apart: at step {moment.step} their distance is {distance:.2f} of the "
+                f"student's length, more than {self._far:g}. The teacher does not follow, so its labels are those of "
+                "another model: lower optim.lr, lengthen optim.warmup, or lower method.teacher.decay.",
+            )
+        self._warned = distance > self._far
+
+
+@torch.no_grad()
+def distance_between(student: Segmenter, teacher: Segmenter) -> Tensor:
+    """|student - teacher| / |student| over all parameters: a scalar on the device; 0 is equal, 1 is as far as zero."""
+    pairs = list(zip(student.parameters(), teacher.parameters(), strict=True))
+    apart = torch.stack([torch.linalg.vector_norm(mine - theirs) for mine, theirs in pairs])
+    length = torch.stack([torch.linalg.vector_norm(mine) for mine, _ in pairs])
+    share: Tensor = torch.linalg.vector_norm(apart) / torch.linalg.vector_norm(length)
+    return share
+
+
+class Waiting(Observer):
+    """How long the loop waits for data: journaled at log steps, with a note when it is much and a warning at a stall.
+
+    Args:
+        setup: the run.
+        journal: gets a record `data`: `data_wait` in seconds, and its share of the time since the one before.
+        warn: told of a step that waited for too long.
+        note: told, once, that much of the time is spent waiting.
+    """
+
+    def __init__(self, setup: Setup, journal: Journal, warn: Warn, note: Warn) -> None:
+        train, self._workers = setup.settings.train, setup.settings.loader.workers
+        self._long, self._every, self._journal, self._warn = train.guard.stall_seconds, train.log_every, journal, warn
+        self._waited, self._since = 0.0, time.perf_counter()
+        self._lines, self._noted, self._note = 0, False, note
+
+    def state(self) -> dict[str, Any]:
+        """Whether it was noted."""
+        return {"noted": self._noted}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on."""
+        self._noted = state["noted"]
+
+    def stepped(self, moment: Moment) -> None:
+        """Add up; write when it is time."""
+        self._waited += moment.waited
+        if moment.waited > self._long:
+            self._warn(
+                moment.step,
+                f"Step {moment.step} waited {moment.waited:.0f} s for its data, more than {self._long:g} s: a slow "
+                "or hanging disk, or a worker that was stopped.",
+            )
+        if moment.step % self._every == 0:
+            self._write(moment.step)
+
+    def _write(self, step: int) -> None:
+        now = time.perf_counter()
+        share = self._waited / (now - self._since)
+        self._journal.write("data", step, data_wait=round(self._waited, 3), share=round(share, 3))
+        if share > MUCH_WAITING and self._lines and not self._noted:  # the first steps wait for the workers to start
+            self._noted = True
+            self._note(
+                step,
+                f"The run waits for its data {share:.0%} of the time: more loader.workers (now {self._workers}), "
+                "smaller images or a faster disk would make it faster.",
+            )
+        self._waited, self._since, self._lines = 0.0, now, self._lines + 1

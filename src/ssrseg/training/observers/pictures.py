@@ -1,0 +1,183 @@
+"""Pictures of what the student sees and what it predicts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ssrseg.adapt.batch import View
+from ssrseg.data import LabelledImages
+from ssrseg.data.datasets import Labelled
+from ssrseg.data.labels import IGNORE
+from ssrseg.data.transforms import resize_image
+from ssrseg.inference.evaluate import Scores
+from ssrseg.inference.sliding_window import Infer, evaluating, predict_ids
+from ssrseg.models.segmenter import Segmenter
+from ssrseg.runs.atomic import write_atomically, write_json
+from ssrseg.training.loop import Observer
+
+Pixels = npt.NDArray[np.uint8]
+GAP = 4
+LONGER_SIDE = 512
+"""Pixels to which predicted pictures are reduced: 24 of them take about 2 MB."""
+
+
+class Snapshots(Observer):
+    """Every `every` steps one picture per view: a row per image, of image, labels and trust.
+
+    Args:
+        folder: where the pictures go.
+        colors: RGB of the classes, in the order of their ids.
+        every: steps between pictures; the first step is always shown.
+    """
+
+    def __init__(self, folder: Path, colors: Sequence[tuple[int, int, int]], every: int) -> None:
+        self._folder, self._palette, self._every = folder, palette(colors), every
+
+    def saw(self, step: int, view: View) -> None:
+        """Draw the view when it is time."""
+        if step % self._every == 0:
+            save_picture(draw_view(view, self._palette), self._folder / f"step-{step:06}-{view.name}.png")
+
+
+class PredictedPictures(Observer):
+    """After the last step, images, their labels and the student's prediction, so that runs can be compared by them.
+
+    Beside them lies `images.json`: names and colours of the classes and, for each image, how good the prediction is.
+    Images are JPEG; ids are 8-bit PNG with the classes' colours as their palette. The pictures are reduced, the
+    figures are measured before that, at the resolution of the labels.
+
+    Args:
+        folder: where they go.
+        classes: names, in the order of their ids.
+        colors: RGB of the classes, likewise.
+        dataset: labelled target images; `count` of them, evenly spread, are shown.
+        student: predicts.
+        infer: how.
+        device: where.
+        count: images at most.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        classes: Sequence[str],
+        colors: Sequence[tuple[int, int, int]],
+        dataset: LabelledImages,
+        student: Segmenter,
+        infer: Infer,
+        device: torch.device,
+        count: int = 24,
+    ) -> None:
+        self._folder, self._classes, self._colors = folder, tuple(classes), colors
+        self._dataset, self._student, self._infer, self._device, self._count = dataset, student, infer, device, count
+
+    def finished(self) -> None:
+        """Predict and write them."""
+        total = len(self._dataset)
+        shown = min(self._count, total)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with evaluating(self._student):
+            images = [self._write(number, self._dataset[number * total // shown]) for number in range(shown)]
+        record = {"classes": self._classes, "colors": self._colors, "of": total, "images": images}
+        write_json(self._folder / "images.json", record)
+
+    def _write(self, number: int, sample: Labelled) -> dict[str, Any]:
+        """Three pictures, and the image's entry in the record."""
+        height, width = sample.labels.shape
+        ids = predict_ids(self._student, sample.image.to(self._device), self._infer, (height, width)).cpu()
+        size = reduced(width, height)
+        picture = resize_image(sample.image, (width, height)).permute(1, 2, 0).numpy()
+        shown = Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)
+        path = self._folder / f"{number:03}-image.jpg"
+        write_atomically(path, lambda partial: shown.save(partial, format="JPEG", quality=90))
+        colors = palette(self._colors)
+        save_ids(sample.labels.numpy(), colors, size, self._folder / f"{number:03}-truth.png")
+        save_ids(ids.numpy().astype(np.uint8), colors, size, self._folder / f"{number:03}-student.png")
+        return {"number": number, "name": self._name(sample.path), **image_scores(sample.labels, ids, self._classes)}
+
+    def _name(self, path: Path) -> str:
+        """The image's path below the folder that holds all of them: the same wherever the data lie."""
+        home = os.path.commonpath([pair.image.parent for pair in self._dataset.pairs])
+        return path.relative_to(home).as_posix()
+
+
+def image_scores(labels: Tensor, ids: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """How good the prediction for one image is: fractions, `None` where there is nothing to measure.
+
+    Only classes that the labels hold have an IoU: a stray pixel of another class would count as a whole class of zero.
+    Its pixels still lower the IoU of the class in whose place they stand.
+
+    Args:
+        labels: (H, W); 255 where there is none.
+        ids: (H, W).
+        classes: names, in the order of their ids.
+    """
+    count, known = len(classes), labels != IGNORE
+    pairs = labels[known].long() * count + ids[known].long()
+    scores = Scores(tuple(classes), torch.bincount(pairs, minlength=count * count).view(count, count))
+    iou = [None if held is None else value for value, held in zip(scores.iou, scores.accuracy, strict=True)]
+    held = [value for value in iou if value is not None]
+    accuracy = scores.pixel_accuracy if held else None
+    return {"miou": sum(held) / len(held) if held else None, "pixel_accuracy": accuracy, "iou": iou}
+
+
+def reduced(width: int, height: int) -> tuple[int, int]:
+    """(width, height) with a longer side of at most `LONGER_SIDE` pixels."""
+    factor = min(1.0, LONGER_SIDE / max(width, height))
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def save_ids(ids: Pixels, colors: Pixels, size: tuple[int, int], path: Path) -> None:
+    """Class ids (H, W) as an 8-bit PNG of the size (width, height), in the classes' colours, atomically."""
+    picture = Image.fromarray(ids).resize(size, Image.Resampling.NEAREST)
+    picture.putpalette(colors.tobytes())
+    write_atomically(path, lambda partial: picture.save(partial, format="PNG", optimize=True))
+
+
+def save_picture(pixels: Pixels, path: Path) -> None:
+    """RGB (H, W, 3) as PNG, atomically."""
+    picture = Image.fromarray(pixels)
+    write_atomically(path, lambda partial: picture.save(partial, format="PNG", compress_level=3))
+
+
+def palette(colors: Sequence[tuple[int, int, int]]) -> Pixels:
+    """Colours of all 256 label values; those of no class are black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(colors)] = colors
+    return table
+
+
+def draw_view(view: View, colors: Pixels) -> Pixels:
+    """Rows of image | labels | trust."""
+    weights = view.weights if view.weights is not None else view.images.new_ones(view.labels.shape)
+    return grid(
+        [
+            [pixels_of(image), colors[labels.cpu().numpy()], pixels_of(trust.expand(3, -1, -1))]
+            for image, labels, trust in zip(view.images, view.labels, weights, strict=True)
+        ]
+    )
+
+
+def pixels_of(image: Tensor) -> Pixels:
+    """An image (3, H, W) in [0, 1] as bytes (H, W, 3)."""
+    pixels: Pixels = image.clamp(0, 1).mul(255).byte().permute(1, 2, 0).cpu().numpy()
+    return pixels
+
+
+def grid(rows: Sequence[Sequence[Pixels]]) -> Pixels:
+    """Pictures of one size as a sheet with white gaps."""
+    lines = [np.concatenate([_framed(cell) for cell in row], axis=1) for row in rows]
+    return np.concatenate(lines, axis=0)
+
+
+def _framed(cell: Pixels) -> Pixels:
+    return np.pad(cell, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)

@@ -1,0 +1,175 @@
+"""Runs that start from runs: the stages of a recipe, one after the other, each of them resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from ssrseg.config import Settings, StageConfig, dump, merge, read_yaml, resolve
+from ssrseg.errors import UserError
+from ssrseg.inference.evaluate import evaluate
+from ssrseg.label_shift.correct import adjust, estimate_priors
+from ssrseg.label_shift.pseudo_labels import label_target, labelled_by
+from ssrseg.models import load_segmenter
+from ssrseg.runs.atomic import write_atomically, write_json
+from ssrseg.runs.folder import RunFolder
+from ssrseg.runs.groups import STAGES
+from ssrseg.training.environment import environment
+from ssrseg.training.train import Run
+from ssrseg.training.train import train as train_one
+
+LEFT = {"train": "student-last.safetensors", "priors": "priors.json", "adjust": "student-last.safetensors"}
+"""What a stage leaves in its folder; `label` leaves `labels/`."""
+
+PRIORS_OF = StageConfig(name="priors", does="priors")
+CORRECTIONS: dict[str, tuple[StageConfig, ...]] = {
+    "ia": (PRIORS_OF, StageConfig(name="adjusted", does="adjust")),
+    "cr": (
+        PRIORS_OF,
+        StageConfig(
+            name="refined",
+            settings={
+                "model": {"start": "{trained}"},
+                "method": {
+                    "trains": "head",
+                    **dict.fromkeys(("teacher", "mixed", "masked", "feature_distance", "regularizer", "alignment")),
+                    "segmentation": {"priors": "{priors}"},
+                },
+            },
+        ),
+    ),
+}
+"""The stages after a training that correct for label shift: inference adjustment, classifier refinement."""
+
+
+def corrected(settings: Settings, how: str) -> Settings:
+    """The same training, then a correction of `CORRECTIONS`; raises `UserError` for another word or a staged recipe."""
+    if how not in CORRECTIONS:
+        raise UserError(f"There is no prior correction {how!r}: choose {' or '.join(CORRECTIONS)}.")
+    if settings.stages:
+        raise UserError("This recipe has stages of its own: its prior correction is one of them.")
+    return settings.model_copy(update={"stages": (StageConfig(name="trained"), *CORRECTIONS[how])})
+
+
+def train(
+    settings: Settings | None, out: Path, *, resume: bool = False, console: Console | None = None, **parts: Any
+) -> Run:
+    """Train: one run, or the stages of a recipe; arguments and errors are those of the two."""
+    staged = (Path(out) / STAGES).exists() if settings is None else bool(settings.stages)
+    return (train_stages if staged else train_one)(settings, out, resume=resume, console=console, **parts)
+
+
+def train_stages(
+    settings: Settings | None, out: Path, *, resume: bool = False, console: Console | None = None, **parts: Any
+) -> Run:
+    """Run the stages of a recipe; finished ones are kept, an interrupted one goes on.
+
+    Args:
+        settings: with `stages`; absent when resuming.
+        out: a folder for the stages' folders.
+        resume: go on with the recipe in `out`.
+        console: shows progress.
+        parts: what `ssrseg.train` takes besides, for every training.
+
+    Returns:
+        The last training run.
+
+    Raises:
+        UserError: a stage's settings are not valid (before anything is trained), or a stage fails.
+    """
+    out = Path(out)
+    if resume:
+        settings = resolve(read_yaml(out / STAGES))
+    elif (out / STAGES).exists():
+        raise UserError(f"{out} holds a recipe already. Continue it with --resume or give another --out.")
+    assert settings is not None
+    stages = planned(settings, out)
+    out.mkdir(parents=True, exist_ok=True)
+    recipe = dump(settings)
+    write_atomically(out / STAGES, lambda partial: partial.write_text(recipe))
+    last: Run | None = None
+    for stage, resolved, left in stages:
+        if console is not None:
+            console.print(f"stage {stage.name}", highlight=False)
+        folder = RunFolder(out / stage.name)
+        if stage.does == "train":
+            last = finish(resolved, folder.path, console=console, **parts)
+        elif stage.does == "label":
+            label_target(_of(stage.model), resolved, left)
+        elif not left.exists():
+            _between(stage, resolved, left)
+    if last is None:
+        raise UserError("No stage of the recipe trains.")
+    return last
+
+
+def finish(settings: Settings, out: Path, *, console: Console | None = None, **parts: Any) -> Run:
+    """Train to the end from wherever `out` stands: a finished run is opened, an interrupted run or recipe goes on."""
+    folder = RunFolder(out)
+    if folder.student_last.exists():
+        return Run(out, load_segmenter(folder.student_last))
+    begun = folder.config.exists() or (out / STAGES).exists()
+    return train(None if begun else settings, out, resume=begun, console=console, **parts)
+
+
+def _between(stage: StageConfig, settings: Settings, left: Path) -> None:
+    if stage.does == "priors":
+        estimate_priors(_of(stage.model), settings, out=left)
+        return
+    folder = RunFolder(left.parent)
+    folder.create(settings, environment(settings))
+    adjust(_of(stage.model), _of(stage.priors), left)
+    if settings.val is not None:
+        scores = evaluate(left, settings.val, classes=settings.classes, inference=settings.inference)
+        record = {"step": 0, "student": scores.to_dict(), "teacher": None}
+        write_json(folder.scores, {"classes": scores.classes, "last": record})
+
+
+def _of(path: str | None) -> Path:
+    assert path is not None
+    return Path(path)
+
+
+def planned(settings: Settings, out: Path) -> list[tuple[StageConfig, Settings, Path]]:
+    """Every stage with its names replaced, its settings resolved, and what it will leave.
+
+    Raises:
+        UserError: a name that no earlier stage has, two stages of one name, or settings that are not valid.
+    """
+    base = {key: value for key, value in settings.model_dump(mode="json").items() if key != "stages"}
+    left: dict[str, Any] = {}
+    latest: dict[str, str] = {}
+    plan: list[tuple[StageConfig, Settings, Path]] = []
+    for stage in settings.stages:
+        if stage.name in left:
+            raise UserError(f"Two stages are called {stage.name!r}.")
+        place = out / stage.name / LEFT.get(stage.does, "labels")
+        resolved = resolve(merge(base, _filled(stage.settings, left, stage.name)))
+        model, priors = (
+            _filled(getattr(stage, kind), left, stage.name) or latest.get(kind) for kind in ("model", "priors")
+        )
+        if stage.does != "train" and model is None:
+            raise UserError(f"Stage {stage.name!r} needs a model, and no stage before it leaves one.")
+        plan.append((stage.model_copy(update={"model": model, "priors": priors}), resolved, place))
+        if stage.does == "label":
+            left[stage.name] = yaml.safe_load(labelled_by(resolved, place).model_dump_json())
+        else:
+            left[stage.name] = str(place)
+            latest["priors" if stage.does == "priors" else "model"] = str(place)
+    return plan
+
+
+def _filled(value: Any, left: Mapping[str, Any], stage: str) -> Any:
+    """`{name}` anywhere in a tree replaced by what the stage of that name leaves."""
+    if isinstance(value, Mapping):
+        return {key: _filled(inner, left, stage) for key, inner in value.items()}
+    if isinstance(value, str) and value.startswith("{") and value.endswith("}"):
+        name = value[1:-1]
+        if name not in left:
+            raise UserError(f"Stage {stage!r} names {value}, but no stage before it is called {name!r}.")
+        return left[name]
+    return value

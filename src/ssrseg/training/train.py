@@ -1,0 +1,117 @@
+"""`train`: settings in, a run folder out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from ssrseg.adapt.foundation import Frozen
+from ssrseg.adapt.learner import ViewMaker
+from ssrseg.adapt.terms import Term
+from ssrseg.config import Settings
+from ssrseg.data import check_data, train_batches
+from ssrseg.errors import UserError
+from ssrseg.models.segmenter import Segmenter, load_segmenter
+from ssrseg.runs.folder import RunFolder
+from ssrseg.training.checkpoint import Beginning, load_checkpoint
+from ssrseg.training.determinism import determinism
+from ssrseg.training.environment import changes, environment
+from ssrseg.training.loop import Observer, fit
+from ssrseg.training.observers.trackers import check_trackers
+from ssrseg.training.setup import Setup, build_setup
+from ssrseg.training.signals import signals_noted
+from ssrseg.training.watching import watched
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    student: Segmenter
+    """In eval mode."""
+    first: bool = True
+    """Whether this process is the first of the run's: the one that speaks and writes."""
+
+
+def train(
+    settings: Settings | None,
+    out: Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    foundation: Frozen | None = None,
+    extra_terms: Mapping[str, Term] | None = None,
+    extra_makers: Sequence[ViewMaker] = (),
+    observers: Sequence[Observer] = (),
+) -> Run:
+    """Train a segmenter and leave a run folder.
+
+    Args:
+        settings: of the run; absent when resuming, which reads them from the run folder.
+        out: the run folder. It must not hold a run yet, unless resuming.
+        resume: continue the run in `out` from its last checkpoint. A finished run is given back as it is.
+        console: shows progress; silent when absent.
+        foundation: SSR's frozen encoder itself, instead of the one that the settings name.
+        extra_terms: terms of your own, by name.
+        extra_makers: view makers of your own.
+        observers: watch the run beside the package's own, in the first process; their `state` is kept.
+
+    Raises:
+        UserError: the settings, the data or the folder do not allow the run, and nothing was trained or overwritten;
+            or the disk is full.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 has ended it; its state was saved.
+    """
+    folder = RunFolder(Path(out))
+    settings = _settings(settings, folder, resume)
+    check_trackers(settings.train)
+    if resume and folder.student_last.exists():
+        if console is not None:
+            console.print(f"The run in {folder.path} is finished: nothing to resume.", soft_wrap=True, markup=False)
+        return Run(folder.path, load_segmenter(folder.student_last))
+    with determinism(settings.train.deterministic), signals_noted() as stop:
+        notes = check_data(settings)
+        setup = build_setup(
+            settings, folder, foundation=foundation, extra_terms=extra_terms, extra_makers=extra_makers, notes=notes
+        )
+        fabric, method, optimizer = setup.fabric, setup.method, setup.optimizer
+        with folder.held() if fabric.is_global_zero else nullcontext():
+            beginning = resumed(setup) if resume else begun(setup)
+            start, rank, world = beginning.step, fabric.global_rank, fabric.world_size
+            with fabric.rank_zero_first():  # the others find the classes counted
+                batches = train_batches(settings, start=start, rank=rank, world=world, cache=folder.class_statistics)
+            with watched(setup, console, observers, beginning, stop) as watching:
+                fit(fabric, method, optimizer, batches, settings, start=start, observers=watching)
+    return Run(folder.path, method.learner.student.eval(), fabric.is_global_zero)
+
+
+def begun(setup: Setup) -> Beginning:
+    """A new run: its folder is made."""
+    if setup.fabric.is_global_zero:
+        setup.folder.create(setup.settings, environment(setup.settings))
+    setup.fabric.barrier()
+    return Beginning()
+
+
+def resumed(setup: Setup) -> Beginning:
+    """The run of the folder, at its last checkpoint; from the start when it was killed before there was one."""
+    folder, fabric = setup.folder, setup.fabric
+    changed = changes(folder.tidy(), environment(setup.settings)) if fabric.is_global_zero else ()
+    beginning = load_checkpoint(folder.checkpoint, fabric, setup.method, setup.optimizer)
+    if beginning.step == 0 and fabric.is_global_zero:
+        folder.restart()
+    fabric.barrier()
+    return replace(beginning, warnings=(*changed, *beginning.warnings))
+
+
+def _settings(settings: Settings | None, folder: RunFolder, resume: bool) -> Settings:
+    if resume:
+        return folder.settings()
+    if settings is None:
+        raise UserError("Training needs settings: a preset, a YAML file, or key.path=value words.")
+    folder.refuse_overwriting()
+    return settings
