@@ -21,11 +21,11 @@ from ssrseg.inference.sliding_window import build_inference
 from ssrseg.models.heads import DAFormerHead
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training import train
-from ssrseg.training.loop import Moment, Observer, fit
+from ssrseg.training.loop import Observer, StepResult, fit
 from ssrseg.training.observers.console import Screen
 from ssrseg.training.observers.evaluation import Scoring
 from ssrseg.training.observers.journal import Silent
-from ssrseg.training.setup import build_setup
+from ssrseg.training.setup import build_context
 from test_training import settings_for
 
 UNDROPPED = {"dropout": 0.0, "drop_path": 0.0}
@@ -42,9 +42,9 @@ class Recorder(Observer):
         if view.name == "masked" and view.weights is not None:
             self.trust.append(view.weights.amax())
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         gradients = {name: p.grad.clone() for name, p in self.learner.named_parameters() if p.grad is not None}
-        self.steps.append({"losses": moment.losses, "gradients": gradients})
+        self.steps.append({"losses": result.losses, "gradients": gradients})
 
 
 class Confusions(Scoring):
@@ -59,8 +59,8 @@ class Confusions(Scoring):
 
 def record(settings: Settings, root: Path) -> dict[str, Any]:
     """Train; give what `Recorder` and `Confusions` kept. BatchNorm is held, and a share of the pixels is trusted."""
-    setup = build_setup(settings, RunFolder(root), foundation=tiny_frozen())
-    fabric, method = setup.fabric, setup.method
+    context = build_context(settings, RunFolder(root), foundation=tiny_frozen())
+    fabric, method = context.fabric, context.method
     for module in (*method.learner.modules(), *method.teacher.modules()):
         if isinstance(module, nn.BatchNorm2d):
             hold(module)
@@ -69,9 +69,9 @@ def record(settings: Settings, root: Path) -> dict[str, Any]:
     recorder = Recorder(method.learner)
     assert settings.val is not None
     samples, infer = eval_samples(settings.val, settings), build_inference(settings.inference)
-    scoring = Confusions(setup, samples, infer, Silent(), Screen(None, settings.train.steps), lambda *_: None)
+    scoring = Confusions(context, samples, infer, Silent(), Screen(None, settings.train.steps), lambda *_: None)
     batches = train_batches(settings, rank=fabric.global_rank, world=fabric.world_size)
-    fit(fabric, method, setup.optimizer, batches, settings, observers=[recorder, scoring])
+    fit(fabric, method, context.optimizer, batches, settings, observers=[recorder, scoring])
     return {"steps": recorder.steps, "trust": recorder.trust, "confusions": scoring.found}
 
 
@@ -100,8 +100,8 @@ class Fault(Observer):
     def __init__(self, kind: str) -> None:
         self._kind = kind
 
-    def stepped(self, moment: Moment) -> None:
-        if moment.step != 2 or os.environ["LOCAL_RANK"] != "1":
+    def stepped(self, result: StepResult) -> None:
+        if result.step != 2 or os.environ["LOCAL_RANK"] != "1":
             return
         if self._kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)

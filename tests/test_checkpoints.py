@@ -132,9 +132,9 @@ def test_damage_falls_back_and_says_so(tmp_path: Path) -> None:
     whole = load_checkpoint(path, fabric, method, optimizer)
     assert (whole.step, whole.observers, whole.warnings) == (2, {"one": {"best": 2}}, ())
     path.write_bytes(path.read_bytes()[:-200])
-    beginning = load_checkpoint(path, fabric, method, optimizer)
-    assert (beginning.step, beginning.observers) == (1, {"one": {"best": 1}})
-    assert "damaged: resumed from last.previous.ckpt, step 1" in beginning.warnings[0]
+    point = load_checkpoint(path, fabric, method, optimizer)
+    assert (point.step, point.observers) == (1, {"one": {"best": 1}})
+    assert "damaged: resumed from last.previous.ckpt, step 1" in point.warnings[0]
     previous(path).write_bytes(b"")
     with pytest.raises(UserError, match="the checksum is not that of the content"):
         load_checkpoint(path, fabric, method, optimizer)

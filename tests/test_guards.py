@@ -27,12 +27,12 @@ from ssrseg.data.loader import Raw
 from ssrseg.errors import UserError
 from ssrseg.models import Segmenter
 from ssrseg.runs.records import read_run
-from ssrseg.training import Moment, Observer, train
+from ssrseg.training import Observer, StepResult, train
 from ssrseg.training.observers import guard
 from ssrseg.training.observers.alarms import ClassCollapse, Watch, distance_between
 from ssrseg.training.observers.faults import Fault
 from ssrseg.training.observers.guard import Guard, Statistics
-from ssrseg.training.setup import Setup, build_setup
+from ssrseg.training.setup import RunContext, build_context
 from test_reference_behaviour import NoSync, made_and_batch
 from test_training import records, settings_for, weights
 
@@ -106,8 +106,8 @@ class Unlearn(Observer):
         self._after = after
         self.student: Segmenter | None = None
 
-    def stepped(self, moment: Moment) -> None:
-        if moment.step >= self._after and self.student is not None:
+    def stepped(self, result: StepResult) -> None:
+        if result.step >= self._after and self.student is not None:
             with torch.no_grad():
                 self.student.head.classify.bias[-1] = -1e4
 
@@ -165,8 +165,8 @@ class Hang(Observer):
     def __init__(self, root: Path) -> None:
         self._files = sorted((root / "camera" / "images").iterdir())
 
-    def stepped(self, moment: Moment) -> None:
-        if moment.step == 1:
+    def stepped(self, result: StepResult) -> None:
+        if result.step == 1:
             for path in self._files:
                 path.unlink()
                 os.mkfifo(path)
@@ -220,15 +220,15 @@ def test_every_documented_message_is_tested() -> None:
 class Diary(Observer):
     """Everything that a step may change, after every step."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+    def __init__(self, context: RunContext) -> None:
+        self._context = setup
         self.pages = [self._page()]
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         self.pages.append(self._page())
 
     def _page(self) -> dict[str, Tensor]:
-        method, optimizer = self._setup.method, self._setup.optimizer
+        method, optimizer = self._context.method, self._context.optimizer
         modules = {"learner": method.learner, "teacher": method.teacher}
         page = {f"{kind} {n}": t.clone() for kind, m in modules.items() for n, t in m.state_dict().items()}
         state = optimizer.state_dict()["state"]
@@ -239,21 +239,21 @@ def diary(monkeypatch: pytest.MonkeyPatch, root: Path, **over: Any) -> list[dict
     """What four steps change, of which the first and the last see a NaN image."""
     found: list[Diary] = []
 
-    def build(*args: Any, **parts: Any) -> Setup:
-        setup = build_setup(*args, **parts)
-        found.append(Diary(setup))
+    def build(*args: Any, **parts: Any) -> RunContext:
+        context = build_context(*args, **parts)
+        found.append(Diary(context))
         return setup
 
-    monkeypatch.setattr(sys.modules["ssrseg.training.train"], "build_setup", build)
-    monkeypatch.setattr(Guard, "stepped", also(Guard.stepped, lambda moment: found[0].stepped(moment)))
+    monkeypatch.setattr(sys.modules["ssrseg.training.train"], "build_context", build)
+    monkeypatch.setattr(Guard, "stepped", also(Guard.stepped, lambda result: found[0].stepped(result)))
     nan_image(root, train={"guard": {"skip": 9}, **over})
     return found[0].pages
 
 
-def also(method: Callable[..., None], other: Callable[[Moment], None]) -> Callable[[Guard, Moment], None]:
-    def both(self: Guard, moment: Moment) -> None:
-        method(self, moment)
-        other(moment)
+def also(method: Callable[..., None], other: Callable[[StepResult], None]) -> Callable[[Guard, StepResult], None]:
+    def both(self: Guard, result: StepResult) -> None:
+        method(self, result)
+        other(result)
 
     return both
 
@@ -415,8 +415,8 @@ def test_shares_and_waiting_are_journaled(tmp_path: Path) -> None:
 
 def test_the_alarms_go_on_where_a_resumed_run_does(tmp_path: Path) -> None:
     class Power(Observer):
-        def stepped(self, moment: Moment) -> None:
-            if moment.step == 3:
+        def stepped(self, result: StepResult) -> None:
+            if result.step == 3:
                 raise KeyboardInterrupt
 
     settings = settings_for(tmp_path, method=PLAIN, val=None, train={"checkpoint_every": 1, "log_every": 4})

@@ -22,7 +22,7 @@ from ssrseg.errors import UserError
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training import Interrupted, train
 from ssrseg.training.environment import changes, data_fingerprint, environment
-from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.journal import Journal
 from ssrseg.training.signals import signals_noted
 from test_checkpoints import files_no_longer_than
@@ -39,9 +39,9 @@ class At(Observer):
         self._step, self._act = step, act
         self.seen: list[int] = []
 
-    def stepped(self, moment: Moment) -> None:
-        self.seen.append(moment.step)
-        if moment.step == self._step:
+    def stepped(self, result: StepResult) -> None:
+        self.seen.append(result.step)
+        if result.step == self._step:
             self._act()
 
     def state(self) -> dict[str, Any]:

@@ -26,10 +26,10 @@ settings = settings_for(root, train=config)
 train(settings, root / "whole", foundation=tiny_frozen())
 stepped = saving.Saving.stepped
 
-def killed(self, moment):
-    if second and moment.step == 1:
+def killed(self, result):
+    if second and result.step == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-    stepped(self, moment)
+    stepped(self, result)
 
 saving.Saving.stepped = killed
 try:

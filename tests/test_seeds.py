@@ -16,7 +16,7 @@ from ssrseg.errors import UserError
 from ssrseg.reporting import members, read_run, report, table, to_markdown
 from ssrseg.runs.groups import GroupFolder
 from ssrseg.training import train, train_seeds
-from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.loop import Observer, StepResult
 from test_cli import ssrseg
 from test_training import settings_for, weights
 
@@ -37,9 +37,9 @@ def same(one: Path, other: Path) -> bool:
 class Power(Observer):
     """Gone after the third step."""
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         """The cut."""
-        if moment.step == 3:
+        if result.step == 3:
             raise KeyboardInterrupt
 
 

@@ -15,7 +15,7 @@ from factories import tiny_frozen
 from ssrseg.config import CRITERIA, resolve
 from ssrseg.models import load_segmenter
 from ssrseg.training import train
-from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.criteria import (
     Tally,
     agreement,
@@ -156,8 +156,8 @@ def test_a_resumed_run_makes_the_same_choices(tmp_path: Path) -> None:
     whole = run(tmp_path, "whole")
 
     class Power(Observer):
-        def stepped(self, moment: Moment) -> None:
-            if moment.step == 3:
+        def stepped(self, result: StepResult) -> None:
+            if result.step == 3:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

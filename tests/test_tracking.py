@@ -14,7 +14,7 @@ import pytest
 from factories import tiny_frozen
 from ssrseg.errors import UserError
 from ssrseg.training import train
-from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.loop import Observer, StepResult
 from test_training import records, run, settings_for, weights
 
 
@@ -111,9 +111,9 @@ def mlflow(monkeypatch: pytest.MonkeyPatch) -> FakeMLflow:
 class Power(Observer):
     """Fails after the third step."""
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         """The cut."""
-        if moment.step == 3:
+        if result.step == 3:
             raise KeyboardInterrupt
 
 

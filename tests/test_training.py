@@ -20,7 +20,7 @@ from ssrseg.inference.evaluate import Scores
 from ssrseg.models import Segmenter, load_segmenter
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training import train
-from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.evaluation import _summary
 
 MIC = {"teacher": {}, "mixed": {}, "feature_distance": {"classes": ["car"]}, "masked": {"block": 16}}
@@ -131,8 +131,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     whole = run(tmp_path, "whole")
 
     class Power(Observer):
-        def stepped(self, moment: Moment) -> None:
-            if moment.step == 3:
+        def stepped(self, result: StepResult) -> None:
+            if result.step == 3:
                 raise KeyboardInterrupt
 
     settings = settings_for(tmp_path, loader={"workers": 1})

@@ -29,8 +29,8 @@ from ssrseg.planning.fake_step import rehearse
 from ssrseg.planning.probe import noise
 from ssrseg.reporting.charts import Curve, chart
 from ssrseg.runs.folder import RunFolder
-from ssrseg.training.loop import Moment, Observer, fit
-from ssrseg.training.setup import build_setup
+from ssrseg.training.loop import Observer, StepResult, fit
+from ssrseg.training.setup import build_context
 
 VARIANTS = {
     "fp32, eager": [],
@@ -55,9 +55,9 @@ class Curves(Observer):
         self.losses: list[torch.Tensor] = []
         self.times: list[float] = []
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         """Keep the losses on the device; wait for it only to look at the clock."""
-        self.losses.append(torch.stack(list(moment.losses.values())).sum())
+        self.losses.append(torch.stack(list(result.losses.values())).sum())
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
@@ -84,8 +84,8 @@ def settings_of(variant: str, options: argparse.Namespace, *, camvid: bool) -> S
 def steps(settings: Settings, count: int, batches: Iterable[Raw]) -> Curves:
     """Train `count` steps."""
     settings = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": count})})
-    setup, curves = build_setup(settings, RunFolder(Path("gpu-step"))), Curves()
-    fit(setup.fabric, setup.method, setup.optimizer, batches, settings, observers=[curves])
+    context, curves = build_context(settings, RunFolder(Path("gpu-step"))), Curves()
+    fit(context.fabric, context.method, context.optimizer, batches, settings, observers=[curves])
     return curves
 
 

@@ -71,9 +71,9 @@ def measure(name: str) -> dict[str, Any]:
         building.keep_memory = lambda: None  # it overrules the environment
     settings = settings_of(name)
     before = resident("VmRSS")
-    setup = building.build_setup(settings, RunFolder(Path("plan")))
+    context = building.build_context(settings, RunFolder(Path("plan")))
     two = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": 2})})
-    fit(setup.fabric, setup.method, setup.optimizer, [noise(settings, seed) for seed in (0, 1)], two)
+    fit(context.fabric, context.method, context.optimizer, [noise(settings, seed) for seed in (0, 1)], two)
     device = device_type(settings.train)
     if device == "cuda":
         return {"measured": torch.cuda.max_memory_allocated(), "device": torch.cuda.get_device_name()}

@@ -34,7 +34,7 @@ from ssrseg.config import Settings, compose, resolve
 from ssrseg.planning.probe import noise, without_weights
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.loop import to_batch
-from ssrseg.training.setup import build_setup
+from ssrseg.training.setup import build_context
 
 RESULTS = Path(__file__).parents[1] / "results"
 NATIVE = "method.regularizer.foundation.input_size=native"
@@ -110,8 +110,8 @@ class Stopwatch:
 
 def our_step(settings: Settings, watch: Stopwatch) -> tuple[Callable[[Settings, int], None], Method]:
     """The package's step, every part clocked."""
-    setup = build_setup(settings, RunFolder(Path("train-step")))
-    method, timed = setup.method, watch.timed
+    context = build_context(settings, RunFolder(Path("train-step")))
+    method, timed = context.method, watch.timed
     method.learner.train()
     student, terms = method.learner.student, method.learner.terms
     student.encode, student.decode = timed("encode", student.encode), timed("decode", student.decode)
@@ -126,11 +126,11 @@ def our_step(settings: Settings, watch: Stopwatch) -> tuple[Callable[[Settings, 
     backward = timed("backward", lambda loss: loss.backward())
     if hasattr(method.learner, "gradients"):  # `before` has none
         method.learner.gradients = timed("backward", method.learner.gradients)
-    update = timed("optimiser", setup.optimizer.step)
+    update = timed("optimiser", context.optimizer.step)
 
     def step(settings: Settings, number: int) -> None:
         batch = to_batch(noise(settings, number), torch.device("cpu"))
-        setup.optimizer.zero_grad(set_to_none=True)
+        context.optimizer.zero_grad(set_to_none=True)
         average(student, number)
         adapt(method.learner, label, makers, batch, backward)
         update()

@@ -10,8 +10,8 @@ import torch
 from ssrseg.config import Settings
 from ssrseg.data import Raw, resolve_space
 from ssrseg.runs.folder import RunFolder
-from ssrseg.training.loop import Moment, Observer, fit
-from ssrseg.training.setup import build_setup
+from ssrseg.training.loop import Observer, StepResult, fit
+from ssrseg.training.setup import build_context
 
 STEPS = 3
 """The first, in which memory is laid out and networks are compiled, is not counted."""
@@ -24,7 +24,7 @@ class Clock(Observer):
         self._device = device
         self.times: list[float] = []
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         """Wait for the device, then look at the clock."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
@@ -38,10 +38,10 @@ def probe(settings: Settings) -> float:
         UserError: the settings do not allow the run.
     """
     alone = settings.model_copy(update={"train": settings.train.model_copy(update={"devices": 1, "steps": STEPS})})
-    setup = build_setup(without_weights(alone), RunFolder(Path("plan")))  # which stays unwritten
-    clock = Clock(setup.fabric.device)
+    context = build_context(without_weights(alone), RunFolder(Path("plan")))  # which stays unwritten
+    clock = Clock(context.fabric.device)
     batches = [noise(settings, seed) for seed in range(STEPS)]
-    fit(setup.fabric, setup.method, setup.optimizer, batches, alone, observers=[clock])
+    fit(context.fabric, context.method, context.optimizer, batches, alone, observers=[clock])
     return (STEPS - 1) / (clock.times[-1] - clock.times[0])
 
 

@@ -20,7 +20,7 @@ from ssrseg.training.sealed import read_sealed, write_sealed
 
 
 @dataclass(frozen=True)
-class Beginning:
+class ResumePoint:
     """Where a run begins: at step 0, or where a checkpoint left it."""
 
     step: int = 0
@@ -70,7 +70,7 @@ def save_checkpoint(
     write_atomically(path, write)
 
 
-def load_checkpoint(path: Path, fabric: Fabric, method: Method, optimizer: Optimizer) -> Beginning:
+def load_checkpoint(path: Path, fabric: Fabric, method: Method, optimizer: Optimizer) -> ResumePoint:
     """Put the state back; the method is moved to the device first, as its optimiser's state must follow it.
 
     Returns:
@@ -81,7 +81,7 @@ def load_checkpoint(path: Path, fabric: Fabric, method: Method, optimizer: Optim
     """
     candidates = [file for file in (path, previous(path)) if file.exists()]
     if not candidates:
-        return Beginning()
+        return ResumePoint()
     file, state = _first_whole(candidates)
     generators = state["generators"]
     processes = len(generators["torch"])
@@ -101,7 +101,7 @@ def load_checkpoint(path: Path, fabric: Fabric, method: Method, optimizer: Optim
     mine = {name: states[fabric.global_rank].clone() for name, states in generators.items()}
     set_generators(mine, method.generator, fabric.device)
     fallen_back = f"{path} is missing or damaged: resumed from {file.name}, step {state['step']}"
-    return Beginning(state["step"], state["observers"], () if file == path else (fallen_back,))
+    return ResumePoint(state["step"], state["observers"], () if file == path else (fallen_back,))
 
 
 def previous(path: Path) -> Path:

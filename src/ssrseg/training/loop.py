@@ -24,7 +24,7 @@ from ssrseg.training.optim import set_learning_rates
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepResult:
     """The state of a run after a step."""
 
     step: int
@@ -57,7 +57,7 @@ class Observer:
         `losses` are those of each of the step's batches `raws`, in this process.
         """
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         """A step was completed."""
 
     def finished(self) -> None:
@@ -111,7 +111,7 @@ def fit(
         return fabric.no_backward_sync(learner, enabled=not (last_batch and last_view))
 
     accumulate, steps = settings.train.accumulate, settings.train.steps
-    stream = Clocked(batches)
+    stream = TimedIterator(batches)
     for step in range(start, steps):
         set_learning_rates(optimizer, settings.optim, step, steps)
         method.teacher.update(method.learner.student, step)
@@ -125,9 +125,9 @@ def fit(
             observer.computed(step + 1, raws, parts)
         wrapped.step()
         images = settings.loader.batch * accumulate * fabric.world_size
-        moment = Moment(step + 1, mean_of(parts), optimizer.param_groups[0]["lr"], images, stream.lap())
+        result = StepResult(step + 1, mean_of(parts), optimizer.param_groups[0]["lr"], images, stream.lap())
         for observer in observers:
-            observer.stepped(moment)
+            observer.stepped(result)
     for observer in observers:
         observer.finished()
 
@@ -138,7 +138,7 @@ def mean_of(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return dict(zip(parts[0], means, strict=True))
 
 
-class Clocked(Iterator[Raw]):
+class TimedIterator(Iterator[Raw]):
     """Batches, and how long the loop waited for them."""
 
     def __init__(self, batches: Iterable[Raw]) -> None:

@@ -62,10 +62,10 @@ def build_optimizer(learner: Learner, config: OptimConfig, *, discriminator_lr: 
     if not adversaries:
         return own
     group = {"params": [*adversaries.values()], "names": [*adversaries], "base_lr": discriminator_lr}
-    return Together(own, Adam([group], lr=discriminator_lr, betas=(0.9, 0.99), fused=True))
+    return CombinedOptimizer(own, Adam([group], lr=discriminator_lr, betas=(0.9, 0.99), fused=True))
 
 
-class Together(Optimizer):
+class CombinedOptimizer(Optimizer):
     """Two optimisers of different parameters that step as one."""
 
     def __init__(self, first: Optimizer, second: Optimizer) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from ssrseg.models.segmenter import save_segmenter
 from ssrseg.training.checkpoint import save_checkpoint
-from ssrseg.training.loop import Moment, Observer
-from ssrseg.training.setup import Setup
+from ssrseg.training.loop import Observer, StepResult
+from ssrseg.training.setup import RunContext
 from ssrseg.training.signals import Interrupted, Stop
 
 Warn = Callable[[int, str], None]
@@ -21,7 +21,7 @@ class Saving(Observer):
     process, as each has its own generators.
 
     Args:
-        setup: the run.
+        context: the run.
         observers: whose states are kept, by name.
         stop: whether a signal has asked the run to end; asked every step, among several processes every `log_every`.
         warn: told when a checkpoint could not be written; training goes on.
@@ -29,28 +29,28 @@ class Saving(Observer):
 
     everywhere = True
 
-    def __init__(self, setup: Setup, observers: Mapping[str, Observer], stop: Stop, warn: Warn) -> None:
-        self._setup, self._config, self._observers = setup, setup.settings.train, observers
+    def __init__(self, context: RunContext, observers: Mapping[str, Observer], stop: Stop, warn: Warn) -> None:
+        self._context, self._config, self._observers = context, context.settings.train, observers
         self._stop, self._warn = stop, warn
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         """Save when it is time; raises `Interrupted` after a signal."""
-        config, last = self._config, moment.step == self._config.steps
-        signum = self._stop.agreed(self._setup.fabric, due=moment.step % config.log_every == 0)
-        if moment.step % config.checkpoint_every == 0 or last or signum:
-            self.save(moment.step)
+        config, last = self._config, result.step == self._config.steps
+        signum = self._stop.agreed(self._context.fabric, due=result.step % config.log_every == 0)
+        if result.step % config.checkpoint_every == 0 or last or signum:
+            self.save(result.step)
         if signum and not last:
-            self._setup.fabric.barrier()  # none leaves, which a launcher takes for a death, while the first one writes
-            raise Interrupted(signum, moment.step)
+            self._context.fabric.barrier()  # none leaves, which a launcher takes for a death, while the first one writes
+            raise Interrupted(signum, result.step)
 
     def finished(self) -> None:
         """The last student: it exists when all is done."""
-        if self._setup.fabric.is_global_zero:
-            save_segmenter(self._setup.method.learner.student, self._setup.folder.student_last)
+        if self._context.fabric.is_global_zero:
+            save_segmenter(self._context.method.learner.student, self._context.folder.student_last)
 
     def save(self, step: int) -> None:
         """Save after `step` completed steps; all processes do."""
-        run = self._setup
+        run = self._context
         states = {name: observer.state() for name, observer in self._observers.items()}
         path = run.folder.checkpoint
         try:

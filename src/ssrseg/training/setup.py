@@ -28,7 +28,7 @@ from ssrseg.training.randomness import seed_generators
 
 
 @dataclass(frozen=True)
-class Setup:
+class RunContext:
     """A run before its first step."""
 
     fabric: Fabric
@@ -42,7 +42,7 @@ class Setup:
     """What the user should know of it."""
 
 
-def build_setup(
+def build_context(
     settings: Settings,
     folder: RunFolder,
     *,
@@ -50,7 +50,7 @@ def build_setup(
     extra_terms: Mapping[str, Term] | None = None,
     extra_makers: Sequence[ViewMaker] = (),
     notes: Sequence[str] = (),
-) -> Setup:
+) -> RunContext:
     """Launch the processes and build student, method and optimiser: the same weights and draws in each, other dropout.
 
     Raises:
@@ -85,7 +85,7 @@ def build_setup(
     rate = {} if adversary is None else {"discriminator_lr": adversary.lr}
     optimizer = build_optimizer(method.learner, settings.optim, **rate)
     economy = prepare(method, settings.train, fabric.device)
-    return Setup(fabric, settings, space, folder, method, optimizer, (note, *method.notes, *economy, *notes))
+    return RunContext(fabric, settings, space, folder, method, optimizer, (note, *method.notes, *economy, *notes))
 
 
 def start_from(student: Segmenter, path: Path) -> str:

@@ -17,12 +17,12 @@ from ssrseg.data import check_data, train_batches
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.runs.folder import RunFolder
-from ssrseg.training.checkpoint import Beginning, load_checkpoint
+from ssrseg.training.checkpoint import ResumePoint, load_checkpoint
 from ssrseg.training.determinism import determinism
 from ssrseg.training.environment import changes, environment
 from ssrseg.training.loop import Observer, fit
 from ssrseg.training.observers.trackers import check_trackers
-from ssrseg.training.setup import Setup, build_setup
+from ssrseg.training.setup import RunContext, build_context
 from ssrseg.training.signals import signals_noted
 from ssrseg.training.watching import watched
 
@@ -75,37 +75,37 @@ def train(
         return Run(folder.path, load_segmenter(folder.student_last))
     with determinism(settings.train.deterministic), signals_noted() as stop:
         notes = check_data(settings)
-        setup = build_setup(
+        context = build_context(
             settings, folder, foundation=foundation, extra_terms=extra_terms, extra_makers=extra_makers, notes=notes
         )
-        fabric, method, optimizer = setup.fabric, setup.method, setup.optimizer
+        fabric, method, optimizer = context.fabric, context.method, context.optimizer
         with folder.held() if fabric.is_global_zero else nullcontext():
-            beginning = resumed(setup) if resume else begun(setup)
-            start, rank, world = beginning.step, fabric.global_rank, fabric.world_size
+            point = resumed(context) if resume else begun(context)
+            start, rank, world = point.step, fabric.global_rank, fabric.world_size
             with fabric.rank_zero_first():  # the others find the classes counted
                 batches = train_batches(settings, start=start, rank=rank, world=world, cache=folder.class_statistics)
-            with watched(setup, console, observers, beginning, stop) as watching:
+            with watched(context, console, observers, point, stop) as watching:
                 fit(fabric, method, optimizer, batches, settings, start=start, observers=watching)
     return Run(folder.path, method.learner.student.eval(), fabric.is_global_zero)
 
 
-def begun(setup: Setup) -> Beginning:
+def begun(context: RunContext) -> ResumePoint:
     """A new run: its folder is made."""
-    if setup.fabric.is_global_zero:
-        setup.folder.create(setup.settings, environment(setup.settings))
-    setup.fabric.barrier()
-    return Beginning()
+    if context.fabric.is_global_zero:
+        context.folder.create(context.settings, environment(context.settings))
+    context.fabric.barrier()
+    return ResumePoint()
 
 
-def resumed(setup: Setup) -> Beginning:
+def resumed(context: RunContext) -> ResumePoint:
     """The run of the folder, at its last checkpoint; from the start when it was killed before there was one."""
-    folder, fabric = setup.folder, setup.fabric
-    changed = changes(folder.tidy(), environment(setup.settings)) if fabric.is_global_zero else ()
-    beginning = load_checkpoint(folder.checkpoint, fabric, setup.method, setup.optimizer)
-    if beginning.step == 0 and fabric.is_global_zero:
+    folder, fabric = context.folder, context.fabric
+    changed = changes(folder.tidy(), environment(context.settings)) if fabric.is_global_zero else ()
+    point = load_checkpoint(folder.checkpoint, fabric, context.method, context.optimizer)
+    if point.step == 0 and fabric.is_global_zero:
         folder.restart()
     fabric.barrier()
-    return replace(beginning, warnings=(*changed, *beginning.warnings))
+    return replace(point, warnings=(*changed, *point.warnings))
 
 
 def _settings(settings: Settings | None, folder: RunFolder, resume: bool) -> Settings:

@@ -27,7 +27,7 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.loop import Observer, StepResult
 
 BEAT = 1.0
 """Seconds between two reports."""
@@ -96,9 +96,9 @@ class Watchdog(Observer):
         self._links: dict[Connection, int] = {}  # the first process's to all others; each other's to the first
         self._sending, self._over = threading.Lock(), threading.Event()
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         """Note how far this process is."""
-        self._step = moment.step
+        self._step = result.step
 
     def __enter__(self) -> Watchdog:
         if self._fabric.world_size == 1:

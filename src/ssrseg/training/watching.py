@@ -13,7 +13,7 @@ from ssrseg.data import eval_samples
 from ssrseg.errors import UserError
 from ssrseg.inference.sliding_window import build_inference
 from ssrseg.runs.atomic import FULL
-from ssrseg.training.checkpoint import Beginning
+from ssrseg.training.checkpoint import ResumePoint
 from ssrseg.training.loop import Observer
 from ssrseg.training.observers.alarms import ClassCollapse, Divergence, Waiting
 from ssrseg.training.observers.console import Screen
@@ -26,51 +26,51 @@ from ssrseg.training.observers.pictures import PredictedPictures, Snapshots
 from ssrseg.training.observers.selection import Selection
 from ssrseg.training.observers.trackers import track
 from ssrseg.training.saving import Saving
-from ssrseg.training.setup import Setup
+from ssrseg.training.setup import RunContext
 from ssrseg.training.signals import Interrupted, Stop
 from ssrseg.training.watchdog import Watchdog
 
 
 @contextmanager
 def watched(
-    setup: Setup, console: Console | None, others: Sequence[Observer], beginning: Beginning, stop: Stop
+    context: RunContext, console: Console | None, others: Sequence[Observer], point: ResumePoint, stop: Stop
 ) -> Iterator[list[Observer]]:
     """The observers of this process, with their states put back; journal and screen are closed whatever happens.
 
     The first process speaks and writes. The others have the observers that compute with all of them, and a watchdog.
 
     Args:
-        setup: the run.
+        context: the run.
         console: shows progress; silent when absent.
         others: observers of the caller's; their states are kept by their place.
-        beginning: where the run begins, and the states of its observers.
+        point: where the run begins, and the states of its observers.
         stop: whether a signal has asked the run to end.
 
     Raises:
         UserError: the disk is full.
     """
-    folder, start, first = setup.folder, beginning.step, setup.fabric.is_global_zero
+    folder, start, first = context.folder, point.step, context.fabric.is_global_zero
     with full_disk_explained(folder.path), ExitStack() as stack:
         journal: Journal = Journal(folder.metrics, folder.tensorboard, start=start) if first else Silent()
         stack.enter_context(closing(journal))
-        screen = stack.enter_context(closing(Screen(console if first else None, setup.settings.train.steps, start)))
+        screen = stack.enter_context(closing(Screen(console if first else None, context.settings.train.steps, start)))
         tell = Teller(journal, screen)
-        named = observers_of(setup, journal, screen, tell)
+        named = observers_of(context, journal, screen, tell)
         named |= {f"other {place}": other for place, other in enumerate(others)}
         named["journal"] = journal  # last: a guard that gives its state may have something to write
-        for name, state in beginning.observers.items():
+        for name, state in point.observers.items():
             if name in named:
                 named[name].restore(state)
         if first:
-            track(journal, setup, screen, start)
-        for text in setup.notes:
+            track(journal, context, screen, start)
+        for text in context.notes:
             screen.say(text)
             if start == 0:  # else the journal has them already
                 journal.write("note", start, text=text)
-        for text in beginning.warnings:
+        for text in point.warnings:
             tell.warn(start, text)
-        saving = Saving(setup, named, stop, tell.warn)
-        watchdog = stack.enter_context(Watchdog(setup.fabric, 60 * setup.settings.train.timeout_minutes))
+        saving = Saving(context, named, stop, tell.warn)
+        watchdog = stack.enter_context(Watchdog(context.fabric, 60 * context.settings.train.timeout_minutes))
         try:
             yield [watchdog, *(each for each in (*named.values(), saving) if first or each.everywhere)]
         except Fault as fault:
@@ -119,29 +119,29 @@ def how_to_resume(folder: Path) -> str:
     return f"Continue with: ssrseg train --resume --out {shlex.quote(str(folder))}"
 
 
-def observers_of(setup: Setup, journal: Journal, screen: Screen, tell: Teller) -> dict[str, Observer]:
+def observers_of(context: RunContext, journal: Journal, screen: Screen, tell: Teller) -> dict[str, Observer]:
     """The package's own observers by name; their states lie in a checkpoint under these names."""
-    config, space, pictures = setup.settings.train, setup.space, setup.folder.pictures
+    config, space, pictures = context.settings.train, context.space, context.folder.pictures
 
     named: dict[str, Observer] = {
         "losses": Losses(journal, screen, config.log_every),
         "loader": LoaderNotes(journal, screen),
         "snapshots": Snapshots(pictures, space.colors, config.pictures_every),
-        "waiting": Waiting(setup, journal, tell.warn, tell.note),
-        "divergence": Divergence(setup, journal, tell.warn),
-        "collapse": (collapse := ClassCollapse(setup, journal, tell.warn)),
+        "waiting": Waiting(context, journal, tell.warn, tell.note),
+        "divergence": Divergence(context, journal, tell.warn),
+        "collapse": (collapse := ClassCollapse(context, journal, tell.warn)),
     }
-    if setup.settings.val is not None:
-        samples = eval_samples(setup.settings.val, setup.settings)
-        infer = build_inference(setup.settings.inference)
-        student, device = setup.method.learner.student, setup.fabric.device
+    if context.settings.val is not None:
+        samples = eval_samples(context.settings.val, context.settings)
+        infer = build_inference(context.settings.inference)
+        student, device = context.method.learner.student, context.fabric.device
         named["predicted"] = PredictedPictures(
             pictures / "val", space.names, space.colors, samples, student, infer, device
         )
-        named["scoring"] = Scoring(setup, samples, infer, journal, screen, collapse.scored)
-    target, selection = setup.settings.target, setup.settings.selection
+        named["scoring"] = Scoring(context, samples, infer, journal, screen, collapse.scored)
+    target, selection = context.settings.target, context.settings.selection
     if target is not None and selection is not None:  # after the scoring, whose result it notes beside its choices
-        infer = build_inference(setup.settings.inference)
-        named["selection"] = Selection(setup, target, selection, infer, journal, screen)
-    named["guard"] = Guard(setup, tell.warn)  # the others have seen the step that it may stop at
+        infer = build_inference(context.settings.inference)
+        named["selection"] = Selection(context, target, selection, infer, journal, screen)
+    named["guard"] = Guard(context, tell.warn)  # the others have seen the step that it may stop at
     return named

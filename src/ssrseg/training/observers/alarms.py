@@ -12,10 +12,10 @@ from torch import Tensor
 from ssrseg.adapt.batch import Pseudo
 from ssrseg.inference.evaluate import Scores
 from ssrseg.models.segmenter import Segmenter
-from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.guard import Warn
 from ssrseg.training.observers.journal import Journal
-from ssrseg.training.setup import Setup
+from ssrseg.training.setup import RunContext
 
 MUCH_WAITING = 0.3
 """Share of the time spent waiting for data from which on a run is told: without it, it would be 1.4 times as fast."""
@@ -71,14 +71,14 @@ class ClassCollapse(Observer):
     Pixels are counted on the device; the counts are read, and journaled as shares, at log steps.
 
     Args:
-        setup: the run.
+        context: the run.
         journal: gets a record `labels`: the share of each class since the one before.
         warn: told of classes.
     """
 
-    def __init__(self, setup: Setup, journal: Journal, warn: Warn) -> None:
-        train, self._classes = setup.settings.train, setup.space.names
-        self._config, self._every, self._warmup = train.guard, train.log_every, setup.settings.optim.warmup
+    def __init__(self, context: RunContext, journal: Journal, warn: Warn) -> None:
+        train, self._classes = context.settings.train, context.space.names
+        self._config, self._every, self._warmup = train.guard, train.log_every, context.settings.optim.warmup
         self._journal, self._warn = journal, warn
         self._counts = torch.zeros(256, dtype=torch.int64)
         self._window, self._steps = [0] * len(self._classes), 0
@@ -101,11 +101,11 @@ class ClassCollapse(Observer):
         counts = self._counts.to(pseudo.labels.device, non_blocking=True)
         self._counts = counts.scatter_add(0, pseudo.labels.flatten(), valid.flatten().to(counts.dtype))
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         """Read the counts when it is time."""
         self._steps += 1
-        if moment.step % self._every == 0:
-            self._read(moment.step)
+        if result.step % self._every == 0:
+            self._read(result.step)
 
     def _read(self, step: int) -> None:
         counts = self._counts.tolist()[: len(self._classes)]
@@ -143,13 +143,13 @@ class Divergence(Observer):
     """Warns when the student has left its teacher: their distance, as a share of the student's own length.
 
     Args:
-        setup: the run, with a teacher.
+        context: the run, with a teacher.
         journal: gets a record `teacher` at log steps: the distance.
         warn: told when it is too far, again only after it was not.
     """
 
-    def __init__(self, setup: Setup, journal: Journal, warn: Warn) -> None:
-        train, self._method = setup.settings.train, setup.method
+    def __init__(self, context: RunContext, journal: Journal, warn: Warn) -> None:
+        train, self._method = context.settings.train, context.method
         self._far, self._every, self._journal, self._warn = train.guard.apart, train.log_every, journal, warn
         self._warned = False
 
@@ -161,17 +161,17 @@ class Divergence(Observer):
         """Go on."""
         self._warned = state["warned"]
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         """Measure when it is time."""
         teacher = self._method.teacher.segmenter
-        if teacher is None or moment.step % self._every:
+        if teacher is None or result.step % self._every:
             return
         distance = float(distance_between(self._method.learner.student, teacher))
-        self._journal.write("teacher", moment.step, distance=distance)
+        self._journal.write("teacher", result.step, distance=distance)
         if distance > self._far and not self._warned:
             self._warn(
-                moment.step,
-                f"Student and teacher are far apart: at step {moment.step} their distance is {distance:.2f} of the "
+                result.step,
+                f"Student and teacher are far apart: at step {result.step} their distance is {distance:.2f} of the "
                 f"student's length, more than {self._far:g}. The teacher does not follow, so its labels are those of "
                 "another model: lower optim.lr, lengthen optim.warmup, or lower method.teacher.decay.",
             )
@@ -192,14 +192,14 @@ class Waiting(Observer):
     """How long the loop waits for data: journaled at log steps, with a note when it is much and a warning at a stall.
 
     Args:
-        setup: the run.
+        context: the run.
         journal: gets a record `data`: `data_wait` in seconds, and its share of the time since the one before.
         warn: told of a step that waited for too long.
         note: told, once, that much of the time is spent waiting.
     """
 
-    def __init__(self, setup: Setup, journal: Journal, warn: Warn, note: Warn) -> None:
-        train, self._workers = setup.settings.train, setup.settings.loader.workers
+    def __init__(self, context: RunContext, journal: Journal, warn: Warn, note: Warn) -> None:
+        train, self._workers = context.settings.train, context.settings.loader.workers
         self._long, self._every, self._journal, self._warn = train.guard.stall_seconds, train.log_every, journal, warn
         self._waited, self._since = 0.0, time.perf_counter()
         self._lines, self._noted, self._note = 0, False, note
@@ -212,17 +212,17 @@ class Waiting(Observer):
         """Go on."""
         self._noted = state["noted"]
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         """Add up; write when it is time."""
-        self._waited += moment.waited
-        if moment.waited > self._long:
+        self._waited += result.waited
+        if result.waited > self._long:
             self._warn(
-                moment.step,
-                f"Step {moment.step} waited {moment.waited:.0f} s for its data, more than {self._long:g} s: a slow "
+                result.step,
+                f"Step {result.step} waited {result.waited:.0f} s for its data, more than {self._long:g} s: a slow "
                 "or hanging disk, or a worker that was stopped.",
             )
-        if moment.step % self._every == 0:
-            self._write(moment.step)
+        if result.step % self._every == 0:
+            self._write(result.step)
 
     def _write(self, step: int) -> None:
         now = time.perf_counter()

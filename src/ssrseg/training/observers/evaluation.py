@@ -14,10 +14,10 @@ from ssrseg.inference.sliding_window import Infer
 from ssrseg.models.segmenter import Segmenter, save_segmenter
 from ssrseg.runs.atomic import write_json
 from ssrseg.training.distributed import same_buffers
-from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.console import Screen
 from ssrseg.training.observers.journal import Journal
-from ssrseg.training.setup import Setup
+from ssrseg.training.setup import RunContext
 
 
 class Scoring(Observer):
@@ -31,17 +31,17 @@ class Scoring(Observer):
 
     def __init__(
         self,
-        setup: Setup,
+        context: RunContext,
         dataset: Dataset[Any],
         infer: Infer,
         journal: Journal,
         screen: Screen,
         told: Callable[[int, Scores], None],
     ) -> None:
-        self._device, self._method, self._folder = setup.fabric.device, setup.method, setup.folder
-        self._every, self._steps = setup.settings.train.evaluate_every, setup.settings.train.steps
-        self._classes = setup.space.names
-        self._first, self._infer, self._journal, self._screen = setup.fabric.is_global_zero, infer, journal, screen
+        self._device, self._method, self._folder = context.fabric.device, context.method, context.folder
+        self._every, self._steps = context.settings.train.evaluate_every, context.settings.train.steps
+        self._classes = context.space.names
+        self._first, self._infer, self._journal, self._screen = context.fabric.is_global_zero, infer, journal, screen
         self._dataset = Subset(dataset, range(distributed.rank(), len(cast(Sized, dataset)), distributed.world()))
         self._told = told
         self._best: float | None = None
@@ -54,10 +54,10 @@ class Scoring(Observer):
         """Go on with a best score."""
         self._best = state["best"]
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         """Evaluate when it is time."""
-        if moment.step % self._every == 0 or moment.step == self._steps:
-            self._score(moment.step)
+        if result.step % self._every == 0 or result.step == self._steps:
+            self._score(result.step)
 
     def _score(self, step: int) -> None:
         student = self._evaluate(self._method.learner.student)

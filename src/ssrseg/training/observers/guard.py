@@ -14,9 +14,9 @@ from torch import Tensor
 from ssrseg.adapt import distributed
 from ssrseg.adapt.batch import View
 from ssrseg.data.loader import Raw
-from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.faults import Fault, Finding
-from ssrseg.training.setup import Setup
+from ssrseg.training.setup import RunContext
 
 Warn = Callable[[int, str], None]
 """Tells the user, and everything that is written down, of something at a step."""
@@ -119,20 +119,20 @@ class Guard(Observer):
     Every process has a guard, and all come to the same verdict.
 
     Args:
-        setup: the run.
+        context: the run.
         warn: told of skipped steps.
     """
 
     everywhere = True
 
-    def __init__(self, setup: Setup, warn: Warn) -> None:
-        train, fabric = setup.settings.train, setup.fabric
-        self._learner, self._optimizer, self._folder = setup.method.learner, setup.optimizer, setup.folder
+    def __init__(self, context: RunContext, warn: Warn) -> None:
+        train, fabric = context.settings.train, context.fabric
+        self._learner, self._optimizer, self._folder = context.method.learner, context.optimizer, context.folder
         self._warn, self._allowed = warn, train.guard.skip
         self._checkpoint_every, self._steps = train.checkpoint_every, train.steps
         self._rank = fabric.global_rank if fabric.world_size > 1 else None
-        self._statistics = Statistics([setup.method.learner, setup.method.teacher])
-        self._named = list(setup.method.learner.named_parameters())
+        self._statistics = Statistics([context.method.learner, context.method.teacher])
+        self._named = list(context.method.learner.named_parameters())
         self._lag = LAG.get(fabric.device.type, 0)
         self._views: list[str] = []
         self._before: list[Tensor] = []
@@ -172,10 +172,10 @@ class Guard(Observer):
         named = {name: parameter.grad for name, parameter in self._named if parameter.grad is not None}
         return tuple(named), tuple(torch._foreach_norm(list(named.values()), 1))
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         """Look at the step before; at this one where a checkpoint follows, which all processes do alike."""
-        self._completed = moment.step
-        saved = moment.step % self._checkpoint_every == 0 or moment.step == self._steps
+        self._completed = result.step
+        saved = result.step % self._checkpoint_every == 0 or result.step == self._steps
         self._look(lag=0 if saved else self._lag)
 
     def finished(self) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.console import Screen
 
 
@@ -143,20 +143,20 @@ class Losses(Observer):
         """Go on adding up."""
         self._sums, self._steps = state["sums"], state["steps"]
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         """Add up; write when it is time."""
-        for name, loss in moment.losses.items():
+        for name, loss in result.losses.items():
             self._sums[name] = self._sums[name] + loss if name in self._sums else loss
         self._steps += 1
-        if moment.step % self._every == 0:
-            self._write(moment)
-        self._screen.advance(moment.step)
+        if result.step % self._every == 0:
+            self._write(result)
+        self._screen.advance(result.step)
 
-    def _write(self, moment: Moment) -> None:
+    def _write(self, result: StepResult) -> None:
         means = torch.stack(list(self._sums.values())).div(self._steps).tolist()
         losses = dict(zip(self._sums, means, strict=True))
-        speed = self._steps * moment.images / (time.perf_counter() - self._since)
+        speed = self._steps * result.images / (time.perf_counter() - self._since)
         finite = {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}  # as JSON has it
-        self._journal.write("train", moment.step, lr=moment.rate, losses=finite, images_per_second=round(speed, 3))
-        self._screen.losses(moment.step, losses, speed)
+        self._journal.write("train", result.step, lr=result.rate, losses=finite, images_per_second=round(speed, 3))
+        self._screen.losses(result.step, losses, speed)
         self._sums, self._steps, self._since = {}, 0, time.perf_counter()

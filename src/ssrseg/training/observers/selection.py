@@ -17,11 +17,11 @@ from ssrseg.data.datasets import bounded
 from ssrseg.inference.sliding_window import Infer, evaluating
 from ssrseg.models.segmenter import save_segmenter
 from ssrseg.runs.atomic import write_atomically, write_json
-from ssrseg.training.loop import Moment, Observer
+from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.console import Screen
 from ssrseg.training.observers.criteria import Tally
 from ssrseg.training.observers.journal import Journal
-from ssrseg.training.setup import Setup
+from ssrseg.training.setup import RunContext
 
 CONFIDENT = 0.968
 """Threshold of a method that sets none: DACS's."""
@@ -34,7 +34,7 @@ class Selection(Observer):
     truly was.
 
     Args:
-        setup: the run; its settings have a target and `selection`.
+        context: the run; its settings have a target and `selection`.
         data: the target.
         config: of the selection.
         infer: how an image becomes logits.
@@ -43,12 +43,18 @@ class Selection(Observer):
     """
 
     def __init__(
-        self, setup: Setup, data: DataConfig, config: SelectionConfig, infer: Infer, journal: Journal, screen: Screen
+        self,
+        context: RunContext,
+        data: DataConfig,
+        config: SelectionConfig,
+        infer: Infer,
+        journal: Journal,
+        screen: Screen,
     ) -> None:
-        train, teacher = setup.settings.train, setup.settings.method.teacher
-        self._every, self._steps, self._device = train.evaluate_every, train.steps, setup.fabric.device
+        train, teacher = context.settings.train, context.settings.method.teacher
+        self._every, self._steps, self._device = train.evaluate_every, train.steps, context.fabric.device
         self._threshold = CONFIDENT if teacher is None or teacher.threshold is None else teacher.threshold
-        self._method, self._folder, self._config, self._infer = setup.method, setup.folder, config, infer
+        self._method, self._folder, self._config, self._infer = context.method, context.folder, config, infer
         self._images, self._resize = _spread(find_images(data), config.images), data.resize
         self._journal, self._screen = journal, screen
         self._chosen: dict[str, dict[str, Any]] = {}
@@ -61,10 +67,10 @@ class Selection(Observer):
         """Go on with the choices."""
         self._chosen = state["chosen"]
 
-    def stepped(self, moment: Moment) -> None:
+    def stepped(self, result: StepResult) -> None:
         """Look when it is time: with the evaluation on labelled images, and after it."""
-        if moment.step % self._every == 0 or moment.step == self._steps:
-            self._look(moment.step)
+        if result.step % self._every == 0 or result.step == self._steps:
+            self._look(result.step)
 
     def _look(self, step: int) -> None:
         tally = self._tally()

@@ -15,7 +15,7 @@ from ssrseg.errors import UserError
 from ssrseg.runs.atomic import write_json
 from ssrseg.training.observers.console import Screen
 from ssrseg.training.observers.journal import Journal
-from ssrseg.training.setup import Setup
+from ssrseg.training.setup import RunContext
 
 PAUSE = 600.0
 """Seconds without another try after a failure: a tracker that waits for the network would hold up training."""
@@ -156,12 +156,12 @@ def check_trackers(config: TrainConfig) -> None:
             ) from error
 
 
-def track(journal: Journal, setup: Setup, screen: Screen, step: int) -> None:
+def track(journal: Journal, context: RunContext, screen: Screen, step: int) -> None:
     """Let the trackers of the settings follow the journal; a resumed run continues its run in each of them.
 
     Args:
         journal: of the run.
-        setup: the run.
+        context: the run.
         screen: shows what goes wrong.
         step: completed steps.
     """
@@ -170,12 +170,12 @@ def track(journal: Journal, setup: Setup, screen: Screen, step: int) -> None:
         screen.say(f"warning: {text}")
         journal.write("warning", step, text=text)
 
-    config, folder = setup.settings.train, setup.folder.path
-    if not config.track or not setup.fabric.is_global_zero:
+    config, folder = context.settings.train, context.folder.path
+    if not config.track or not context.fabric.is_global_zero:
         return
     known = folder / "tracking.json"
     identities: dict[str, str] = json.loads(known.read_text()) if known.exists() else {}
-    settings = flatten(setup.settings.model_dump(mode="json"))
+    settings = flatten(context.settings.model_dump(mode="json"))
     for name in config.track:
         try:
             tracker = TRACKERS[name](folder, config.track_project, settings, identities.get(name))
