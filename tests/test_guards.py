@@ -221,7 +221,7 @@ class Diary(Observer):
     """Everything that a step may change, after every step."""
 
     def __init__(self, context: RunContext) -> None:
-        self._context = setup
+        self._context = context
         self.pages = [self._page()]
 
     def stepped(self, result: StepResult) -> None:
@@ -242,7 +242,7 @@ def diary(monkeypatch: pytest.MonkeyPatch, root: Path, **over: Any) -> list[dict
     def build(*args: Any, **parts: Any) -> RunContext:
         context = build_context(*args, **parts)
         found.append(Diary(context))
-        return setup
+        return context
 
     monkeypatch.setattr(sys.modules["ssrseg.training.train"], "build_context", build)
     monkeypatch.setattr(Guard, "stepped", also(Guard.stepped, lambda result: found[0].stepped(result)))

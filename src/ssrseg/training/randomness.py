@@ -1,10 +1,12 @@
-"""Every random generator of a process as tensors, and back."""
+"""Seeds, states of the random generators, and deterministic operations."""
 
 from __future__ import annotations
 
 import math
+import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -48,3 +50,24 @@ def set_generators(states: Mapping[str, Tensor], views: Generator, device: torch
     views.set_state(states["views"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextmanager
+def deterministic_operations(wanted: bool) -> Iterator[None]:
+    """Use deterministic operations only, inside the `with` block; torch raises `RuntimeError` where it has none.
+
+    cuBLAS reads its setting when it is first used in the process: enter before anything runs on a GPU.
+    """
+    if not wanted:
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]

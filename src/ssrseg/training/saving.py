@@ -40,7 +40,8 @@ class Saving(Observer):
         if result.step % config.checkpoint_every == 0 or last or signum:
             self.save(result.step)
         if signum and not last:
-            self._context.fabric.barrier()  # none leaves, which a launcher takes for a death, while the first one writes
+            # None leaves, which a launcher takes for a death, while the first one writes.
+            self._context.fabric.barrier()
             raise Interrupted(signum, result.step)
 
     def finished(self) -> None:

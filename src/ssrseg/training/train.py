@@ -18,11 +18,11 @@ from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.checkpoint import ResumePoint, load_checkpoint
-from ssrseg.training.determinism import determinism
 from ssrseg.training.environment import changes, environment
 from ssrseg.training.loop import Observer, fit
 from ssrseg.training.observers.trackers import check_trackers
 from ssrseg.training.setup import RunContext, build_context
+from ssrseg.training.randomness import deterministic_operations
 from ssrseg.training.signals import signals_noted
 from ssrseg.training.watching import watched
 
@@ -73,7 +73,7 @@ def train(
         if console is not None:
             console.print(f"The run in {folder.path} is finished: nothing to resume.", soft_wrap=True, markup=False)
         return Run(folder.path, load_segmenter(folder.student_last))
-    with determinism(settings.train.deterministic), signals_noted() as stop:
+    with deterministic_operations(settings.train.deterministic), signals_noted() as stop:
         notes = check_data(settings)
         context = build_context(
             settings, folder, foundation=foundation, extra_terms=extra_terms, extra_makers=extra_makers, notes=notes
