@@ -21,8 +21,8 @@ from ssrseg.training.checkpoint import ResumePoint, load_checkpoint
 from ssrseg.training.environment import changes, environment
 from ssrseg.training.loop import Observer, fit
 from ssrseg.training.observers.trackers import check_trackers
-from ssrseg.training.setup import RunContext, build_context
 from ssrseg.training.randomness import deterministic_operations
+from ssrseg.training.setup import RunContext, build_context
 from ssrseg.training.signals import signals_noted
 from ssrseg.training.watching import watched
 
