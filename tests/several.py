@@ -20,7 +20,7 @@ from ssrseg.inference.evaluate import Scores
 from ssrseg.inference.sliding_window import build_inference
 from ssrseg.models.heads import DAFormerHead
 from ssrseg.runs.folder import RunFolder
-from ssrseg.training import train
+from ssrseg.training import Extensions, train
 from ssrseg.training.loop import Observer, StepResult, fit
 from ssrseg.training.observers.console import Screen
 from ssrseg.training.observers.evaluation import Scoring
@@ -59,7 +59,7 @@ class Confusions(Scoring):
 
 def record(settings: Settings, root: Path) -> dict[str, Any]:
     """Train; give what `Recorder` and `Confusions` kept. BatchNorm is held, and a share of the pixels is trusted."""
-    context = build_context(settings, RunFolder(root), foundation=tiny_frozen())
+    context = build_context(settings, RunFolder(root), extensions=Extensions(foundation=tiny_frozen()))
     fabric, method = context.fabric, context.method
     for module in (*method.learner.modules(), *method.teacher.modules()):
         if isinstance(module, nn.BatchNorm2d):
@@ -115,7 +115,7 @@ class Fault(Observer):
 def faulty(root: Path, kind: str) -> None:
     """A run in which the second process fails."""
     settings = settings_for(root, train={"devices": 2, "timeout_minutes": 0.2, "steps": 400})
-    train(settings, root / f"run-{kind}", foundation=tiny_frozen(), observers=[Fault(kind)])
+    train(settings, root / f"run-{kind}", extensions=Extensions(foundation=tiny_frozen(), observers=[Fault(kind)]))
 
 
 if __name__ == "__main__":

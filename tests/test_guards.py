@@ -27,7 +27,7 @@ from ssrseg.data.loader import Raw
 from ssrseg.errors import UserError
 from ssrseg.models import Segmenter
 from ssrseg.runs.records import read_run
-from ssrseg.training import Observer, StepResult, train
+from ssrseg.training import Extensions, Observer, StepResult, train
 from ssrseg.training.observers import guard
 from ssrseg.training.observers.alarms import ClassCollapse, Watch, distance_between
 from ssrseg.training.observers.faults import Fault
@@ -76,7 +76,7 @@ def nan_image(root: Path, **over: Any) -> Path:
     terms = {"entropy": Entropy({"target"}, weight=0.005)}
     console = Console(file=out, width=1000)
     try:
-        train(settings, root / "run", console=console, extra_terms=terms, extra_makers=[standardised])
+        train(settings, root / "run", console=console, extensions=Extensions(terms=terms, makers=[standardised]))
     finally:
         (root / "console.txt").write_text(out.getvalue())
     return root / "run"
@@ -95,7 +95,11 @@ def said_of_skipped_steps(root: Path) -> str:
 
 def said_of_a_nan_gradient(root: Path) -> str:
     with pytest.raises(Fault) as raised:
-        train(settings_for(root, method=PLAIN, val=None), root / "run", extra_terms={"spread": Spread({"source"})})
+        train(
+            settings_for(root, method=PLAIN, val=None),
+            root / "run",
+            extensions=Extensions(terms={"spread": Spread({"source"})}),
+        )
     return str(raised.value)
 
 
@@ -133,7 +137,12 @@ def collapse(root: Path) -> Path:
         train={"steps": 20, "evaluate_every": 10, "log_every": 2, "pictures_every": 50, "guard": guard},
     )
     terms, out = {"meet": Meet(unlearn)}, io.StringIO()
-    train(settings, root / "run", observers=[unlearn], extra_terms=terms, console=Console(file=out, width=1000))
+    train(
+        settings,
+        root / "run",
+        console=Console(file=out, width=1000),
+        extensions=Extensions(observers=[unlearn], terms=terms),
+    )
     (root / "console.txt").write_text(out.getvalue())
     return root / "run"
 
@@ -176,7 +185,7 @@ def said_of_a_hanging_disk(root: Path) -> str:
     loader = {"workers": 1, "timeout": 2}
     settings = settings_for(root, method=PLAIN, loader=loader, selection=None, train={"steps": 40})
     with pytest.raises(UserError) as raised:
-        train(settings, root / "run", observers=[Hang(root)])
+        train(settings, root / "run", extensions=Extensions(observers=[Hang(root)]))
     return str(raised.value)
 
 
@@ -300,9 +309,9 @@ def test_going_on_after_a_stop_is_skipping_the_step(tmp_path: Path) -> None:
     (tmp_path / "stopped").mkdir()
     with pytest.raises(Fault):
         nan_image(tmp_path / "stopped")
-    parts: dict[str, Any] = {"extra_terms": {"entropy": Entropy({"target"}, weight=0.005)}}
+    extensions = Extensions(terms={"entropy": Entropy({"target"}, weight=0.005)}, makers=[standardised])
     with pytest.raises(Fault, match="Step 4: the loss target/entropy is nan") as raised:
-        train(None, tmp_path / "stopped" / "run", resume=True, extra_makers=[standardised], **parts)
+        train(None, tmp_path / "stopped" / "run", resume=True, extensions=extensions)
     assert raised.value.completed == 4
     checkpoints = [tmp_path / name / "run" / "checkpoints" / "last.ckpt" for name in ("skipped", "stopped")]
     one, other = (torch.load(path, weights_only=True) for path in checkpoints)
@@ -422,7 +431,7 @@ def test_the_alarms_go_on_where_a_resumed_run_does(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, method=PLAIN, val=None, train={"checkpoint_every": 1, "log_every": 4})
     whole = train(settings, tmp_path / "whole").folder
     with pytest.raises(KeyboardInterrupt):
-        train(settings, tmp_path / "cut", observers=[Power()])
+        train(settings, tmp_path / "cut", extensions=Extensions(observers=[Power()]))
     cut = train(None, tmp_path / "cut", resume=True).folder
     assert records(whole, "labels") == records(cut, "labels") != []
     assert records(whole, "teacher") == records(cut, "teacher") != []

@@ -19,7 +19,8 @@ from ssrseg.errors import UserError
 from ssrseg.label_shift import read_priors
 from ssrseg.label_shift.pseudo_labels import labelled_by
 from ssrseg.models import load_segmenter
-from ssrseg.training.stages import corrected, planned, train_stages
+from ssrseg.training import train
+from ssrseg.training.stages import corrected, planned
 
 SMALL: dict[str, Any] = {
     "loader": {"crop": [64, 64], "target_crop": None, "batch": 2, "workers": 0},
@@ -65,7 +66,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def undone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All stages of Undoing."""
     root = tmp_path_factory.mktemp("undoing")
-    train_stages(small("undoing", root), root / "out")
+    train(small("undoing", root), root / "out")
     return root / "out"
 
 
@@ -100,22 +101,22 @@ def test_adjustment_changes_one_bias_by_the_shift(undone: Path) -> None:
 
 def test_an_interrupted_recipe_goes_on_where_it_stopped(undone: Path, tmp_path: Path) -> None:
     settings = small("undoing", tmp_path)
-    train_stages(settings, tmp_path / "out")
+    train(settings, tmp_path / "out")
     reference = weights(tmp_path / "out" / "distilled" / "student-last.safetensors")
     finished = (tmp_path / "out" / "align" / "student-last.safetensors").stat().st_mtime_ns
     shutil.rmtree(tmp_path / "out" / "distilled")
-    train_stages(None, tmp_path / "out", resume=True)
+    train(None, tmp_path / "out", resume=True)
     assert same(reference, weights(tmp_path / "out" / "distilled" / "student-last.safetensors"))
     assert (tmp_path / "out" / "align" / "student-last.safetensors").stat().st_mtime_ns == finished
     with pytest.raises(UserError, match="--resume"):
-        train_stages(settings, tmp_path / "out")
+        train(settings, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("how", "last"), [("ia", "adjusted"), ("cr", "refined")])
 def test_any_method_can_be_corrected(how: str, last: str, tmp_path: Path) -> None:
     method = {"feature_distance": None, "mixed": {"augment": None}}
     settings = corrected(small("daformer", tmp_path, loader={"rare_class": None}, method=method), how)
-    train_stages(settings, tmp_path / "out")
+    train(settings, tmp_path / "out")
     before = weights(tmp_path / "out" / "trained" / "student-last.safetensors")
     after = weights(tmp_path / "out" / last / "student-last.safetensors")
     assert same(parts(before, "backbone."), parts(after, "backbone."))
@@ -133,7 +134,7 @@ def test_mistakes_are_said_before_anything_is_trained(tmp_path: Path) -> None:
         planned(lost, tmp_path / "out")
     wrong = resolve({**settings.model_dump(), "stages": [{"name": "a", "settings": {"train": {"stepps": 1}}}]})
     with pytest.raises(UserError, match="Did you mean 'steps'"):
-        train_stages(wrong, tmp_path / "out")
+        train(wrong, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

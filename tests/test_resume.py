@@ -20,7 +20,7 @@ from factories import tiny_frozen
 from ssrseg.config import dump, read_yaml, resolve
 from ssrseg.errors import UserError
 from ssrseg.runs.folder import RunFolder
-from ssrseg.training import Interrupted, train
+from ssrseg.training import Extensions, Interrupted, train
 from ssrseg.training.environment import changes, data_fingerprint, environment
 from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.journal import Journal
@@ -69,17 +69,24 @@ def said(console: Console) -> str:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The uninterrupted run; its data lie beside it."""
     root = tmp_path_factory.mktemp("resume")
-    return train(settings_for(root, **ODD), root / "whole", foundation=tiny_frozen()).folder
+    return train(settings_for(root, **ODD), root / "whole", extensions=Extensions(foundation=tiny_frozen())).folder
 
 
 def cut(whole: Path, out: Path, *observers: Observer, console: Console | None = None) -> Path:
     """The same run anew, in another folder."""
-    train(settings_for(whole.parent, **ODD), out, foundation=tiny_frozen(), observers=observers, console=console)
+    train(
+        settings_for(whole.parent, **ODD),
+        out,
+        console=console,
+        extensions=Extensions(foundation=tiny_frozen(), observers=observers),
+    )
     return out
 
 
 def resume(out: Path, *observers: Observer, console: Console | None = None) -> Path:
-    return train(None, out, resume=True, foundation=tiny_frozen(), observers=observers, console=console).folder
+    return train(
+        None, out, resume=True, console=console, extensions=Extensions(foundation=tiny_frozen(), observers=observers)
+    ).folder
 
 
 def pictures_of(folder: Path) -> dict[str, bytes]:
@@ -227,7 +234,7 @@ def test_lost_records_are_said(whole: Path, tmp_path: Path) -> None:
 def test_changed_data_and_libraries_are_said_at_resume(tmp_path: Path) -> None:
     settings, out = settings_for(tmp_path), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        train(settings, out, foundation=tiny_frozen(), observers=[At(3, die)])
+        train(settings, out, extensions=Extensions(foundation=tiny_frozen(), observers=[At(3, die)]))
     known = json.loads((out / "environment.json").read_text())
     assert known["data"]["source"]["files"] == 8
     assert known["data"]["target"]["files"] == 4
@@ -259,7 +266,7 @@ def test_deterministic_mode_lasts_as_long_as_the_run(whole: Path, tmp_path: Path
     modes: list[bool] = []
     watcher = At(1, lambda: modes.append(torch.are_deterministic_algorithms_enabled()))
     settings = settings_for(whole.parent, train=ODD["train"] | {"deterministic": True})
-    train(settings, tmp_path / "run", foundation=tiny_frozen(), observers=[watcher])
+    train(settings, tmp_path / "run", extensions=Extensions(foundation=tiny_frozen(), observers=[watcher]))
     assert modes == [True]
     assert not torch.are_deterministic_algorithms_enabled()
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
+from torch import Tensor
 
 from factories import CLASSES, write_pairs
+from ssrseg.adapt import Term, View
 from ssrseg.config import Settings, read_yaml
 from ssrseg.errors import UserError
+from ssrseg.models import Segmenter
 from ssrseg.reporting import members, read_run, report, table, to_markdown
 from ssrseg.runs.groups import GroupFolder
-from ssrseg.training import train, train_seeds
+from ssrseg.training import Extensions, Run, train, train_seeds
 from ssrseg.training.loop import Observer, StepResult
 from test_cli import ssrseg
 from test_training import settings_for, weights
@@ -49,12 +53,26 @@ class Flaky:
     def __init__(self, *, cut: int | None = None, faulty: int | None = None) -> None:
         self.cut, self.faulty, self.calls = cut, faulty, list[tuple[str, bool]]()
 
-    def __call__(self, settings: Settings | None, out: Path, *, resume: bool, console: Console | None) -> object:
+    def __call__(self, settings: Settings | None, out: Path, **options: Any) -> Run:
         """Train or fail."""
-        self.calls.append((out.name, resume))
+        self.calls.append((out.name, options["resume"]))
         if out.name == f"seed-{self.faulty}":
             raise UserError("the loss source/segmentation is NaN at step 3")
-        return train(settings, out, resume=resume, observers=[Power()] if out.name == f"seed-{self.cut}" else [])
+        if out.name == f"seed-{self.cut}":
+            options["extensions"] = Extensions(observers=[Power()])
+        return train(settings, out, **options)
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Flaky]:
+    """Runs of a group go through it from now on."""
+
+    def patched(**whose: int) -> Flaky:
+        each = Flaky(**whose)
+        monkeypatch.setattr(sys.modules["ssrseg.training.train"], "train", each)
+        return each
+
+    return patched
 
 
 def test_every_run_of_a_group_is_the_run_of_its_seed(tmp_path: Path) -> None:
@@ -67,19 +85,41 @@ def test_every_run_of_a_group_is_the_run_of_its_seed(tmp_path: Path) -> None:
     assert "seed" not in read_yaml(tmp_path / "group" / "group.yaml")["train"]
 
 
-def test_a_failed_seed_is_named_and_the_others_go_on(tmp_path: Path) -> None:
-    group = train_seeds(plain(tmp_path), tmp_path / "group", [0, 1, 2], each=Flaky(faulty=1))
+class Shift(Term):
+    """A loss with a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__({"source"})
+        self.shift = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
+        return (features[-1].mean() + self.shift) ** 2
+
+
+def test_every_run_of_a_group_starts_from_the_terms_as_they_are_given(tmp_path: Path) -> None:
+    term = Shift()
+    train_seeds(plain(tmp_path), tmp_path / "group", [0, 1], extensions=Extensions(terms={"shift": term}))
+    alone = Extensions(terms={"shift": Shift()})
+    run = train(plain(tmp_path, train={"seed": 1}), tmp_path / "alone", extensions=alone).folder
+    assert same(run, tmp_path / "group" / "seed-1")
+    assert term.shift.item() == 1 != alone.terms["shift"].shift.item()
+
+
+def test_a_failed_seed_is_named_and_the_others_go_on(tmp_path: Path, flaky: Callable[..., Flaky]) -> None:
+    flaky(faulty=1)
+    group = train_seeds(plain(tmp_path), tmp_path / "group", [0, 1, 2])
     assert group.finished == (0, 2)
     assert group.failed == {1: "the loss source/segmentation is NaN at step 3"}
 
 
-def test_a_resumed_group_keeps_resumes_and_starts(tmp_path: Path) -> None:
+def test_a_resumed_group_keeps_resumes_and_starts(tmp_path: Path, flaky: Callable[..., Flaky]) -> None:
     settings = plain(tmp_path)
+    flaky(cut=1)
     with pytest.raises(KeyboardInterrupt):
-        train_seeds(settings, tmp_path / "group", [0, 1, 2], each=Flaky(cut=1))
+        train_seeds(settings, tmp_path / "group", [0, 1, 2])
     before = (tmp_path / "group" / "seed-0" / "student-last.safetensors").stat().st_mtime_ns
-    rest = Flaky()
-    group = train_seeds(None, tmp_path / "group", resume=True, each=rest)
+    rest = flaky()
+    group = train_seeds(None, tmp_path / "group", resume=True)
     assert group.finished == (0, 1, 2)
     assert rest.calls == [("seed-1", True), ("seed-2", False)]
     assert (tmp_path / "group" / "seed-0" / "student-last.safetensors").stat().st_mtime_ns == before
@@ -87,12 +127,12 @@ def test_a_resumed_group_keeps_resumes_and_starts(tmp_path: Path) -> None:
     assert same(alone, tmp_path / "group" / "seed-1")
 
 
-def test_seeds_are_added_by_jobs_of_their_own(tmp_path: Path) -> None:
-    each = Flaky()
+def test_seeds_are_added_by_jobs_of_their_own(tmp_path: Path, flaky: Callable[..., Flaky]) -> None:
+    each = flaky()
     for seed in (2, 0):
-        train_seeds(plain(tmp_path, train={"seed": 5}), tmp_path / "group", [seed], each=each)
+        train_seeds(plain(tmp_path, train={"seed": 5}), tmp_path / "group", [seed])
     assert GroupFolder(tmp_path / "group").seeds() == [0, 2]
-    train_seeds(None, tmp_path / "group", [3], resume=True, each=each)
+    train_seeds(None, tmp_path / "group", [3], resume=True)
     assert each.calls == [("seed-2", False), ("seed-0", False), ("seed-3", False)]
     seeds = [read_run(run).seed for run in members(tmp_path / "group")]
     assert seeds == [0, 2, 3]
@@ -100,7 +140,7 @@ def test_seeds_are_added_by_jobs_of_their_own(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_a_group_is_refused(tmp_path: Path) -> None:
     settings, group = plain(tmp_path), tmp_path / "group"
-    train_seeds(settings, group, [0], each=Flaky())
+    train_seeds(settings, group, [0])
     with pytest.raises(UserError, match=r"run of seed 0 already\. Continue the group with --resume"):
         train_seeds(settings, group, [0, 1])
     with pytest.raises(UserError, match=r"other settings \(optim\.lr differ\)"):

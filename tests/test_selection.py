@@ -14,7 +14,7 @@ from torch import Tensor, tensor
 from factories import tiny_frozen
 from ssrseg.config import CRITERIA, resolve
 from ssrseg.models import load_segmenter
-from ssrseg.training import train
+from ssrseg.training import Extensions, train
 from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.criteria import (
     Tally,
@@ -161,7 +161,11 @@ def test_a_resumed_run_makes_the_same_choices(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(settings_for(tmp_path), tmp_path / "cut", foundation=tiny_frozen(), observers=[Power()])
-    cut = train(None, tmp_path / "cut", resume=True, foundation=tiny_frozen()).folder
+        train(
+            settings_for(tmp_path),
+            tmp_path / "cut",
+            extensions=Extensions(foundation=tiny_frozen(), observers=[Power()]),
+        )
+    cut = train(None, tmp_path / "cut", resume=True, extensions=Extensions(foundation=tiny_frozen())).folder
     assert records(whole, "selection") == records(cut, "selection")
     assert choices(whole) == choices(cut)

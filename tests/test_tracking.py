@@ -13,7 +13,7 @@ import pytest
 
 from factories import tiny_frozen
 from ssrseg.errors import UserError
-from ssrseg.training import train
+from ssrseg.training import Extensions, train
 from ssrseg.training.loop import Observer, StepResult
 from test_training import records, run, settings_for, weights
 
@@ -120,8 +120,12 @@ class Power(Observer):
 def cut_and_resumed(root: Path, track: Mapping[str, Any]) -> Path:
     """A run that lost its power once."""
     with pytest.raises(KeyboardInterrupt):
-        train(settings_for(root, train=track), root / "run", foundation=tiny_frozen(), observers=[Power()])
-    return train(None, root / "run", resume=True, foundation=tiny_frozen()).folder
+        train(
+            settings_for(root, train=track),
+            root / "run",
+            extensions=Extensions(foundation=tiny_frozen(), observers=[Power()]),
+        )
+    return train(None, root / "run", resume=True, extensions=Extensions(foundation=tiny_frozen())).folder
 
 
 def test_wandb_gets_the_journals_numbers_and_the_settings(tmp_path: Path, wandb: FakeWandb) -> None:
@@ -163,8 +167,7 @@ def test_an_interrupted_run_is_marked_as_failed(tmp_path: Path, mlflow: FakeMLfl
         train(
             settings_for(tmp_path, train={"track": ["mlflow"]}),
             tmp_path / "run",
-            foundation=tiny_frozen(),
-            observers=[Power()],
+            extensions=Extensions(foundation=tiny_frozen(), observers=[Power()]),
         )
     assert mlflow.status == {"0/run": "FAILED"}
 

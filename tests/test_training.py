@@ -19,7 +19,7 @@ from ssrseg.errors import UserError
 from ssrseg.inference.evaluate import Scores
 from ssrseg.models import Segmenter, load_segmenter
 from ssrseg.runs.folder import RunFolder
-from ssrseg.training import train
+from ssrseg.training import Extensions, train
 from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.evaluation import _summary
 
@@ -55,7 +55,7 @@ def settings_for(root: Path, **over: Any) -> Settings:
 
 def run(root: Path, name: str, **over: Any) -> Path:
     """Train, and give the run folder."""
-    return train(settings_for(root, **over), root / name, foundation=tiny_frozen()).folder
+    return train(settings_for(root, **over), root / name, extensions=Extensions(foundation=tiny_frozen())).folder
 
 
 def records(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -137,9 +137,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
 
     settings = settings_for(tmp_path, loader={"workers": 1})
     with pytest.raises(KeyboardInterrupt):
-        train(settings, tmp_path / "cut", foundation=tiny_frozen(), observers=[Power()])
+        train(settings, tmp_path / "cut", extensions=Extensions(foundation=tiny_frozen(), observers=[Power()]))
     torch.manual_seed(99)
-    cut = train(None, tmp_path / "cut", resume=True, foundation=tiny_frozen()).folder
+    cut = train(None, tmp_path / "cut", resume=True, extensions=Extensions(foundation=tiny_frozen())).folder
     one, other = weights(whole), weights(cut)
     assert all(torch.equal(one[name], other[name]) for name in one)
     for kind in ("train", "eval"):
@@ -153,7 +153,7 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> Non
     reference = weights(whole)
     (whole / "checkpoints" / "last.ckpt").write_bytes(b"half of a checkp")
     (whole / "student-last.safetensors").unlink()
-    train(None, whole, resume=True, foundation=tiny_frozen())
+    train(None, whole, resume=True, extensions=Extensions(foundation=tiny_frozen()))
     again = weights(whole)
     assert all(torch.equal(reference[name], again[name]) for name in reference)
 
@@ -175,7 +175,7 @@ def test_bad_data_are_refused_before_a_folder_is_made(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     (tmp_path / "game" / "labels" / "01.png").unlink()
     with pytest.raises(UserError, match="has no label"):
-        train(settings, tmp_path / "run", foundation=tiny_frozen())
+        train(settings, tmp_path / "run", extensions=Extensions(foundation=tiny_frozen()))
     assert not (tmp_path / "run").exists()
 
 
@@ -202,14 +202,14 @@ def test_a_term_of_ones_own_takes_part(tmp_path: Path) -> None:
 
     terms = {"entropy": Entropy({"target"}, weight=0.005)}
     settings = settings_for(tmp_path, method={"regularizer": None})
-    folder = train(settings, tmp_path / "run", extra_terms=terms, extra_makers=[target_view]).folder
+    folder = train(settings, tmp_path / "run", extensions=Extensions(terms=terms, makers=[target_view])).folder
     assert 0 < records(folder, "train")[-1]["losses"]["target/entropy"] < 0.005 * 1.4
 
 
 def test_a_view_without_a_term_is_said(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, method={"regularizer": None})
     with pytest.raises(UserError, match="no term asks anything of"):
-        train(settings, tmp_path / "run", extra_makers=[target_view])
+        train(settings, tmp_path / "run", extensions=Extensions(makers=[target_view]))
 
 
 def test_what_was_not_measured_is_null_in_the_journal() -> None:

@@ -32,7 +32,7 @@ from ssrseg.models.recompute import still_statistics
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.reporting.statistics import difference, spread
 from ssrseg.runs.folder import RunFolder
-from ssrseg.training.stages import finish
+from ssrseg.training import Extensions, finish
 
 RESULTS = Path(__file__).parents[1] / "results"
 VIEWS = ("source", "mixed")
@@ -165,7 +165,7 @@ def run(rows: list[str], seeds: list[int], out: Path) -> None:
             folder = out / f"{name}-{seed}"
             print(f"== {folder.name}", flush=True)
             torch.manual_seed(seed)  # the weights of the terms
-            finish(embedded.row(base, seed, out), folder, extra_terms=terms(encoder, channels))
+            finish(embedded.row(base, seed, out), folder, extensions=Extensions(terms=terms(encoder, channels)))
 
 
 def write_results(out: Path) -> None:

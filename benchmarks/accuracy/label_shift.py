@@ -22,7 +22,8 @@ from ssrseg.config import Settings, resolve
 from ssrseg.demo.dataset import write_dataset
 from ssrseg.demo.demo import demo_settings
 from ssrseg.reporting import compare, comparison_text
-from ssrseg.training.stages import corrected, finish
+from ssrseg.training import finish
+from ssrseg.training.stages import corrected
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -14,7 +14,8 @@ from ssrseg.data.codes import resolve_space
 from ssrseg.runs.atomic import write_json
 from ssrseg.runs.folder import RunFolder
 from ssrseg.runs.groups import STAGES
-from ssrseg.training.stages import finish, planned
+from ssrseg.training import finish
+from ssrseg.training.stages import planned
 
 Maker = Callable[[str, int], Settings]
 """(row, seed) -> its settings; the row `source` is the student that the others go on from."""

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from ssrseg.models.weights import convert
     from ssrseg.planning import plan
     from ssrseg.reporting import compare, model_card, report
-    from ssrseg.training import train_seeds
-    from ssrseg.training.stages import train
+    from ssrseg.training import Extensions, Observer, train, train_seeds
 
 __version__ = metadata.version("ssrseg")
 
 _WHERE = {
+    "Extensions": "ssrseg.training:Extensions",
+    "Observer": "ssrseg.training:Observer",
     "Settings": "ssrseg.config:Settings",
     "UserError": "ssrseg.errors:UserError",
     "check_data": "ssrseg.data.checks.report:report_data",
@@ -46,11 +47,13 @@ _WHERE = {
     "presets": "ssrseg.config:preset_summaries",
     "report": "ssrseg.reporting:report",
     "resolve": "ssrseg.config:resolve",
-    "train": "ssrseg.training.stages:train",
+    "train": "ssrseg.training:train",
     "train_seeds": "ssrseg.training:train_seeds",
 }
 
 __all__ = [
+    "Extensions",
+    "Observer",
     "Settings",
     "UserError",
     "adjust",

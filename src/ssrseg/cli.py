@@ -49,7 +49,7 @@ def train(
 ) -> None:
     """Train, and leave a run folder with the model, its scores, curves and pictures."""
     from ssrseg.training.stages import corrected
-    from ssrseg.training.stages import train as run
+    from ssrseg.training.train import train as run
 
     several = [f"train.{name}={count}" for name, count in (("devices", devices), ("nodes", nodes)) if count is not None]
     words = [*(words or []), *several]

@@ -63,8 +63,8 @@ def build_method(
     seed: int = 0,
     foundation: Frozen | None = None,
     imagenet: Callable[[Tensor], Tensor] | None = None,
-    extra_terms: Mapping[str, Term] | None = None,
-    extra_makers: Sequence[ViewMaker] = (),
+    terms: Mapping[str, Term] | None = None,
+    makers: Sequence[ViewMaker] = (),
 ) -> Method:
     """The method that `config` describes, around `student`.
 
@@ -76,14 +76,14 @@ def build_method(
         seed: of the view makers' draws.
         foundation: the frozen encoder itself, instead of the one that the config names.
         imagenet: images in [0, 1] -> frozen ImageNet features, instead of the copied backbone.
-        extra_terms: terms of your own, by name.
-        extra_makers: view makers of your own, after the method's.
+        terms: terms of your own, by name, beside the method's.
+        makers: view makers of your own, after the method's.
 
     Raises:
         UserError: the foundation encoder is unknown or its weights cannot be loaded.
     """
     generator, notes = Generator().manual_seed(seed), list[str]()
-    terms: dict[str, Term] = {"segmentation": _segmentation(config.segmentation, classes)}
+    composed: dict[str, Term] = {"segmentation": _segmentation(config.segmentation, classes)}
     frozen: list[Frozen] = []
     if config.regularizer is not None and not config.regularizer.stages:
         notes.append("regularizer: no stage is regularised, which is the plain method")
@@ -91,20 +91,20 @@ def build_method(
         foundation = foundation or build_encoder(config.regularizer.foundation, crop)
         frozen.append(foundation)
         notes += [foundation.note] if foundation.note else []
-        terms["regularizer"] = _regularizer(config.regularizer, student, foundation)
+        composed["regularizer"] = _regularizer(config.regularizer, student, foundation)
     if config.feature_distance is not None:
         if imagenet is None:
             imagenet = frozen_backbone(student.backbone)
             frozen.append(imagenet)
-        terms["feature_distance"] = _feature_distance(config.feature_distance, imagenet, classes, notes)
+        composed["feature_distance"] = _feature_distance(config.feature_distance, imagenet, classes, notes)
     if config.alignment is not None:
-        terms["alignment"] = _alignment(config.alignment, student)
+        composed["alignment"] = _alignment(config.alignment, student)
     if config.entropy is not None:
-        terms["entropy"] = Entropy(weight=config.entropy.weight)
+        composed["entropy"] = Entropy(weight=config.entropy.weight)
     return Method(
-        learner=Learner(student, {**terms, **(extra_terms or {})}, head_only=config.trains == "head"),
-        teacher=_teacher(config, student, terms),
-        makers=(*_makers(config, generator, student.mean), *extra_makers),
+        learner=Learner(student, {**composed, **(terms or {})}, head_only=config.trains == "head"),
+        teacher=_teacher(config, student, composed),
+        makers=(*_makers(config, generator, student.mean), *makers),
         generator=generator,
         frozen=tuple(frozen),
         notes=tuple(notes),

@@ -14,7 +14,7 @@ from ssrseg.demo.dataset import write_dataset
 from ssrseg.demo.scenes import CLASSES
 from ssrseg.reporting import read_run, report, table, to_console
 from ssrseg.runs.folder import RunFolder
-from ssrseg.training.stages import finish
+from ssrseg.training.train import finish
 
 THINGS = ["traffic sign", "person", "rider", "car", "truck"]
 

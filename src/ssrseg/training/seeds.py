@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -16,15 +16,8 @@ from ssrseg.errors import UserError
 from ssrseg.runs.atomic import write_atomically
 from ssrseg.runs.groups import GroupFolder
 from ssrseg.training.observers.trackers import check_trackers
-from ssrseg.training.train import train
-
-
-class Training(Protocol):
-    """How one run of a group is trained: `ssrseg.train`, or a function that calls it with parts of your own."""
-
-    def __call__(self, settings: Settings | None, out: Path, *, resume: bool, console: Console | None) -> object:
-        """Train into `out`, or resume what lies there; raise what stops this run alone."""
-        ...
+from ssrseg.training.setup import Extensions
+from ssrseg.training.train import finish
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ def train_seeds(
     *,
     resume: bool = False,
     console: Console | None = None,
-    each: Training = train,
+    extensions: Extensions | None = None,
 ) -> Group:
     """Train one run per seed, one after the other, in `out`/seed-0, `out`/seed-1 and so on.
 
@@ -57,7 +50,7 @@ def train_seeds(
         seeds: to train; when resuming, all seeds of the group unless given.
         resume: finish the group: keep finished runs, resume interrupted ones, start missing ones.
         console: shows progress; silent when absent.
-        each: how one run is trained.
+        extensions: parts of your own, of every run.
 
     Raises:
         UserError: the settings, the data or the folder allow no run at all; nothing was trained or overwritten.
@@ -76,7 +69,7 @@ def train_seeds(
         if console is not None:
             console.print(f"seed {seed}: {folder.run(seed)}", soft_wrap=True, highlight=False, markup=False)
         try:
-            _train(folder.run(seed), seeded(settings, seed), each, console)
+            finish(seeded(settings, seed), folder.run(seed), console=console, extensions=extensions)
             finished.append(seed)
         except (UserError, RuntimeError, OSError) as error:  # RuntimeError: torch's own, out of memory among them
             failed[seed] = str(error) or type(error).__name__
@@ -88,13 +81,6 @@ def train_seeds(
 def seeded(settings: Settings, seed: int) -> Settings:
     """The same settings with another seed."""
     return settings.model_copy(update={"train": settings.train.model_copy(update={"seed": seed})})
-
-
-def _train(run: Path, settings: Settings, each: Training, console: Console | None) -> None:
-    if (run / "student-last.safetensors").is_file():
-        return
-    begun = (run / "config.yaml").is_file()
-    each(None if begun else settings, run, resume=begun, console=console)
 
 
 def _settings(settings: Settings | None, folder: GroupFolder, resume: bool) -> Settings:

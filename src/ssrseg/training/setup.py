@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,9 +23,31 @@ from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, loa
 from ssrseg.models.weights import load_pretrained
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.distributed import build_fabric, joined
+from ssrseg.training.loop import Observer
 from ssrseg.training.optim import build_optimizer
 from ssrseg.training.preparation import prepare
 from ssrseg.training.randomness import seed_generators
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """Parts of your own that a run has beside those that its settings name (`docs/extend.md`).
+
+    The seeds of a group and the stages of a recipe each train copies of the terms, and share the other parts.
+    """
+
+    terms: Mapping[str, Term] = field(default_factory=dict)
+    """Losses by name. Their weights are trained and saved in checkpoints, and are no part of the deployed model."""
+    makers: Sequence[ViewMaker] = ()
+    """Make further views of every batch, after the method's."""
+    foundation: Frozen | None = None
+    """SSR's frozen encoder, instead of the one that `method.regularizer.foundation` names."""
+    observers: Sequence[Observer] = ()
+    """Watch the run in the first process, beside the package's own; checkpoints keep their `state`, by their place."""
+
+    def fresh(self) -> Extensions:
+        """Copy the terms, so that one of several runs starts from their weights as they are now."""
+        return replace(self, terms=deepcopy(self.terms))
 
 
 @dataclass(frozen=True)
@@ -46,9 +69,7 @@ def build_context(
     settings: Settings,
     folder: RunFolder,
     *,
-    foundation: Frozen | None = None,
-    extra_terms: Mapping[str, Term] | None = None,
-    extra_makers: Sequence[ViewMaker] = (),
+    extensions: Extensions | None = None,
     notes: Sequence[str] = (),
 ) -> RunContext:
     """Launch the processes and build student, method and optimiser: the same weights and draws in each, other dropout.
@@ -56,6 +77,7 @@ def build_context(
     Raises:
         UserError: weights cannot be loaded, or parts or processes do not fit together.
     """
+    extensions = extensions or Extensions()
     space = resolve_space(settings)
     fabric = build_fabric(settings.train)
     fabric.launch()
@@ -69,9 +91,9 @@ def build_context(
         classes=space.names,
         crop=settings.loader.crop,
         seed=settings.train.seed,
-        foundation=foundation,
-        extra_terms=extra_terms,
-        extra_makers=extra_makers,
+        foundation=extensions.foundation,
+        terms=extensions.terms,
+        makers=extensions.makers,
     )
     regularizer = settings.method.regularizer
     joined(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from rich.console import Console
@@ -14,13 +14,12 @@ from ssrseg.errors import UserError
 from ssrseg.inference.evaluate import evaluate
 from ssrseg.label_shift.correct import adjust, estimate_priors
 from ssrseg.label_shift.pseudo_labels import label_target, labelled_by
-from ssrseg.models import load_segmenter
 from ssrseg.runs.atomic import write_atomically, write_json
 from ssrseg.runs.folder import RunFolder
 from ssrseg.runs.groups import STAGES
 from ssrseg.training.environment import environment
-from ssrseg.training.train import Run
-from ssrseg.training.train import train as train_one
+
+Run = TypeVar("Run")
 
 LEFT = {"train": "student-last.safetensors", "priors": "priors.json", "adjust": "student-last.safetensors"}
 """What a stage leaves in its folder; `label` leaves `labels/`."""
@@ -55,25 +54,22 @@ def corrected(settings: Settings, how: str) -> Settings:
     return settings.model_copy(update={"stages": (StageConfig(name="trained"), *CORRECTIONS[how])})
 
 
-def train(
-    settings: Settings | None, out: Path, *, resume: bool = False, console: Console | None = None, **parts: Any
-) -> Run:
-    """Train: one run, or the stages of a recipe; arguments and errors are those of the two."""
-    staged = (Path(out) / STAGES).exists() if settings is None else bool(settings.stages)
-    return (train_stages if staged else train_one)(settings, out, resume=resume, console=console, **parts)
-
-
 def train_stages(
-    settings: Settings | None, out: Path, *, resume: bool = False, console: Console | None = None, **parts: Any
+    settings: Settings | None,
+    out: Path,
+    finish: Callable[[Settings, Path], Run],
+    *,
+    resume: bool = False,
+    console: Console | None = None,
 ) -> Run:
     """Run the stages of a recipe; finished ones are kept, an interrupted one goes on.
 
     Args:
         settings: with `stages`; absent when resuming.
         out: a folder for the stages' folders.
+        finish: trains a stage to the end from wherever its folder stands.
         resume: go on with the recipe in `out`.
         console: shows progress.
-        parts: what `ssrseg.train` takes besides, for every training.
 
     Returns:
         The last training run.
@@ -97,7 +93,7 @@ def train_stages(
             console.print(f"stage {stage.name}", highlight=False)
         folder = RunFolder(out / stage.name)
         if stage.does == "train":
-            last = finish(resolved, folder.path, console=console, **parts)
+            last = finish(resolved, folder.path)
         elif stage.does == "label":
             label_target(_of(stage.model), resolved, left)
         elif not left.exists():
@@ -105,15 +101,6 @@ def train_stages(
     if last is None:
         raise UserError("No stage of the recipe trains.")
     return last
-
-
-def finish(settings: Settings, out: Path, *, console: Console | None = None, **parts: Any) -> Run:
-    """Train to the end from wherever `out` stands: a finished run is opened, an interrupted run or recipe goes on."""
-    folder = RunFolder(out)
-    if folder.student_last.exists():
-        return Run(out, load_segmenter(folder.student_last))
-    begun = folder.config.exists() or (out / STAGES).exists()
-    return train(None if begun else settings, out, resume=begun, console=console, **parts)
 
 
 def _between(stage: StageConfig, settings: Settings, left: Path) -> None:

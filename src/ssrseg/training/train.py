@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from ssrseg.adapt.foundation import Frozen
-from ssrseg.adapt.learner import ViewMaker
-from ssrseg.adapt.terms import Term
 from ssrseg.config import Settings
 from ssrseg.data import check_data, train_batches
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.runs.folder import RunFolder
+from ssrseg.runs.groups import STAGES
 from ssrseg.training.checkpoint import ResumePoint, load_checkpoint
 from ssrseg.training.environment import changes, environment
-from ssrseg.training.loop import Observer, fit
+from ssrseg.training.loop import fit
 from ssrseg.training.observers.trackers import check_trackers
 from ssrseg.training.randomness import deterministic_operations
-from ssrseg.training.setup import RunContext, build_context
+from ssrseg.training.setup import Extensions, RunContext, build_context
 from ssrseg.training.signals import signals_noted
+from ssrseg.training.stages import train_stages
 from ssrseg.training.watching import watched
 
 
@@ -44,29 +43,31 @@ def train(
     *,
     resume: bool = False,
     console: Console | None = None,
-    foundation: Frozen | None = None,
-    extra_terms: Mapping[str, Term] | None = None,
-    extra_makers: Sequence[ViewMaker] = (),
-    observers: Sequence[Observer] = (),
+    extensions: Extensions | None = None,
 ) -> Run:
-    """Train a segmenter and leave a run folder.
+    """Train a segmenter and leave a run folder, or one folder per stage when the settings are a recipe with stages.
 
     Args:
         settings: of the run; absent when resuming, which reads them from the run folder.
         out: the run folder. It must not hold a run yet, unless resuming.
-        resume: continue the run in `out` from its last checkpoint. A finished run is given back as it is.
+        resume: continue the run in `out` from its last checkpoint. A finished run is returned as it is.
         console: shows progress; silent when absent.
-        foundation: SSR's frozen encoder itself, instead of the one that the settings name.
-        extra_terms: terms of your own, by name.
-        extra_makers: view makers of your own.
-        observers: watch the run beside the package's own, in the first process; their `state` is kept.
+        extensions: parts of your own; of every stage that trains.
+
+    Returns:
+        The run; of a recipe, the last one that it trained.
 
     Raises:
         UserError: the settings, the data or the folder do not allow the run, and nothing was trained or overwritten;
             or the disk is full.
         Interrupted: SIGINT, SIGTERM or SIGUSR1 has ended it; its state was saved.
     """
-    folder = RunFolder(Path(out))
+    out, extensions = Path(out), extensions or Extensions()
+    if settings.stages if settings is not None else (out / STAGES).exists():
+        return train_stages(
+            settings, out, partial(finish, console=console, extensions=extensions), resume=resume, console=console
+        )
+    folder = RunFolder(out)
     settings = _settings(settings, folder, resume)
     check_trackers(settings.train)
     if resume and folder.student_last.exists():
@@ -74,19 +75,32 @@ def train(
             console.print(f"The run in {folder.path} is finished: nothing to resume.", soft_wrap=True, markup=False)
         return Run(folder.path, load_segmenter(folder.student_last))
     with deterministic_operations(settings.train.deterministic), signals_noted() as stop:
-        notes = check_data(settings)
-        context = build_context(
-            settings, folder, foundation=foundation, extra_terms=extra_terms, extra_makers=extra_makers, notes=notes
-        )
+        context = build_context(settings, folder, extensions=extensions, notes=check_data(settings))
         fabric, method, optimizer = context.fabric, context.method, context.optimizer
         with folder.held() if fabric.is_global_zero else nullcontext():
             point = resumed(context) if resume else begun(context)
             start, rank, world = point.step, fabric.global_rank, fabric.world_size
             with fabric.rank_zero_first():  # the others find the classes counted
                 batches = train_batches(settings, start=start, rank=rank, world=world, cache=folder.class_statistics)
-            with watched(context, console, observers, point, stop) as watching:
+            with watched(context, console, extensions.observers, point, stop) as watching:
                 fit(fabric, method, optimizer, batches, settings, start=start, observers=watching)
     return Run(folder.path, method.learner.student.eval(), fabric.is_global_zero)
+
+
+def finish(
+    settings: Settings, out: Path, *, console: Console | None = None, extensions: Extensions | None = None
+) -> Run:
+    """Train to the end from wherever `out` stands: open a finished run, resume an interrupted run or recipe.
+
+    The terms of `extensions` are copied: they stay as they are for the next run.
+    """
+    folder = RunFolder(out)
+    if folder.student_last.exists():
+        return Run(out, load_segmenter(folder.student_last))
+    begun = folder.config.exists() or (out / STAGES).exists()
+    return train(
+        None if begun else settings, out, resume=begun, console=console, extensions=extensions and extensions.fresh()
+    )
 
 
 def begun(context: RunContext) -> ResumePoint:
