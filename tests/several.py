@@ -68,7 +68,7 @@ def record(settings: Settings, root: Path) -> dict[str, Any]:
     nn.init.normal_(classify.weight, std=10, generator=torch.Generator().manual_seed(3))
     recorder = Recorder(method.learner)
     assert settings.val is not None
-    samples, infer = eval_samples(settings.val, settings), build_inference(settings.inference)
+    samples, infer = eval_samples(settings.val, settings.classes, settings.source), build_inference(settings.inference)
     scoring = Confusions(context, samples, infer, Silent(), Screen(None, settings.train.steps), lambda *_: None)
     batches = train_batches(settings, rank=fabric.global_rank, world=fabric.world_size)
     fit(fabric, method, context.optimizer, batches, settings, observers=[recorder, scoring])

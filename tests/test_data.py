@@ -13,11 +13,10 @@ from torch import Generator
 
 from factories import CLASSES, random_image, random_labels, write_pairs
 from ssrseg.config import DataConfig, RareClassConfig, Settings, resolve
-from ssrseg.data import LabelCode, check_data, find_images, find_pairs, read_image, read_labels, train_batches
+from ssrseg.data import SPACES, LabelCode, check_data, find_images, find_pairs, read_image, read_labels, train_batches
 from ssrseg.data.class_statistics import ClassStatistics, class_statistics
-from ssrseg.data.codes import code_for, resolve_space
-from ssrseg.data.folds import FOLDS
-from ssrseg.data.labels import SPACES, lookup_table, map_ids, space_of
+from ssrseg.data.label_mapping import code_for, lookup_table, map_ids, resolve_space, space_of
+from ssrseg.data.label_spaces import MAPPINGS
 from ssrseg.data.loader import Raw
 from ssrseg.data.loaders import eval_samples
 from ssrseg.data.samplers import (
@@ -130,10 +129,10 @@ def test_names_beyond_ascii(tmp_path: Path) -> None:
 def test_published_layouts(spec: str, folder: str, count: int) -> None:
     settings = resolve({"source": {"root": SHARED / folder, "spec": spec}})
     assert len(find_pairs(settings.source)) == count
-    sample = eval_samples(settings.source, settings)[0]
+    sample = eval_samples(settings.source, settings.classes)[0]
     present = set(sample.labels.unique().tolist())
     assert sample.image.shape[1:] == sample.labels.shape
-    assert present <= {*range(resolve_space(settings).num_classes), 255}
+    assert present <= {*range(resolve_space(settings.classes, settings.source).num_classes), 255}
     assert len(present) > 5
 
 
@@ -141,7 +140,7 @@ def test_published_layouts(spec: str, folder: str, count: int) -> None:
 def test_one_street_in_three_layouts_has_one_label_map() -> None:
     def labels_of(spec: str, folder: str) -> torch.Tensor:
         settings = resolve({"source": {"root": SHARED / "format-samples" / folder, "spec": spec}})
-        return eval_samples(settings.source, settings)[0].labels
+        return eval_samples(settings.source, settings.classes)[0].labels
 
     ids = labels_of("cityscapes", "cityscapes-layout")
     assert torch.equal(ids, labels_of("cityscapes-trainids", "cityscapes-layout"))
@@ -206,7 +205,7 @@ def test_coloured_labels_are_refused(tmp_path: Path) -> None:
 
 
 def test_folding_cityscapes_into_camvid_covers_every_class() -> None:
-    fold = FOLDS["cityscapes19", "camvid11"]
+    fold = MAPPINGS["cityscapes19", "camvid11"]
     names = SPACES["cityscapes19"].names
     assert {names[i] for i in range(19)} - {names[i] for i in fold} == {"wall"}
     assert set(fold.values()) == set(range(11))
@@ -216,7 +215,7 @@ def test_own_raw_values() -> None:
     settings = resolve(
         {"classes": [{"name": "road", "ids": [7, 8]}, {"name": "car", "ids": [26]}], "source": {"root": "x"}}
     )
-    table = code_for(settings.source, settings).table
+    table = code_for(settings.source, settings.classes).table
     assert map_ids(torch.tensor([7, 8, 26, 3], dtype=torch.uint8), table).tolist() == [0, 0, 1, 255]
 
 
@@ -225,7 +224,7 @@ def test_a_raw_value_claimed_twice_is_an_error() -> None:
         {"classes": [{"name": "road", "ids": [7]}, {"name": "car", "ids": [7]}], "source": {"root": "x"}}
     )
     with pytest.raises(UserError, match="7 is claimed by 'road' and 'car'"):
-        code_for(settings.source, settings)
+        code_for(settings.source, settings.classes)
 
 
 def test_an_unknown_class_names_its_neighbour() -> None:
@@ -405,4 +404,4 @@ def test_small_images_and_absent_classes_are_said(tmp_path: Path) -> None:
 
 def test_classes_must_be_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Which classes are there"):
-        resolve_space(resolve({"source": {"root": tmp_path}}))
+        resolve_space(None, resolve({"source": {"root": tmp_path}}).source)

@@ -7,8 +7,8 @@ import torch
 
 from ssrseg.config import resolve
 from ssrseg.data import SPACES, code_for, resolve_space
-from ssrseg.data.folds import FOLDS
-from ssrseg.data.labels import lookup_table, map_ids, space_of
+from ssrseg.data.label_mapping import lookup_table, map_ids, space_of
+from ssrseg.data.label_spaces import MAPPINGS
 from ssrseg.errors import UserError
 
 
@@ -61,14 +61,14 @@ def test_an_id_map_outside_the_classes_is_refused(id_map):
 
 def test_synthia_spaces_fold_by_name():
     for name, absent in (("synthia16", 3), ("synthia13", 6)):
-        fold = FOLDS["cityscapes19", name]
+        fold = MAPPINGS["cityscapes19", name]
         assert len(fold) == 19 - absent
         assert all(SPACES["cityscapes19"].names[old] == SPACES[name].names[new] for old, new in fold.items())
 
 
 def test_gta5_values_reach_camvids_classes():
     run = settings(classes="camvid11", source={"root": "nowhere", "spec": "gta5"})
-    found = named(code_for(run.source, run).table, "gta5", "camvid11")
+    found = named(code_for(run.source, run.classes).table, "gta5", "camvid11")
     assert found[7] == "Road"
     assert found[20] == found[19] == "SignSymbol"
     assert found[27] == found[28] == found[31] == "Car"
@@ -102,34 +102,34 @@ def test_classes_that_cannot_be_meant_are_refused(classes, message):
 
 def test_a_folder_needs_classes_and_a_known_layout_does_not():
     with pytest.raises(UserError, match="Set `classes`"):
-        resolve_space(settings())
-    assert resolve_space(settings(source={"root": "nowhere", "spec": "gta5"})) == SPACES["cityscapes19"]
+        resolve_space(None, settings().source)
+    assert resolve_space(None, settings(source={"root": "nowhere", "spec": "gta5"}).source) == SPACES["cityscapes19"]
 
 
 def test_the_data_sets_own_id_map_wins():
     run = settings(classes="cityscapes19", source={"root": "nowhere", "spec": "gta5", "id_map": {1: 13}})
-    assert named(code_for(run.source, run).table, "gta5", "cityscapes19") == {1: "car"}
+    assert named(code_for(run.source, run.classes).table, "gta5", "cityscapes19") == {1: "car"}
 
 
 def test_a_folder_holds_class_ids():
     run = settings(classes=["road", "car"])
-    assert code_for(run.source, run).table.tolist() == [0, 1] + [255] * 254
+    assert code_for(run.source, run.classes).table.tolist() == [0, 1] + [255] * 254
 
 
 def test_an_id_map_beyond_the_classes_is_refused_before_training():
     run = settings(classes=["road", "car"], source={"root": "nowhere", "id_map": {0: 0, 1: 2}})
     with pytest.raises(UserError, match="1 -> 2, but there are 2 classes"):
-        code_for(run.source, run)
+        code_for(run.source, run.classes)
 
 
 def test_spaces_without_a_known_fold_are_refused():
     run = settings(classes="synthia16", source={"root": "nowhere", "spec": "camvid"})
     with pytest.raises(UserError, match=r"classes of camvid11, the run those of synthia16.*`of`.*`id_map`"):
-        code_for(run.source, run)
+        code_for(run.source, run.classes)
 
 
 def test_folds_hold_ids_of_both_spaces():
-    for (old, new), fold in FOLDS.items():
+    for (old, new), fold in MAPPINGS.items():
         assert fold
         assert max(fold) < SPACES[old].num_classes
         assert set(fold.values()) <= set(range(SPACES[new].num_classes))
@@ -141,7 +141,7 @@ def test_vistas_becomes_cityscapes_as_others_compare_it():
     groups = [[13, 24, 41], [2, 15], [17], [6], [3], [45, 47], [48], [50], [30], [29], [27], [19], [20, 21, 22]]
     groups += [[55], [61], [54], [58], [57], [52]]
     wanted = {raw: i for i, raws in enumerate(groups) for raw in raws}
-    table = code_for(run.source, run).table.tolist()
+    table = code_for(run.source, run.classes).table.tolist()
     assert {raw: i for raw, i in enumerate(table) if i != 255} == wanted
 
 
@@ -155,7 +155,7 @@ def test_source_and_val_of_different_data_sets_share_own_classes():
     run = settings(
         classes=own(), source={"root": "a", "spec": "synthia"}, val={"root": "b", "spec": "camvid", "split": "val"}
     )
-    source, val = code_for(run.source, run).table.tolist(), code_for(run.val, run).table.tolist()
+    source, val = (code_for(data, run.classes, run.source).table.tolist() for data in (run.source, run.val))
     assert {raw: i for raw, i in enumerate(source) if i != 255} == {3: 0, 4: 0, 8: 1, 18: 1, 19: 1}
     assert {raw: i for raw, i in enumerate(val) if i != 255} == {3: 0, 4: 0, 8: 1}  # Road, Pavement; Car, whatever case
 
@@ -163,7 +163,7 @@ def test_source_and_val_of_different_data_sets_share_own_classes():
 def test_the_rest_is_all_that_no_class_takes():
     classes = [{"name": "background", "of": ["*"]}, {"name": "car", "of": ["car"]}]
     run = settings(classes=classes, source={"root": "nowhere", "spec": "gta5"})
-    table = code_for(run.source, run).table
+    table = code_for(run.source, run.classes).table
     assert table[26] == 1
     assert (table == 0).sum() == 18
     assert table[0] == 255  # unlabelled stays ignored
@@ -171,7 +171,7 @@ def test_the_rest_is_all_that_no_class_takes():
 
 def test_a_class_that_says_nothing_takes_that_of_its_name():
     run = settings(classes=["car", {"name": "water", "of": []}, "Road"], source={"root": "nowhere", "spec": "gta5"})
-    table = code_for(run.source, run).table.tolist()
+    table = code_for(run.source, run.classes).table.tolist()
     assert {raw: i for raw, i in enumerate(table) if i != 255} == {26: 0, 7: 2}
 
 
@@ -187,25 +187,25 @@ def test_a_class_that_says_nothing_takes_that_of_its_name():
 def test_parts_that_cannot_be_meant_are_refused(classes, message):
     run = settings(classes=classes, source={"root": "nowhere", "spec": "gta5"})
     with pytest.raises(UserError, match=message):
-        code_for(run.source, run)
+        code_for(run.source, run.classes)
 
 
 def test_raw_values_and_parts_serve_a_folder_and_a_published_set():
     classes = [{"name": "way", "of": ["road"], "ids": [9]}, {"name": "rest", "of": ["*"], "ids": [4, 5]}]
     run = settings(classes=classes, source={"root": "a", "spec": "gta5"}, val={"root": "b"})
-    assert code_for(run.source, run).table[[7, 26, 9]].tolist() == [0, 1, 255]
-    assert code_for(run.val, run).table[[7, 9, 4, 5]].tolist() == [255, 0, 1, 1]
+    assert code_for(run.source, run.classes).table[[7, 26, 9]].tolist() == [0, 1, 255]
+    assert code_for(run.val, run.classes, run.source).table[[7, 9, 4, 5]].tolist() == [255, 0, 1, 1]
 
 
 def test_masks_are_0_against_1_or_255():
     run = settings(classes="binary")
-    assert code_for(run.source, run).table[[0, 1, 2, 255]].tolist() == [0, 1, 255, 1]
+    assert code_for(run.source, run.classes).table[[0, 1, 2, 255]].tolist() == [0, 1, 255, 1]
 
 
 def test_colours_are_known_for_published_sets_and_where_every_class_gives_its_own():
     def colors(classes, spec="folders"):
         run = settings(classes=classes, source={"root": "nowhere", "spec": spec})
-        return code_for(run.source, run).colors
+        return code_for(run.source, run.classes).colors
 
     red, blue = {"name": "a", "color": [255, 0, 0]}, {"name": "b", "color": [0, 0, 255]}
     assert colors([red, blue]) == {(255, 0, 0): 0, (0, 0, 255): 1}

@@ -15,7 +15,7 @@ from ssrseg.cli import app
 from ssrseg.config import DataConfig
 from ssrseg.data import LabelCode, find_images, find_pairs, read_image, read_labels, train_batches
 from ssrseg.data.class_statistics import class_statistics
-from ssrseg.data.labels import lookup_table
+from ssrseg.data.label_mapping import lookup_table
 from ssrseg.data.pack import pack
 from ssrseg.data.storage import read_bytes, stamp
 from ssrseg.errors import UserError

@@ -229,7 +229,7 @@ def test_a_download_works_as_unpacked(tmp_path: Path, spec: str) -> None:
     run = resolve(tree | ({"classes": ["street", "other"]} if spec == "folders" else {}))
     (pair,) = find_pairs(run.source)
     assert (pair.image, pair.label) == (tmp_path / image, tmp_path / label)
-    labels = eval_samples(run.source, run)[0].labels
+    labels = eval_samples(run.source, run.classes)[0].labels
     names = ("street", "other") if spec == "folders" else SPACES[SPECS[spec].space].names
     assert labels.shape == (6, 8)
     assert [None if i == 255 else names[i] for i in labels[0, ::2].tolist()] == wanted
@@ -287,7 +287,7 @@ def test_cityscapes_works_as_two_zip_archives(tmp_path: Path) -> None:
                 archive.write(path, path.relative_to(layout).as_posix())
     for split in ("train", "val"):
         runs = [resolve({"source": {"root": r, "spec": "cityscapes", "split": split}}) for r in (layout, tmp_path)]
-        (unpacked,), (zipped,) = (eval_samples(run.source, run) for run in runs)
+        (unpacked,), (zipped,) = (eval_samples(run.source, run.classes) for run in runs)
         assert torch.equal(unpacked.image, zipped.image)
         assert torch.equal(unpacked.labels, zipped.labels)
 
@@ -301,7 +301,7 @@ def test_one_class_made_of_gta5s_and_of_camvids_classes() -> None:
     ):
         of = [{"name": "vehicle", "of": ["car", "truck", "bus", "Car"]}, {"name": "other", "of": ["*"]}]
         own, whole = (resolve({"source": {"root": root, "spec": spec}, "classes": c}) for c in (of, known))
-        one, all_of_them = eval_samples(own.source, own)[0].labels, eval_samples(whole.source, whole)[0].labels
+        one, all_of_them = (eval_samples(run.source, run.classes)[0].labels for run in (own, whole))
         wanted = torch.isin(all_of_them, torch.tensor([SPACES[known].index(name) for name in parts]))
         assert torch.equal(one == 0, wanted)
         assert torch.equal(one == 255, all_of_them == 255)

@@ -15,7 +15,7 @@ from factories import write_pairs
 from ssrseg.config import DataConfig, RareClassConfig
 from ssrseg.data import LabelCode, find_pairs
 from ssrseg.data.class_statistics import ClassStatistics, class_statistics
-from ssrseg.data.labels import lookup_table
+from ssrseg.data.label_mapping import lookup_table
 from ssrseg.data.loader import DrawNumbers
 from ssrseg.data.samplers import (
     SOURCE,

@@ -17,7 +17,7 @@ from ssrseg.config import DataConfig, resolve
 from ssrseg.data import check_data, find_images, find_pairs, read_image, train_batches
 from ssrseg.data.checks.headers import read_header
 from ssrseg.data.class_statistics import class_statistics
-from ssrseg.data.codes import code_for
+from ssrseg.data.label_mapping import code_for
 from ssrseg.data.storage import list_files, list_members, open_file, read_bytes, stamp
 from ssrseg.errors import UserError
 
@@ -125,7 +125,7 @@ def test_statistics_are_counted_again_when_a_member_changes(tmp_path: Path, arch
 
     def count() -> list[int]:
         pairs = find_pairs(run.source)
-        return class_statistics(pairs, code_for(run.source, run), 4, cache=cache).totals.tolist()
+        return class_statistics(pairs, code_for(run.source, run.classes), 4, cache=cache).totals.tolist()
 
     before = count()
     assert count() == before

@@ -7,7 +7,7 @@ from pathlib import Path
 import ssrseg
 
 ROOT = Path(ssrseg.__file__).parent
-LINES, FILES = 20231, 172
+LINES, FILES = 19_937, 170
 CORE_LINES = 4_000
 CORE = (
     "config/method.py",

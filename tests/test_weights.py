@@ -16,7 +16,7 @@ from torch import Tensor
 
 from conftest import REFERENCE
 from factories import CLASSES, small_segmenter
-from ssrseg.data.label_spaces import CITYSCAPES19
+from ssrseg.data import SPACES
 from ssrseg.errors import UserError
 from ssrseg.models import (
     BACKBONES,
@@ -33,7 +33,12 @@ from ssrseg.models.convert import CITYSCAPES
 from ssrseg.models.weight_names import official_name
 
 NAMES = REFERENCE / "fixtures" / "names_daformer_b5.json"
-META = {"CLASSES": CITYSCAPES19.names, "PALETTE": [list(color) for color in CITYSCAPES19.colors], "iter": 40000}
+SPACE = SPACES["cityscapes19"]
+META = {
+    "CLASSES": SPACE.names,
+    "PALETTE": [list(color) for color in SPACE.colors],
+    "iter": 40000,
+}
 
 
 def segmenter(head: str = "daformer", *, width: int | None = 16) -> Segmenter:
@@ -84,8 +89,8 @@ def test_an_official_checkpoint_loads_converts_and_predicts(tmp_path: Path) -> N
     model = load_segmenter(tmp_path / "student.safetensors")
     assert model.description is not None
     assert (model.description.backbone, model.description.head) == ("mit_b5", "daformer")
-    assert model.description.classes == CITYSCAPES19.names
-    assert model.description.colors == CITYSCAPES19.colors
+    assert model.description.classes == SPACE.names
+    assert model.description.colors == SPACE.colors
     for name, value in official(model).items():
         assert torch.equal(value, student[name]), name
     with torch.no_grad():
@@ -321,7 +326,7 @@ def test_convert_recognises_backbone_head_and_classes(head: str, tmp_path: Path)
 
 
 def test_classes_without_names_are_those_of_cityscapes_or_numbers(tmp_path: Path) -> None:
-    assert CITYSCAPES19.names == CITYSCAPES
+    assert SPACE.names == CITYSCAPES
     for count, names in ((19, CITYSCAPES), (3, ("class-0", "class-1", "class-2"))):
         torch.save(official(build_segmenter("mit_b0", "deeplabv2", count)), tmp_path / "in.pth")
         convert(tmp_path / "in.pth", tmp_path / "out.safetensors")

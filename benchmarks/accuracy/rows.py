@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from ssrseg.config import Settings, dump, read_yaml
-from ssrseg.data.codes import resolve_space
+from ssrseg.data import resolve_space
 from ssrseg.runs.atomic import write_json
 from ssrseg.runs.folder import RunFolder
 from ssrseg.runs.groups import STAGES
@@ -55,7 +55,7 @@ def restore(record: Path, make: Maker, out: Path) -> None:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.config.write_text(dump(settings))
         scores = {"last": last, "best": last} if last["step"] else {"last": last}  # scored once, at the end
-        write_json(folder.scores, {"classes": resolve_space(settings).names, **scores})
+        write_json(folder.scores, {"classes": resolve_space(settings.classes, settings.source).names, **scores})
         (folder.path / RESTORED).write_text(f"The scores are those of {record.name}; nothing was trained here.\n")
 
 

@@ -151,7 +151,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     settings = resolve({"source": {"root": words.data, "spec": "gta5", "resize": BOUND}, "loader": {"crop": CROP}})
     data, config = settings.source, settings.loader
-    pairs, code = find_pairs(data), code_for(data, settings)
+    pairs, code = find_pairs(data), code_for(data, settings.classes, settings.source)
     table = code.table.numpy()
     with tempfile.TemporaryDirectory() as folder:
         cached = config.model_copy(update={"cache": Path(folder)})

@@ -12,10 +12,10 @@ from parity.cases import Unsupported
 from parity.models import CLASSES, DEAD, segmenter_of
 from ssrseg.adapt import Learner
 from ssrseg.config import OptimConfig, RareClassConfig
-from ssrseg.data import SPECS
+from ssrseg.data import SPACES, SPECS
 from ssrseg.data.class_statistics import ClassStatistics
-from ssrseg.data.label_spaces import CITYSCAPES19
-from ssrseg.data.labels import IGNORE, lookup_table, map_ids
+from ssrseg.data.label_mapping import lookup_table, map_ids
+from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.samplers import RareClassSampler, rare_class_probabilities
 from ssrseg.data.transforms import is_varied, pad, rescale_size, resize_image, resize_labels, retry
 from ssrseg.inference.evaluate import evaluate_model
@@ -158,7 +158,7 @@ def metrics(case, same):
     def infer(model, images, size):
         return F.one_hot((images[:, 0] * 255).round().long(), CLASSES).permute(0, 3, 1, 2)
 
-    scores = evaluate_model(Paint(), dataset, infer, device="cpu", classes=CITYSCAPES19.names)
+    scores = evaluate_model(Paint(), dataset, infer, device="cpu", classes=SPACES["cityscapes19"].names)
     same("aAcc", scores.pixel_accuracy, case.arrays["aAcc"])
     same("mIoU", scores.miou, case.arrays["mIoU"])
     for name, values in (("IoU", scores.iou), ("Acc", scores.accuracy)):

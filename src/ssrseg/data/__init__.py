@@ -1,10 +1,10 @@
 """Folders of images and labels to batches of bytes."""
 
 from ssrseg.data.checks.check import check_data
-from ssrseg.data.codes import code_for, resolve_space
 from ssrseg.data.datasets import Labelled, LabelledImages
 from ssrseg.data.images import read_image
-from ssrseg.data.label_files import LabelCode, read_labels
+from ssrseg.data.label_files import read_labels
+from ssrseg.data.label_mapping import LabelCode, code_for, resolve_space
 from ssrseg.data.label_spaces import SPACES, LabelSpace
 from ssrseg.data.layouts import SPECS, Pair, Spec, find_images, find_pairs
 from ssrseg.data.loader import Batches, Raw

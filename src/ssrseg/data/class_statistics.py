@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from ssrseg.data.label_files import LabelCode, read_labels
+from ssrseg.data.label_files import read_labels
+from ssrseg.data.label_mapping import LabelCode
 from ssrseg.data.layouts import Pair
 from ssrseg.data.storage import stamp, values_of
 from ssrseg.runs.atomic import write_json

@@ -10,8 +10,9 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from ssrseg.config import LoaderConfig
-from ssrseg.data.label_files import LabelCode, read_labels
-from ssrseg.data.labels import IGNORE
+from ssrseg.data.label_files import read_labels
+from ssrseg.data.label_mapping import LabelCode
+from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.layouts import Pair
 from ssrseg.data.samplers import Draw, Sampler
 from ssrseg.data.scaled import ScaledFiles, whole

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -16,8 +15,8 @@ from torch import Tensor
 
 from ssrseg.data.idd_polygons import draw_polygons, is_polygons
 from ssrseg.data.images import BROKEN, first_line
-from ssrseg.data.label_spaces import Color
-from ssrseg.data.labels import IGNORE, map_ids
+from ssrseg.data.label_mapping import LabelCode, map_ids
+from ssrseg.data.label_spaces import IGNORE, Color
 from ssrseg.data.storage import read_bytes
 from ssrseg.errors import UserError
 
@@ -25,20 +24,6 @@ Pixels = npt.NDArray[np.integer]
 BLACK = 0
 VALUE_MODES = ("L", "LA", "P", "I", "I;16", "1")
 COLOR_MODES = ("RGB", "RGBA")
-
-
-@dataclass(frozen=True)
-class LabelCode:
-    """How the pixels of a label file become class ids."""
-
-    table: Tensor
-    """Raw value -> class id, (256,) uint8."""
-    colors: Mapping[Color, int] | None = None
-    """RGB -> class id, for files that hold colours; absent where the colours are not known."""
-
-    def digest(self) -> str:
-        """Equal for equal codes."""
-        return f"{self.table.tolist()} {sorted((self.colors or {}).items())}"
 
 
 def read_labels(path: Path, code: LabelCode) -> Tensor:

@@ -9,17 +9,17 @@ from ssrseg.data import samplers
 from ssrseg.data.balanced import ClassBalanced
 from ssrseg.data.cache import ImageCache
 from ssrseg.data.class_statistics import class_statistics
-from ssrseg.data.codes import code_for, resolve_space
 from ssrseg.data.datasets import LabelledImages, SourceImages, TargetImages
+from ssrseg.data.label_mapping import Classes, code_for, resolve_space
 from ssrseg.data.layouts import find_images, find_pairs
 from ssrseg.data.loader import Batches, DrawNumbers, Draws
 from ssrseg.data.samplers import SOURCE, TARGET, RareClassSampler, Shuffled
 from ssrseg.data.scaled import ScaledFiles
 
 
-def eval_samples(data: DataConfig, settings: Settings) -> LabelledImages:
-    """A labelled data set for evaluation."""
-    return LabelledImages(find_pairs(data), code_for(data, settings), data.resize)
+def eval_samples(data: DataConfig, classes: Classes | None, source: DataConfig | None = None) -> LabelledImages:
+    """Return a labelled data set for evaluation; `classes` and `source` as for `code_for`."""
+    return LabelledImages(find_pairs(data), code_for(data, classes, source), data.resize)
 
 
 def train_batches(
@@ -51,10 +51,10 @@ def train_batches(
 def source_images(settings: Settings, cache: Path | None = None) -> SourceImages:
     """The labelled stream."""
     data, config = settings.source, settings.loader
-    pairs, code = find_pairs(data), code_for(data, settings)
+    pairs, code = find_pairs(data), code_for(data, settings.classes, settings.source)
     sampler: samplers.Sampler = Shuffled(len(pairs), settings.train.seed, SOURCE)
     if config.rare_class is not None or config.class_balanced is not None:
-        classes = resolve_space(settings).num_classes
+        classes = resolve_space(settings.classes, settings.source).num_classes
         statistics = class_statistics(pairs, code, classes, cache=cache)
         if config.rare_class is not None:
             sampler = RareClassSampler(statistics, config.rare_class, config.crop)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ssrseg.data.cache import ImageCache, Planes, key_of
 from ssrseg.data.images import Opened, open_image, to_tensor
-from ssrseg.data.label_files import LabelCode, read_labels
+from ssrseg.data.label_files import read_labels
+from ssrseg.data.label_mapping import LabelCode
 from ssrseg.data.layouts import Pair
 from ssrseg.data.storage import stamp
 from ssrseg.data.transforms import Box, rescale_size, resize_crop, resize_labels

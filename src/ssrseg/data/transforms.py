@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ssrseg.data.labels import IGNORE
+from ssrseg.data.label_spaces import IGNORE
 
 Box = tuple[slice, slice]
 """Rows and columns."""

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ssrseg.config import ClassConfig, DataConfig, InferenceConfig, resolve
 from ssrseg.data import SPACES, eval_samples, resolve_space
-from ssrseg.data.labels import IGNORE
+from ssrseg.data.label_spaces import IGNORE
 from ssrseg.errors import UserError
 from ssrseg.inference.engines import open_engine
 from ssrseg.inference.metrics import Scores, check_names, scores_table
@@ -144,7 +144,7 @@ def evaluate(
     data = data if isinstance(data, DataConfig) else DataConfig(root=Path(data))
     data = data.model_copy(update={"resize": data.resize or (segmenter.description and segmenter.description.resize)})
     settings = resolve({"source": data, "classes": classes or _classes_of(segmenter)})
-    space, dataset = resolve_space(settings), eval_samples(data, settings)
+    space, dataset = resolve_space(settings.classes, settings.source), eval_samples(data, settings.classes)
     if segmenter.description is not None and segmenter.description.classes != space.names:
         raise UserError(
             f"The model's classes are {', '.join(segmenter.description.classes)}; "

@@ -17,7 +17,7 @@ from torch import Tensor
 from ssrseg.config import ClassConfig, InferenceConfig
 from ssrseg.data.datasets import bounded
 from ssrseg.data.images import read_image
-from ssrseg.data.labels import space_of
+from ssrseg.data.label_mapping import space_of
 from ssrseg.data.layouts import IMAGE_SUFFIXES
 from ssrseg.errors import UserError
 from ssrseg.inference.engines import open_engine

@@ -41,12 +41,12 @@ def estimate_priors(
     """
     if settings.target is None:
         raise UserError("Class priors are those of two domains: set target.root to a folder of images.")
-    segmenter, space = open_model(model), resolve_space(settings)
+    segmenter, space = open_model(model), resolve_space(settings.classes, settings.source)
     if segmenter.num_classes != space.num_classes:
         raise UserError(f"The model has {segmenter.num_classes} classes, the settings name {space.num_classes}.")
     where = pick_device(device)
     pairs = find_pairs(settings.source)
-    statistics = class_statistics(pairs, code_for(settings.source, settings), space.num_classes)
+    statistics = class_statistics(pairs, code_for(settings.source, settings.classes), space.num_classes)
     bound = settings.target.resize
     images = (bounded(read_image(path), bound) for path in find_images(settings.target))
     infer = build_inference(settings.inference)

@@ -51,7 +51,7 @@ def labelled_by(settings: Settings, folder: Path) -> DataConfig:
     """The target of the settings as a labelled data set, with label maps of ours in `folder`."""
     if settings.target is None:
         raise UserError("There is no target to label: set target.root to a folder of images.")
-    data, space = settings.target, resolve_space(settings)
+    data, space = settings.target, resolve_space(settings.classes, settings.source)
     images = data.images or spec_of(data).images
     folders, slash, name = images.rpartition("/")
     stem, dot, _ = name.rpartition(".")

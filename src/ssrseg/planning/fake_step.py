@@ -79,7 +79,7 @@ class _Cast:
 
     def __init__(self, settings: Settings, device: str) -> None:
         settings = without_weights(settings)
-        space, method, crop = resolve_space(settings), settings.method, settings.loader.crop
+        space, method, crop = resolve_space(settings.classes, settings.source), settings.method, settings.loader.crop
         foundation = None
         with torch.device("meta"):
             student, _ = build_student(settings, space)

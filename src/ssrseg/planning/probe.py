@@ -61,7 +61,7 @@ def noise(settings: Settings, seed: int = 0) -> Raw:
     (height, width), count = settings.loader.crop, settings.loader.batch
     targets = count if settings.target is not None else 0
     draws = torch.Generator().manual_seed(seed)
-    classes = resolve_space(settings).num_classes
+    classes = resolve_space(settings.classes, settings.source).num_classes
     images = torch.randint(256, (count + targets, 3, height, width), generator=draws, dtype=torch.uint8)
     blocks = torch.randint(classes, (count, -(-height // 32), -(-width // 32)), generator=draws, dtype=torch.uint8)
     labels = blocks.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, :height, :width].contiguous()

@@ -78,7 +78,7 @@ def build_context(
         UserError: weights cannot be loaded, or parts or processes do not fit together.
     """
     extensions = extensions or Extensions()
-    space = resolve_space(settings)
+    space = resolve_space(settings.classes, settings.source)
     fabric = build_fabric(settings.train)
     fabric.launch()
     if fabric.device.type == "cpu":

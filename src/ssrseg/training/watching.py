@@ -132,7 +132,7 @@ def observers_of(context: RunContext, journal: Journal, screen: Screen, tell: Te
         "collapse": (collapse := ClassCollapse(context, journal, tell.warn)),
     }
     if context.settings.val is not None:
-        samples = eval_samples(context.settings.val, context.settings)
+        samples = eval_samples(context.settings.val, context.settings.classes, context.settings.source)
         infer = build_inference(context.settings.inference)
         student, device = context.method.learner.student, context.fabric.device
         named["predicted"] = PredictedPictures(

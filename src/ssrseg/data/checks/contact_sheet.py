@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ssrseg.data.images import read_image
-from ssrseg.data.label_files import LabelCode, read_labels
+from ssrseg.data.label_files import read_labels
+from ssrseg.data.label_mapping import LabelCode
 from ssrseg.data.label_spaces import LabelSpace
 
 CELL = (240, 180)

@@ -13,9 +13,9 @@ from ssrseg.data.checks.colours import Colour, colour_of
 from ssrseg.data.checks.headers import Header, read_header
 from ssrseg.data.checks.problems import Problem, problem
 from ssrseg.data.images import read_image
-from ssrseg.data.label_files import LabelCode, read_labels, read_raw_labels
+from ssrseg.data.label_files import read_labels, read_raw_labels
+from ssrseg.data.label_mapping import LabelCode, map_ids
 from ssrseg.data.label_spaces import IGNORE
-from ssrseg.data.labels import map_ids
 from ssrseg.data.storage import read_bytes
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError

@@ -16,7 +16,7 @@ from ssrseg.data.checks.problems import Problem
 from ssrseg.data.checks.survey import DataSet, Survey, survey
 from ssrseg.data.checks.tables import print_data
 from ssrseg.data.class_statistics import ClassStatistics, save_statistics
-from ssrseg.data.codes import code_for
+from ssrseg.data.label_mapping import code_for
 from ssrseg.data.layouts import Pair
 from ssrseg.data.samplers import scaled_min_pixels
 from ssrseg.errors import UserError
@@ -112,7 +112,11 @@ def _draw(seen: Survey, settings: Settings) -> Any:
         whole = [one for one in data.looks if one.colour is not None and (one.pixels is not None or one.label is None)]
         step = max(1, -(-len(whole) // COLUMNS))
         files = [(one.image, one.label) for one in whole[::step]]
-        code = None if name == "target" or not len(data.pixels) else code_for(data.config, settings)
+        code = (
+            None
+            if name == "target" or not len(data.pixels)
+            else code_for(data.config, settings.classes, settings.source)
+        )
         rows.append((f"{name}: {data.config.root} ({len(data.files)} images)", files, code))
         if name == "source" and len(data.pixels):
             totals = data.pixels.sum(0)
@@ -124,5 +128,5 @@ def _keep_statistics(seen: Survey, settings: Settings, place: Path) -> None:
     source = seen.sets["source"]
     pairs = [Pair(one.image, one.label) for one in source.looks if one.label is not None]
     if pairs and len(source.pixels) == len(pairs):  # else a label could not be read, and training is refused
-        code = code_for(settings.source, settings)
+        code = code_for(settings.source, settings.classes)
         save_statistics(ClassStatistics(source.pixels), pairs, code, seen.space.num_classes, place)

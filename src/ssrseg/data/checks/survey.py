@@ -18,7 +18,7 @@ from ssrseg.config import DataConfig, Settings
 from ssrseg.data.checks.colours import Colour, mean_colour
 from ssrseg.data.checks.inspect import Look, Wanted, look
 from ssrseg.data.checks.problems import Problem, problem
-from ssrseg.data.codes import code_for, resolve_space
+from ssrseg.data.label_mapping import code_for, resolve_space
 from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.layouts import find_images, find_pairs, listing_of, spec_of
 from ssrseg.errors import UserError
@@ -88,7 +88,7 @@ def survey(settings: Settings, *, some: int | None = None, console: Console | No
     Raises:
         UserError: the settings do not say which classes there are, or name an unknown layout.
     """
-    space = resolve_space(settings)
+    space = resolve_space(settings.classes, settings.source)
     problems: list[Problem] = []
     sets: dict[str, DataSet] = {}
     given = {"source": settings.source, "target": settings.target, "val": settings.val}
@@ -110,7 +110,7 @@ def survey(settings: Settings, *, some: int | None = None, console: Console | No
 def _wanted(domain: str, data: DataConfig, settings: Settings, space: LabelSpace, problems: list[Problem]) -> Wanted:
     code = None
     try:  # a target has no labels to map: its values are compared with the source's
-        code = code_for(settings.source if domain == "target" else data, settings)
+        code = code_for(settings.source if domain == "target" else data, settings.classes, settings.source)
     except UserError as error:
         if domain != "target":
             problems.append(problem("cannot be mapped", domain, data.root, str(error)))

@@ -16,7 +16,7 @@ from torch import Tensor
 from ssrseg.adapt.batch import View
 from ssrseg.data import LabelledImages
 from ssrseg.data.datasets import Labelled
-from ssrseg.data.labels import IGNORE
+from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.transforms import resize_image
 from ssrseg.inference.evaluate import Scores
 from ssrseg.inference.sliding_window import Infer, evaluating, predict_ids

@@ -1,0 +1,212 @@
+"""How raw values and colours of label files become the class ids of a run."""
+
+from __future__ import annotations
+
+import colorsys
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import torch
+from torch import Tensor
+
+from ssrseg.config import ClassConfig, DataConfig
+from ssrseg.data.label_spaces import IGNORE, MAPPINGS, SPACES, VALUES, Color, LabelSpace
+from ssrseg.data.layouts import spec_of
+from ssrseg.errors import UserError
+
+REST = "*"
+"""In `of`: all classes of the data set that no other class takes."""
+Classes = str | Sequence[ClassConfig]
+"""A label space by its name in `SPACES`, or the classes themselves."""
+
+
+@dataclass(frozen=True)
+class LabelCode:
+    """How the pixels of a label file become class ids."""
+
+    table: Tensor
+    """Raw value -> class id, (256,) uint8."""
+    colors: Mapping[Color, int] | None = None
+    """RGB -> class id, for files that hold colours; absent where the colours are not known."""
+
+    def digest(self) -> str:
+        """Return a text that is equal for equal codes."""
+        return f"{self.table.tolist()} {sorted((self.colors or {}).items())}"
+
+
+def lookup_table(id_map: Mapping[int, int], num_classes: int = IGNORE) -> Tensor:
+    """Turn a map of raw values to ids into a table (256,) uint8; values that are not listed become ignore.
+
+    Raises:
+        UserError: a raw value outside 0..255, or an id that is neither a class nor ignore.
+    """
+    table = torch.full((256,), IGNORE, dtype=torch.uint8)
+    for raw, new in id_map.items():
+        if not 0 <= raw <= 255:
+            raise UserError(f"The id map says {raw} -> {new}, but raw label values lie in 0..255.")
+        if not (0 <= new < num_classes or new == IGNORE):
+            raise UserError(
+                f"The id map says {raw} -> {new}, but there are {num_classes} classes "
+                f"(0..{num_classes - 1}, and {IGNORE} to ignore)."
+            )
+        table[raw] = new
+    return table
+
+
+def map_ids(labels: Tensor, table: Tensor) -> Tensor:
+    """Look raw values, uint8, up in a table (256,): the same shape, uint8."""
+    mapped = cv2.LUT(labels.numpy(), table.numpy())  # twenty times faster than indexing tensors
+    return torch.from_numpy(mapped).reshape(labels.shape)
+
+
+def space_of(classes: Classes) -> tuple[LabelSpace, dict[int, int] | None]:
+    """Return the label space of `classes`, and the map of raw values to ids where a user's own classes give it.
+
+    Raises:
+        UserError: an unknown name, a class named twice, or a raw value claimed twice.
+    """
+    if isinstance(classes, str):
+        if classes not in SPACES:
+            raise UserError(f"There is no label space {classes!r}: use {', '.join(SPACES)}, or list your classes.")
+        return SPACES[classes], None
+    names = [entry.name for entry in classes]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"The class {twice[0]!r} is listed twice in `classes`.")
+    if not names:
+        raise UserError("`classes` is empty: list at least one class.")
+    if len(names) > IGNORE:
+        raise UserError(
+            f"`classes` lists {len(names)} classes; labels are bytes and {IGNORE} means ignore, so at most {IGNORE}."
+        )
+    colors = [entry.color or _color(i, len(names)) for i, entry in enumerate(classes)]
+    return LabelSpace(tuple(names), tuple(colors)), _raw_values(classes)
+
+
+def _raw_values(classes: Sequence[ClassConfig]) -> dict[int, int] | None:
+    if all(entry.ids is None for entry in classes):
+        return None
+    id_map: dict[int, int] = {}
+    for i, entry in enumerate(classes):
+        for raw in entry.ids if entry.ids is not None else (i,):
+            if raw in id_map:
+                raise UserError(
+                    f"Raw label value {raw} is claimed by {classes[id_map[raw]].name!r} and {entry.name!r}."
+                )
+            id_map[raw] = i
+    return id_map
+
+
+def _color(index: int, count: int) -> Color:
+    """Return one of `count` evenly spread hues."""
+    red, green, blue = colorsys.hsv_to_rgb(index / count, 0.65, 0.85)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def resolve_space(classes: Classes | None, source: DataConfig) -> LabelSpace:
+    """Return the label space of a run: that of `classes`, else the one of the source's layout.
+
+    Raises:
+        UserError: an unknown label space, or neither names one.
+    """
+    if classes is not None:
+        return space_of(classes)[0]
+    name = spec_of(source).space
+    if name is None:
+        raise UserError(
+            "Which classes are there? Set `classes`: a label space "
+            f"({', '.join(SPACES)}) or your own names in the order of their ids, e.g. 'classes=[road, car, other]'."
+        )
+    return SPACES[name]
+
+
+def code_for(data: DataConfig, classes: Classes | None, source: DataConfig | None = None) -> LabelCode:
+    """Return how the label files of a data set become class ids of a run.
+
+    The data set's own `id_map` comes first. The classes of a published data set become the run's by the known mapping
+    or by what the run's own classes are made `of`, unless those give nothing but raw values (`ids`).
+
+    Args:
+        data: the data set.
+        classes: of the run; those of the source's layout when absent.
+        source: the labelled data set of the run; `data` when absent.
+
+    Raises:
+        UserError: the layout has other classes than the run, and nothing says how they become the run's.
+    """
+    source = source or data
+    spec, space = spec_of(data), resolve_space(classes, source)
+    own = () if classes is None or isinstance(classes, str) else classes
+    ids = space_of(own)[1] if own else None
+    if spec.space is None:
+        values = data.id_map or (VALUES.get(classes) if isinstance(classes, str) else ids)
+        known = all(entry.color is not None for entry in own) and len(set(space.colors)) == space.num_classes
+        colors = {color: i for i, color in enumerate(space.colors)} if known else None
+        return LabelCode(lookup_table(values or {i: i for i in range(space.num_classes)}, space.num_classes), colors)
+    if data.id_map is not None:
+        return LabelCode(lookup_table(data.id_map, space.num_classes))
+    if ids is not None and all(entry.of is None for entry in own):
+        return LabelCode(lookup_table(ids))
+
+    published = SPACES[spec.space]
+    wanted = classes if isinstance(classes, str) else spec_of(source).space or spec.space
+    if own:
+        mapping = mapping_by_name(spec.space, own)
+    elif wanted == spec.space:
+        mapping = {i: i for i in range(published.num_classes)}
+    elif (spec.space, wanted) in MAPPINGS:
+        mapping = MAPPINGS[spec.space, wanted]
+    else:
+        raise UserError(
+            f"{data.root} has the classes of {spec.space}, the run those of {wanted}, and no mapping between them is "
+            "known. List the run's classes and say what each is made `of`, or give an `id_map` (raw value: class id)."
+        )
+    table = lookup_table(mapping)
+    raw = spec.ids or {i: i for i in range(published.num_classes)}
+    colors = {color: int(table[i]) for i, color in enumerate(published.colors)}
+    return LabelCode(map_ids(lookup_table(raw), table), colors if spec.colored else None)
+
+
+def mapping_by_name(space: str, classes: Sequence[ClassConfig]) -> dict[int, int]:
+    """Map ids of a data set's label space to a user's own classes, by what each is made `of`, else by its name.
+
+    Upper and lower case are the same. A class may name classes of several data sets; those that this one has count.
+
+    Raises:
+        UserError: a name that no label space knows, a class that is taken twice, or nothing in common.
+    """
+    old = {name.casefold(): i for i, name in enumerate(SPACES[space].names)}
+    mapping: dict[int, int] = {}
+    for i, entry in enumerate(classes):
+        for name in (entry.name,) if entry.of is None else entry.of:
+            if name == REST and entry.of is not None:
+                continue
+            if name.casefold() not in old:
+                _check_known(name, space, entry)
+            elif mapping.setdefault(old[name.casefold()], i) != i:
+                other = classes[mapping[old[name.casefold()]]].name
+                raise UserError(f"The class {name!r} of {space} is taken by {other!r} and by {entry.name!r}.")
+    for i, entry in enumerate(classes):
+        if REST in (entry.of or ()):
+            mapping = dict.fromkeys(old.values(), i) | mapping
+    if not mapping:
+        raise UserError(
+            f"The data have the classes of {space} ({', '.join(SPACES[space].names)}), of which "
+            f"{', '.join(entry.name for entry in classes)} take none: say what each is made `of`, or give an `id_map`."
+        )
+    return mapping
+
+
+def _check_known(name: str, space: str, entry: ClassConfig) -> None:
+    """Accept a class of another data set where it is asked for by `of`, but no typing error."""
+    elsewhere = {known.casefold() for other in SPACES.values() for known in other.names}
+    if entry.of is not None and name.casefold() in elsewhere:
+        return
+    near = difflib.get_close_matches(name.casefold(), [known.casefold() for known in SPACES[space].names], n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Its classes are {', '.join(SPACES[space].names)}."
+    raise UserError(
+        f"The data have the classes of {space}, and {name!r} is none of them. {hint} "
+        f"Say which of them the class {entry.name!r} is made of: `of: [...]` in `classes` "
+        "(`of: []` for none, `of: ['*']` for all the rest), or give the data set an `id_map` (raw value: class id)."
+    )
