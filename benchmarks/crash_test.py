@@ -29,8 +29,7 @@ from typing import Any
 import torch
 
 from ssrseg.config import Settings, dump, merge, read_yaml, resolve
-from ssrseg.demo.dataset import write_dataset
-from ssrseg.demo.scenes import CLASSES
+from ssrseg.demo.dataset import CLASSES, write_dataset
 from ssrseg.runs.atomic import PARTIAL
 from ssrseg.training import train
 
@@ -58,11 +57,12 @@ class Trial:
 
 def crash_settings(data: Path, steps: int = 10) -> Settings:
     """MIC + SSR; no interval is a multiple of another."""
+    bounded = {"resize": [128, 64]}
     tree = {
         "classes": [{"name": name, "color": color} for name, color in CLASSES],
-        "source": {"root": data / "game"},
-        "target": {"root": data / "camera" / "train"},
-        "val": {"root": data / "camera" / "val"},
+        "source": {"root": data / "game", **bounded},
+        "target": {"root": data / "camera" / "train", **bounded},
+        "val": {"root": data / "camera" / "val", **bounded},
         "loader": {"crop": [64, 64], "batch": 2, "workers": 0, "rare_class": {}},
         "model": {"backbone": "timm:test_resnet", "head_channels": 8, "pretrained": "none"},
         "method": {
@@ -251,7 +251,7 @@ def main() -> None:
     words.add_argument("--no-results", action="store_true", help="leave benchmarks/results as it is")
     given = words.parse_args()
     torch.set_num_threads(1)
-    write_dataset(given.out / "data", source=6, target=6, val=2, size=(64, 128))
+    write_dataset(given.out / "data", source=6, target=6, val=2)
     settings, whole = crash_settings(given.out / "data", given.steps), given.out / "whole"
     shutil.rmtree(whole, ignore_errors=True)
     began = time.monotonic()

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssrseg.demo.anything import draw_anything
 from ssrseg.demo.encoder import CHANNELS, MEAN, PATCH, STD, WEIGHTS, demo_encoder, untrained_encoder
+from streets.anything import draw_anything
 
 
 @pytest.fixture(scope="module")

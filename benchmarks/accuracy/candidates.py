@@ -20,6 +20,7 @@ from typing import Any
 import embedded
 import torch
 import torch.nn.functional as F
+from drawn import write_dataset
 from rich.console import Console
 from rows import finished, start_of
 from torch import Tensor, nn
@@ -27,7 +28,6 @@ from torch import Tensor, nn
 from ssrseg.adapt import Regularizer, Term, View, segmentation_loss
 from ssrseg.adapt.foundation import Frozen, build_encoder
 from ssrseg.config import FoundationConfig
-from ssrseg.demo.dataset import write_dataset
 from ssrseg.models.recompute import still_statistics
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.reporting.statistics import difference, spread

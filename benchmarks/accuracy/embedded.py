@@ -18,11 +18,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from drawn import write_dataset
 from embedded_page import RESULTS, write_results
 from rows import restore, run_rows, start_of
 
 from ssrseg.config import Settings, merge, resolve
-from ssrseg.demo.dataset import write_dataset
 from ssrseg.demo.demo import METHODS, demo_settings, going_on
 
 SOURCE_STEPS, STEPS = 1200, 240

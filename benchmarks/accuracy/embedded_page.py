@@ -74,7 +74,7 @@ def _titled(title: str, sheet: Sheet) -> Sheet:
 HEADER = """# The methods on the embedded set
 
 Made by `benchmarks/accuracy/embedded.py`, restartable, on a CPU. 400 labelled game pictures, 400 camera pictures
-without labels, 100 held-out camera pictures with labels to score (`ssrseg.demo`, version 2; 12 classes; the student
+without labels, 100 held-out camera pictures with labels to score (`tools/streets`, version 2; 12 classes; the student
 sees 192x96 pixels, labels are scored at their own 256x128).
 
 - **One start per seed.** Of each seed, one student (timm's `test_resnet`, 0.4 M parameters, DAFormer head at 32

@@ -10,10 +10,10 @@ import statistics
 from pathlib import Path
 
 import torch
+from drawn import write_dataset
 from rich.console import Console
 
 from ssrseg.config import merge, resolve
-from ssrseg.demo.dataset import write_dataset
 from ssrseg.demo.demo import METHODS, demo_settings
 from ssrseg.reporting import members, read_run, report
 from ssrseg.reporting.selection import choices

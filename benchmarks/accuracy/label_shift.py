@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from drawn import write_dataset
 from embedded import ROWS
 from rich.console import Console
 
 from ssrseg.config import Settings, resolve
-from ssrseg.demo.dataset import write_dataset
 from ssrseg.demo.demo import demo_settings
 from ssrseg.reporting import compare, comparison_text
 from ssrseg.training import finish

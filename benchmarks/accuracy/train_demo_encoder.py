@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from drawn import draw_anything
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ssrseg.demo.anything import draw_anything
 from ssrseg.demo.encoder import CHANNELS, MEAN, SIZE, STD, untrained_encoder
 
 POINTS = 16

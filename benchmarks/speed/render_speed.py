@@ -12,13 +12,18 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ssrseg.demo.dataset import CAMERA_DOMAIN, GAME_DOMAIN, VERSION, Domain
+from ssrseg.demo.dataset import VERSION
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+from streets.dataset import CAMERA_DOMAIN, GAME_DOMAIN, Domain
 
 RESULTS = Path(__file__).parents[1] / "results"
 DOMAINS = {"game": GAME_DOMAIN, "camera": CAMERA_DOMAIN}

@@ -1,1 +1,1 @@
-"""The demo: two procedural street domains that need no download, and a small frozen encoder."""
+"""The demo: two domains of drawn streets that need no download, and a small frozen encoder."""

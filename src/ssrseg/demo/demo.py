@@ -10,8 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from ssrseg.config import Settings, merge, resolve
-from ssrseg.demo.dataset import write_dataset
-from ssrseg.demo.scenes import CLASSES
+from ssrseg.demo.dataset import CLASSES, write_dataset
 from ssrseg.reporting import read_run, report, table, to_console
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.train import finish
@@ -81,18 +80,16 @@ def demo(
     *,
     source_steps: int = 380,
     steps: int = 100,
-    pictures: tuple[int, int, int] = (300, 300, 40),
-    size: tuple[int, int] = (128, 256),
+    pictures: tuple[int, int, int] = (200, 256, 40),
     console: Console | None = None,
 ) -> Path:
-    """Draw the data, train a student on the game, go on from it with every method, write the report.
+    """Write the data, train a student on the game, go on from it with every method, write the report.
 
     Args:
         out: where everything goes; finished runs of an earlier call are kept, an interrupted one is resumed.
         source_steps: length of the training on the game's labels.
         steps: length of each training after it.
-        pictures: how many to draw: source, target, held-out target with labels.
-        size: (height, width) of a picture.
+        pictures: how many to use: source, target, held-out target with labels.
         console: shows progress and the table.
 
     Returns:
@@ -101,9 +98,9 @@ def demo(
     console = console or Console(quiet=True)
     began = time.perf_counter()
     data = out / "data"
-    console.print("drawing two domains of streets: a game with labels, a camera without")
+    console.print("two domains of drawn streets: a game with labels, a camera without")
     source, target, val = pictures
-    write_dataset(data, source=source, target=target, val=val, size=size)
+    write_dataset(data, source=source, target=target, val=val)
     first = RunFolder(out / "source")
     _run(_looked_at_once(demo_settings(data, METHODS["source-only"], source_steps)), first, console)
     folders = []

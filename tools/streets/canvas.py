@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ssrseg.demo.patterns import CELLS, PLAIN, Pattern, tiles
-from ssrseg.demo.projection import (
+from streets.patterns import CELLS, PLAIN, Pattern, tiles
+from streets.projection import (
     FACING_CAMERA,
     FACING_LEFT,
     FACING_RIGHT,
@@ -22,7 +22,7 @@ from ssrseg.demo.projection import (
     View,
     project,
 )
-from ssrseg.demo.shapes import BASE, BODY, DARK, Floats, Shape
+from streets.shapes import BASE, BODY, DARK, Floats, Shape
 
 PARTS = 8
 """A pixel's code is surface * PARTS + part."""

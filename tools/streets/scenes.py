@@ -7,29 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssrseg.demo import shapes, street_furniture
-from ssrseg.demo.canvas import Canvas, Scene
-from ssrseg.demo.dice import Dice, Range
-from ssrseg.demo.projection import FACING_UP, View
-from ssrseg.demo.shapes import MARK, SECOND, Vehicle
-
-CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
-    ("road", (128, 64, 128)),
-    ("sidewalk", (244, 35, 232)),
-    ("building", (70, 70, 70)),
-    ("fence", (190, 153, 153)),
-    ("pole", (153, 153, 153)),
-    ("traffic sign", (220, 220, 0)),
-    ("vegetation", (107, 142, 35)),
-    ("sky", (70, 130, 180)),
-    ("person", (220, 20, 60)),
-    ("rider", (255, 0, 0)),
-    ("car", (0, 0, 142)),
-    ("truck", (0, 0, 70)),
-)
-"""Name and colour of each class, by id. Fences include walls, signs lights, trucks buses, and riders their bicycles."""
+from ssrseg.demo.dataset import CLASSES
+from streets import shapes, street_furniture
+from streets.canvas import Canvas, Scene
+from streets.dice import Dice, Range
+from streets.projection import FACING_UP, View
+from streets.shapes import MARK, SECOND, Vehicle
 
 ROAD, SIDEWALK, BUILDING, FENCE, POLE, SIGN, VEGETATION, SKY, PERSON, RIDER, CAR, TRUCK = range(len(CLASSES))
+"""The ids of the classes."""
 
 REACH, CELL = 40.0, 0.04
 """Cross-sections of streets reach this far to both sides, in cells of this width; metres."""

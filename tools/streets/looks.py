@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssrseg.demo import lens
-from ssrseg.demo.canvas import PARTS, Scene, Surfaces
-from ssrseg.demo.lens import Bytes
-from ssrseg.demo.materials import CAMERA_MATERIALS, GAME_MATERIALS, Palette, palette
-from ssrseg.demo.scenes import BUILDING
-from ssrseg.demo.shapes import DARK, GLASS, LAMP, Floats
-from ssrseg.demo.textures import TILE, textures
+from streets import lens
+from streets.canvas import PARTS, Scene, Surfaces
+from streets.lens import Bytes
+from streets.materials import CAMERA_MATERIALS, GAME_MATERIALS, Palette, palette
+from streets.scenes import BUILDING
+from streets.shapes import DARK, GLASS, LAMP, Floats
+from streets.textures import TILE, textures
 
 
 @dataclass(frozen=True)

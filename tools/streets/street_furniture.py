@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ssrseg.demo.dice import Dice
-from ssrseg.demo.patterns import BARS, DOORS, PILLARS, SHOPS, STOREYS, VARIANTS, Pattern
-from ssrseg.demo.shapes import BASE, BODY, DARK, LAMP, MARK, SECOND, Points, Shape, box, disc, mirrored
+from streets.dice import Dice
+from streets.patterns import BARS, DOORS, PILLARS, SHOPS, STOREYS, VARIANTS, Pattern
+from streets.shapes import BASE, BODY, DARK, LAMP, MARK, SECOND, Points, Shape, box, disc, mirrored
 
 _LEAVES = [(math.cos(math.tau * i / 24), math.sin(math.tau * i / 24)) for i in range(24)]
 

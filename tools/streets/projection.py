@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ssrseg.demo.shapes import Floats, Shape
+from streets.shapes import Floats, Shape
 
 FACING_UP, FACING_CAMERA, FACING_LEFT, FACING_RIGHT = range(4)
 """Which way a surface looks: light falls on it accordingly."""

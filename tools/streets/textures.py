@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from ssrseg.demo.shapes import Floats
+from streets.shapes import Floats
 
 TILE = 64
 """Texels on a texture's side; a power of two."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssrseg.demo.canvas import FAR, PARTS
-from ssrseg.demo.scenes import (
+from streets.canvas import FAR, PARTS
+from streets.scenes import (
     BUILDING,
     CAR,
     CLASSES,
@@ -23,8 +23,8 @@ from ssrseg.demo.scenes import (
     TRUCK,
     VEGETATION,
 )
-from ssrseg.demo.shapes import BODY, DARK, GLASS, LAMP, MARK, SECOND, SKIN, Floats
-from ssrseg.demo.textures import BRICKS, CLOUDY, LEAVES, PLAIN, SPECKLE, STREAKS, TILE, TILES
+from streets.shapes import BODY, DARK, GLASS, LAMP, MARK, SECOND, SKIN, Floats
+from streets.textures import BRICKS, CLOUDY, LEAVES, PLAIN, SPECKLE, STREAKS, TILE, TILES
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ssrseg.demo.dice import Dice
+from streets.dice import Dice
 
 Floats = npt.NDArray[np.float32]
 Points = list[float]

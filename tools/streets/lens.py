@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ssrseg.demo.shapes import Floats
+from streets.shapes import Floats
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -23,6 +23,11 @@ def virtual(light: Floats, rng: np.random.Generator) -> Bytes:
 
 def real(light: Floats, rng: np.random.Generator) -> Bytes:
     """A cheap camera behind a windscreen: every picture has its own faults. Overwrites `light` (3, H, W)."""
+    return from_jpeg(real_jpeg(light, rng))
+
+
+def real_jpeg(light: Floats, rng: np.random.Generator) -> bytes:
+    """The file that the camera of `real` stores."""
     gains = np.exp(np.array([0.07, 0.05, 0.01]) + 0.03 * rng.standard_normal(3) + 0.1 * rng.standard_normal())
     light *= gains.astype(np.float32)[:, None, None]
     light *= vignette(light.shape[1:], rng.uniform(0.05, 0.3))
@@ -33,7 +38,7 @@ def real(light: Floats, rng: np.random.Generator) -> Bytes:
     tones = low + (1 - low) * np.linspace(0, 1, 256) ** gamma
     image = _bytes(cv2.LUT(image, (255 * tones + 0.5).astype(np.uint8)))
     image = noisy(image, rng.uniform(0.003, 0.009), rng.uniform(0.004, 0.018), rng)
-    return compress(image, int(rng.integers(55, 93)))
+    return to_jpeg(image, int(rng.integers(55, 93)))
 
 
 def develop(light: Floats) -> Bytes:
@@ -74,9 +79,18 @@ def _film() -> Floats:
 
 def compress(image: Bytes, quality: int) -> Bytes:
     """What JPEG leaves of an image (H, W, 3) in red, green and blue."""
+    return from_jpeg(to_jpeg(image, quality))
+
+
+def to_jpeg(image: Bytes, quality: int) -> bytes:
+    """An RGB image (H, W, 3) as a JPEG file."""
     _, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, quality))
-    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
-    return _bytes(decoded)
+    return bytes(encoded)
+
+
+def from_jpeg(encoded: bytes) -> Bytes:
+    """The RGB image (H, W, 3) of a JPEG file."""
+    return _bytes(cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB))
 
 
 def _bytes(image: object) -> Bytes:

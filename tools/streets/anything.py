@@ -12,9 +12,9 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from ssrseg.demo import lens
-from ssrseg.demo.shapes import Floats
-from ssrseg.demo.textures import TILE, smooth_noise
+from streets import lens
+from streets.shapes import Floats
+from streets.textures import TILE, smooth_noise
 
 Mask = npt.NDArray[np.bool_]
 Outline = Callable[[Floats, Floats], Mask]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ssrseg.demo.shapes import BASE, BODY, DARK, GLASS, SECOND
+from streets.shapes import BASE, BODY, DARK, GLASS, SECOND
 
 CELLS = 32
 """Cells on a tile's side; a power of two."""
