@@ -17,11 +17,11 @@ from rich.console import Console
 
 import ssrseg
 from ssrseg import cli
-from ssrseg.config import dump, flatten, resolve
+from ssrseg.config import affects_result, flatten, resolve
 from ssrseg.errors import UserError
 from ssrseg.reporting import compare, comparison_text, format_of, members, print_comparison, read_run
 from ssrseg.reporting.formats import latex
-from ssrseg.reporting.grouping import WATCHING, WITHOUT_EFFECT, essentials, names
+from ssrseg.reporting.grouping import essentials, names
 from ssrseg.reporting.paper import published, table1, table2
 from ssrseg.reporting.statistics import bootstrap, difference, holm
 from ssrseg.reporting.text_tables import Sheet, class_differences, sentence
@@ -109,12 +109,21 @@ def test_what_cannot_change_the_result_groups_nothing_apart(tmp_path: Path) -> N
     assert arm.miou.sd == pytest.approx(0.02 / 2**0.5)
 
 
-def test_what_is_ignored_is_a_setting() -> None:
+def test_settings_that_cannot_change_a_result_are_marked_where_they_are_declared() -> None:
     tree = {role: {"root": role} for role in ("source", "target", "val")}
     settings = resolve(tree | {"method": {"regularizer": {}}})
-    known = flatten(yaml.safe_load(dump(settings))).keys() | {"stages"}
-    assert known >= WITHOUT_EFFECT
-    assert all(any(key.startswith(group) for key in known) for group in WATCHING)
+    free = {key for key in flatten(settings.model_dump(mode="json")) if not affects_result(key)}
+    watching = {key for key in free if key.startswith(("selection.", "train.guard."))}
+    loader = {f"loader.{key}" for key in ("workers", "timeout", "cache")}
+    computing = {f"train.{key}" for key in ("accelerator", "compile", "deterministic", "activation_checkpointing")}
+    writing = {f"train.{key}" for key in ("evaluate_every", "checkpoint_every", "log_every", "pictures_every")}
+    tracking = {f"train.{key}" for key in ("timeout_minutes", "track", "track_project")}
+    urls = {f"{role}.url" for role in ("source", "target", "val")}
+    assert free - watching == loader | computing | writing | tracking | urls | {"stages"}
+    assert len(watching) > 5
+    assert affects_result("train.guard.skip")
+    assert affects_result("no.such.setting")
+    assert not affects_result("selection")
 
 
 @pytest.mark.parametrize(

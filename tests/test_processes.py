@@ -26,7 +26,7 @@ from ssrseg.adapt import BlockMask, ClassMix, StrongAugment, build_method, distr
 from ssrseg.adapt.augment import PhotometricDistortion
 from ssrseg.config import MethodConfig, TrainConfig
 from ssrseg.errors import UserError
-from ssrseg.training.distributed import build_fabric, joined, placement
+from ssrseg.training.distributed import build_fabric, placement, synchronise_batchnorm
 from ssrseg.training.watchdog import Seen, is_own, judge
 from test_training import records, settings_for
 
@@ -129,7 +129,7 @@ def test_torchrun_starts_a_run_that_speaks_and_writes_once(tmp_path: Path) -> No
         *(
             "method.teacher={}",
             "method.mixed={}",
-            "method.regularizer={foundation: {encoder: demo, input_size: native, shard: true}}",
+            "method.regularizer={foundation: {encoder: demo, input_size: native}}",
         ),
         *("train.steps=2", "train.log_every=1", "train.evaluate_every=2", "train.accelerator=cpu"),
     ]
@@ -191,7 +191,7 @@ def test_synchronised_batchnorm_needs_cuda() -> None:
     method = build_method(MethodConfig(), tiny_segmenter(), classes=CLASSES)
     two = SimpleNamespace(world_size=2, device=torch.device("cpu"))
     with pytest.raises(UserError, match="sync_batchnorm needs CUDA devices, but this run is on cpu"):
-        joined(method, cast(Fabric, two), sync_batchnorm=True, shard=False)
+        synchronise_batchnorm(method, cast(Fabric, two))
 
 
 def test_slurm_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,8 @@ from typing import Any, Literal
 
 import timm
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from ssrseg.adapt import sam_attention
 from ssrseg.adapt.control import DISTURBANCES
@@ -23,8 +20,6 @@ from ssrseg.cpu import matmul
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import Backbone
 from ssrseg.models.reading import read_checkpoint
-
-LAYERED = (nn.Sequential, nn.ModuleList)
 
 
 class Frozen:
@@ -65,19 +60,6 @@ class Frozen:
         self.half = self.runs_half(torch.device(device).type)
         if self.half:  # the features are still in the type of the images
             self.module.to(torch.bfloat16)
-        return self
-
-    def shard(self) -> Frozen:
-        """Leave each process of a launched run a part of the weights, gathered layer by layer when they are used.
-
-        The module must be on its device. Every process must then call the encoder as often as the others.
-        """
-        mesh = init_device_mesh(next(self.module.parameters()).device.type, (dist.get_world_size(),))
-        layers = [layer for group in self.module.children() if isinstance(group, LAYERED) for layer in group]
-        for part in (*layers, self.module):
-            fully_shard(part, mesh=mesh, reshard_after_forward=True)
-        if hasattr(self.module, "forward_features"):  # called beside `forward`
-            register_fsdp_forward_method(self.module, "forward_features")
         return self
 
     def runs_half(self, device_type: str) -> bool:

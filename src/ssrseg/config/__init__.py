@@ -23,7 +23,7 @@ from ssrseg.config.method import (
     TeacherConfig,
 )
 from ssrseg.config.presets import assignments, compose, merge, preset_names, preset_summaries, read_preset, read_yaml
-from ssrseg.config.resolve import dump, flatten, resolve, resolve_group
+from ssrseg.config.resolve import affects_result, dump, flatten, resolve, resolve_group
 from ssrseg.config.settings import (
     Settings,
     StageConfig,
@@ -64,6 +64,7 @@ __all__ = [
     "Strict",
     "TeacherConfig",
     "TrainConfig",
+    "affects_result",
     "assignments",
     "compose",
     "dump",

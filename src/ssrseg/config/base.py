@@ -17,6 +17,15 @@ UserPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(p
 """A path in which `~` is the user's home."""
 
 
+NO_EFFECT = Field(json_schema_extra={"affects_result": False})
+"""Marks a setting, or a group of them, that changes where, how fast or how visibly a run computes.
+
+Its last scores differ by rounding at most, so reports take runs that differ in nothing else for one setting.
+"""
+EFFECT = Field(json_schema_extra={"affects_result": True})
+"""Marks a setting that does change the result, in a group that else does not."""
+
+
 class Strict(BaseModel):
     """A group of settings: frozen, and unknown keys are errors."""
 

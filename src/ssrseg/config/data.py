@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ssrseg.config.base import Fraction, Positive, Rate, Size, Strict, UserPath
+from ssrseg.config.base import NO_EFFECT, Fraction, Positive, Rate, Size, Strict, UserPath
 
 
 def _spelled(value: Any) -> Any:
@@ -38,7 +38,7 @@ class DataConfig(Strict):
 
     root: UserPath
     """A folder, unpacked or with the zip archives as they were downloaded; one zip archive; or what `pack` wrote."""
-    url: str | None = None
+    url: Annotated[str | None, NO_EFFECT] = None
     """Where what `pack` wrote was copied to, as `s3://bucket/folder`; `root` then keeps what was fetched of it."""
     spec: str = "folders"
     """A layout in `ssrseg.data.SPECS`; `folders` is any pair of globs."""
@@ -88,14 +88,14 @@ class LoaderConfig(Strict):
     """(height, width) of target crops, for methods that do not mix; `crop` when absent."""
     batch: Positive = 2
     """Source images and target images per step and process."""
-    workers: Annotated[int, Field(ge=0)] = 2
-    timeout: Annotated[int, Field(ge=0)] = 1800
+    workers: Annotated[int, Field(ge=0), NO_EFFECT] = 2
+    timeout: Annotated[int, Field(ge=0), NO_EFFECT] = 1800
     """Seconds without a batch from the workers after which the run stops; 0 waits for ever."""
     max_class_share: Annotated[float, Field(gt=0, le=1)] = 0.75
     """A source crop is drawn again while one class covers this share of its labelled pixels or more."""
     flip: Fraction = 0.5
     rare_class: RareClassConfig | None = None
-    cache: Path | None = None
+    cache: Annotated[Path | None, NO_EFFECT] = None
     """Folder that keeps images as they are after `resize`, uncompressed, so that they are decoded once: four bytes per
     pixel of the source, three of the target (3.6 and 2.7 MB per image of 1280x704; 90 GB for all of GTA5)."""
     scale_jpeg: bool = False

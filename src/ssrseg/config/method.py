@@ -65,8 +65,6 @@ class FoundationConfig(Strict):
     """`hub`, a local file, or `none` (random: a control, not a method)."""
     input_size: Positive | Literal["native"] = 1024
     """Images are resized to this square, or go in at crop size."""
-    shard: bool = False
-    """Each process holds a part of the weights and gathers the rest when it needs them (FSDP)."""
     precision: Literal["fp32", "half", "auto"] = "fp32"
     """`half` keeps and runs the encoder in bfloat16; `auto` does so on CUDA. The published runs have `fp32`."""
     disturb: Literal["pixels", "channels", "images"] | None = None

@@ -43,6 +43,23 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def affects_result(path: str) -> bool:
+    """Tell whether the setting at a dotted path can change a run's result by more than rounding.
+
+    Settings are marked where they are declared, alone or by their group. An unknown path is taken to matter.
+    """
+    group: type[Strict] | None = Settings
+    affects = True
+    for key in path.split("."):
+        if group is None or key not in group.model_fields:
+            break
+        found = group.model_fields[key]
+        extra = found.json_schema_extra
+        affects = bool(extra.get("affects_result", affects)) if isinstance(extra, dict) else affects
+        group = _group_of(found.annotation)
+    return affects
+
+
 def _explain(error: Any, root: type[Strict]) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ssrseg.config.base import Strict
+from ssrseg.config.base import NO_EFFECT, Strict
 from ssrseg.config.data import Class, DataConfig, LoaderConfig
 from ssrseg.config.method import MethodConfig
 from ssrseg.config.training import InferenceConfig, ModelConfig, OptimConfig, SelectionConfig, TrainConfig
@@ -42,11 +42,11 @@ class Settings(Strict):
     method: MethodConfig = MethodConfig()
     optim: OptimConfig = OptimConfig()
     inference: InferenceConfig = InferenceConfig()
-    selection: SelectionConfig | None = SelectionConfig()
+    selection: Annotated[SelectionConfig | None, NO_EFFECT] = SelectionConfig()
     """Scores without labels; not computed when absent, or without a target."""
     train: TrainConfig = TrainConfig()
-    stages: tuple[StageConfig, ...] = ()
-    """Runs that start from runs, one after the other; this is one run when there are none."""
+    stages: Annotated[tuple[StageConfig, ...], NO_EFFECT] = ()
+    """Runs that start from runs, one after the other, each with its own settings; none for one run."""
 
     @model_validator(mode="after")
     def _views_have_images(self) -> Settings:

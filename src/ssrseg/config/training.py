@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from ssrseg.config.base import Fraction, Positive, Rate, Size, Strict
+from ssrseg.config.base import EFFECT, NO_EFFECT, Fraction, Positive, Rate, Size, Strict
 
 
 class ModelConfig(Strict):
@@ -60,7 +60,7 @@ class InferenceConfig(Strict):
 class GuardConfig(Strict):
     """What a run does when its numbers go wrong, and when it warns; the reasons stand in `docs/guards.md`."""
 
-    skip: Annotated[int, Field(ge=0)] = 0
+    skip: Annotated[int, Field(ge=0), EFFECT] = 0
     """Steps with a loss or gradient that is not finite are left out, up to so many; the next one stops the run."""
     window: Positive = 500
     """Steps over which each class's share of the pseudo-labels is taken."""
@@ -106,23 +106,23 @@ class TrainConfig(Strict):
     """Batches per step and process, one after the other; their gradients are averaged."""
     sync_batchnorm: bool = False
     """BatchNorm uses the statistics of the whole batch, over all processes (CUDA only), not of each process's."""
-    timeout_minutes: Rate = 30.0
+    timeout_minutes: Annotated[Rate, NO_EFFECT] = 30.0
     """A process that stands still for so long while the others wait ends the run."""
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    accelerator: Annotated[Literal["auto", "cpu", "cuda", "mps"], NO_EFFECT] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: autocast; the weights stay in 32 bits."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: Annotated[bool, NO_EFFECT] = False
     """The student's blocks keep only their inputs and run again in the backward pass: less memory, more time."""
-    compile: Literal["off", "on", "auto"] = "off"
+    compile: Annotated[Literal["off", "on", "auto"], NO_EFFECT] = "off"
     """`torch.compile` of student, teacher and frozen encoders at the size of the crops; `auto` does so on CUDA."""
-    deterministic: bool = False
+    deterministic: Annotated[bool, NO_EFFECT] = False
     """Only operations that give the same bits every time; an error names one that cannot (docs/reproducibility.md)."""
-    evaluate_every: Positive = 4_000
-    checkpoint_every: Positive = 2_000
-    log_every: Positive = 50
-    pictures_every: Positive = 1_000
-    guard: GuardConfig = GuardConfig()
-    track: tuple[Literal["wandb", "mlflow"], ...] = ()
+    evaluate_every: Annotated[Positive, NO_EFFECT] = 4_000
+    checkpoint_every: Annotated[Positive, NO_EFFECT] = 2_000
+    log_every: Annotated[Positive, NO_EFFECT] = 50
+    pictures_every: Annotated[Positive, NO_EFFECT] = 1_000
+    guard: Annotated[GuardConfig, NO_EFFECT] = GuardConfig()
+    track: Annotated[tuple[Literal["wandb", "mlflow"], ...], NO_EFFECT] = ()
     """Services that get the journal's numbers, beside TensorBoard (`docs/tracking.md`)."""
-    track_project: str = "ssrseg"
+    track_project: Annotated[str, NO_EFFECT] = "ssrseg"
     """Project of wandb, experiment of mlflow."""

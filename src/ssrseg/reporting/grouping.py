@@ -11,27 +11,10 @@ from typing import Any
 
 import yaml
 
-from ssrseg.config import dump, flatten, read_yaml, resolve
+from ssrseg.config import affects_result, dump, flatten, read_yaml, resolve
 from ssrseg.errors import UserError
 from ssrseg.runs.groups import STAGES
 from ssrseg.runs.records import RunRecord, method_name, setting
-
-WITHOUT_EFFECT = frozenset(
-    {
-        "train.seed",
-        *(f"train.{key}" for key in ("accelerator", "compile", "deterministic", "activation_checkpointing")),
-        *(f"train.{key}" for key in ("evaluate_every", "checkpoint_every", "log_every", "pictures_every")),
-        *(f"train.{key}" for key in ("timeout_minutes", "track", "track_project")),
-        *(f"loader.{key}" for key in ("workers", "timeout", "cache")),
-        *(f"{role}.url" for role in ("source", "target", "val")),
-        "method.regularizer.foundation.shard",
-        "stages",
-    }
-)
-"""Settings that change where, how fast or how visibly a run computes; its last scores differ by rounding at most."""
-
-WATCHING = ("selection", "train.guard")
-"""Groups of settings that only watch; `train.guard.skip` leaves steps out and counts."""
 
 PLACES = re.compile(r"(source|target|val)\.(root|stems|labels_root)|.*\.weights|model\.pretrained")
 LEFT_BY_RUNS = re.compile(r"model\.start|method\.segmentation\.priors")
@@ -59,13 +42,9 @@ def grouped(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
 def essentials(run: RunRecord) -> dict[str, Any]:
     """Dotted path -> value of all settings that can change the result; of a path, only the end that names it."""
     flat = flatten(_completed(run.config))
-    kept = {key: _end(key, value) for key, value in flat.items() if key not in WITHOUT_EFFECT and not _watches(key)}
+    kept = {key: _end(key, value) for key, value in flat.items() if key != "train.seed" and affects_result(key)}
     stage = _stage(run.folder)
     return kept | ({"stage": stage} if stage and CORRECTIONS.get(stage) != "" else {})
-
-
-def _watches(key: str) -> bool:
-    return key.startswith(WATCHING) and key != "train.guard.skip"
 
 
 def _completed(config: dict[str, Any]) -> dict[str, Any]:

@@ -86,33 +86,26 @@ def launched() -> tuple[int, int] | None:
     return None
 
 
-def joined(method: Method, fabric: Fabric, *, sync_batchnorm: bool, shard: bool) -> Method:
-    """The method with what its processes hold together; unchanged in one process.
+def synchronise_batchnorm(method: Method, fabric: Fabric) -> None:
+    """Let BatchNorm of learner and teacher use the statistics of the whole batch, over all processes.
 
     Args:
-        method: not yet in the optimiser.
+        method: not yet in the optimiser; changed in place.
         fabric: launched.
-        sync_batchnorm: BatchNorm of learner and teacher uses the statistics of the whole batch.
-        shard: each process keeps a part of the frozen encoders.
 
     Raises:
-        UserError: synchronised BatchNorm elsewhere than on CUDA.
+        UserError: there are several processes, and they do not run on CUDA.
     """
     if fabric.world_size == 1:
-        return method
-    if shard:
-        for encoder in method.frozen:
-            encoder.to(fabric.device).shard()
-    if sync_batchnorm:
-        if fabric.device.type != "cuda":
-            raise UserError(
-                f"train.sync_batchnorm needs CUDA devices, but this run is on {fabric.device.type}: torch has no "
-                "synchronised BatchNorm there. Leave it out."
-            )
-        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
-        convert(method.learner)
-        convert(method.teacher)
-    return method
+        return
+    if fabric.device.type != "cuda":
+        raise UserError(
+            f"train.sync_batchnorm needs CUDA devices, but this run is on {fabric.device.type}: torch has no "
+            "synchronised BatchNorm there. Leave it out."
+        )
+    convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+    convert(method.learner)
+    convert(method.teacher)
 
 
 def same_buffers(module: nn.Module) -> None:

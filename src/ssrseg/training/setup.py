@@ -22,7 +22,7 @@ from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, load_segmenter
 from ssrseg.models.weights import load_pretrained
 from ssrseg.runs.folder import RunFolder
-from ssrseg.training.distributed import build_fabric, joined
+from ssrseg.training.distributed import build_fabric, synchronise_batchnorm
 from ssrseg.training.loop import Observer
 from ssrseg.training.optim import build_optimizer
 from ssrseg.training.preparation import prepare
@@ -95,13 +95,8 @@ def build_context(
         terms=extensions.terms,
         makers=extensions.makers,
     )
-    regularizer = settings.method.regularizer
-    joined(
-        method,
-        fabric,
-        sync_batchnorm=settings.train.sync_batchnorm,
-        shard=regularizer is not None and regularizer.foundation.shard,
-    )
+    if settings.train.sync_batchnorm:
+        synchronise_batchnorm(method, fabric)
     seed_generators(settings.train.seed + fabric.global_rank)  # dropout and drop path differ
     adversary = settings.method.alignment
     rate = {} if adversary is None else {"discriminator_lr": adversary.lr}
