@@ -26,8 +26,7 @@ from ssrseg.adapt import BlockMask, ClassMix, StrongAugment, build_method, distr
 from ssrseg.adapt.augment import PhotometricDistortion
 from ssrseg.config import MethodConfig, TrainConfig
 from ssrseg.errors import UserError
-from ssrseg.training.distributed import build_fabric, placement, synchronise_batchnorm
-from ssrseg.training.watchdog import Seen, is_own, judge
+from ssrseg.training.distributed import build_fabric, placement, sync_batchnorm
 from test_training import records, settings_for
 
 HERE = Path(__file__).parent
@@ -145,53 +144,31 @@ def test_torchrun_starts_a_run_that_speaks_and_writes_once(tmp_path: Path) -> No
     assert (out / "student-last.safetensors").is_file()
 
 
-@pytest.mark.parametrize(
-    ("launcher", "fault", "message"),
-    [((), "kill", "has died around step "), (TORCHRUN, "hang", "stands still after step 2, for more than 12 s")],
-)
-def test_a_lost_process_ends_the_run_and_is_named(
-    launcher: tuple[str, ...], fault: str, message: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("launcher", [(), TORCHRUN])
+def test_a_killed_process_ends_the_run(launcher: tuple[str, ...], tmp_path: Path) -> None:
     settings_for(tmp_path)
-    done = several(*launcher, HERE / "several.py", fault, tmp_path)
+    done = several(*launcher, HERE / "several.py", "kill", tmp_path)
     assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert said, done.stderr
-    line = said[0]  # a busy machine may have the other process say it too
-    assert line.startswith("error: process 1 (pid ")
-    assert message in line
-    assert fault != "hang" or "several.py" in line
+    # Fabric's launcher looks every five seconds, and may come first.
+    said = ("lost its connection to another process after step ", "terminated with code -9")
+    assert any(text in done.stderr for text in said), done.stderr
 
 
-def seen(rank: int, *, step: int = 3, waits: bool = True, heard: float = 100.0, moved: float = 0.0) -> Seen:
-    """Of a process at second 100."""
-    report = {"rank": rank, "host": "node", "pid": rank, "step": step, "place": f"place {rank}", "waits": waits}
-    return Seen(report, heard, moved)
-
-
-def test_who_holds_up_a_run() -> None:
-    def named(*processes: Seen) -> list[Any]:
-        return [each.report["rank"] for each in judge(list(processes), 60, 100)[0]]
-
-    assert named(seen(0), seen(1, moved=90)) == []  # one of them works, the other waits
-    assert named(seen(0), seen(1, waits=False)) == [1]
-    assert named(seen(0, waits=False, step=4), seen(1), seen(2, waits=False)) == [2]  # a host runs ahead of its device
-    assert named(seen(0), seen(1)) == [0, 1]
-    assert named(seen(0, moved=100), seen(1, heard=30)) == [1]
-
-
-def test_a_place_is_in_the_users_code_or_ours() -> None:
-    assert is_own(__file__)
-    assert is_own(distributed.__file__)
-    assert not is_own(json.__file__)
-    assert not is_own(torch.__file__)
+def test_a_process_that_hangs_ends_the_run_and_says_where(tmp_path: Path) -> None:
+    settings_for(tmp_path)
+    done = several(HERE / "several.py", "hang", tmp_path)
+    assert done.returncode == 1
+    for process in (0, 1):
+        assert f"error: Process {process} (pid " in done.stderr
+    assert "has completed no step for 0.2 minutes (train.timeout_minutes) after step 2" in done.stderr
+    assert 'several.py", line' in done.stderr
 
 
 def test_synchronised_batchnorm_needs_cuda() -> None:
     method = build_method(MethodConfig(), tiny_segmenter(), classes=CLASSES)
     two = SimpleNamespace(world_size=2, device=torch.device("cpu"))
     with pytest.raises(UserError, match="sync_batchnorm needs CUDA devices, but this run is on cpu"):
-        synchronise_batchnorm(method, cast(Fabric, two))
+        sync_batchnorm(method, cast(Fabric, two))
 
 
 def test_slurm_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

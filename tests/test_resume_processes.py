@@ -16,7 +16,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from factories import tiny_frozen
-from ssrseg.training import Extensions, Interrupted, saving, train
+from ssrseg.training import Extensions, Interrupted, checkpoint, train
 from test_training import settings_for
 
 torch.set_num_threads(1)
@@ -24,20 +24,20 @@ root, second = Path(sys.argv[1]), os.environ.get("LOCAL_RANK") == "1"
 config = {"steps": 4, "devices": 2, "log_every": 2, "checkpoint_every": 3, "evaluate_every": 4, "pictures_every": 2}
 settings = settings_for(root, train=config)
 train(settings, root / "whole", extensions=Extensions(foundation=tiny_frozen()))
-stepped = saving.Saving.stepped
+stepped = checkpoint.CheckpointWriter.stepped
 
 def killed(self, result):
     if second and result.step == 1:
         os.kill(os.getpid(), signal.SIGTERM)
     stepped(self, result)
 
-saving.Saving.stepped = killed
+checkpoint.CheckpointWriter.stepped = killed
 try:
     train(settings, root / "cut", extensions=Extensions(foundation=tiny_frozen()))
 except Interrupted as left:
     assert (left.code, left.step) == (128 + signal.SIGTERM, 2)
     torch.manual_seed(99)
-    saving.Saving.stepped = stepped
+    checkpoint.CheckpointWriter.stepped = stepped
     train(None, root / "cut", resume=True, extensions=Extensions(foundation=tiny_frozen()))
 """
 

@@ -22,7 +22,7 @@ from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, load_segmenter
 from ssrseg.models.weights import load_pretrained
 from ssrseg.runs.folder import RunFolder
-from ssrseg.training.distributed import build_fabric, synchronise_batchnorm
+from ssrseg.training.distributed import build_fabric, sync_batchnorm
 from ssrseg.training.loop import Observer
 from ssrseg.training.optim import build_optimizer
 from ssrseg.training.preparation import prepare
@@ -96,7 +96,7 @@ def build_context(
         makers=extensions.makers,
     )
     if settings.train.sync_batchnorm:
-        synchronise_batchnorm(method, fabric)
+        sync_batchnorm(method, fabric)
     seed_generators(settings.train.seed + fabric.global_rank)  # dropout and drop path differ
     adversary = settings.method.alignment
     rate = {} if adversary is None else {"discriminator_lr": adversary.lr}

@@ -13,7 +13,8 @@ from ssrseg.data import eval_samples
 from ssrseg.errors import UserError
 from ssrseg.inference.sliding_window import build_inference
 from ssrseg.runs.atomic import FULL
-from ssrseg.training.checkpoint import ResumePoint
+from ssrseg.training.checkpoint import CheckpointWriter, ResumePoint
+from ssrseg.training.distributed import StepTimeout
 from ssrseg.training.loop import Observer
 from ssrseg.training.observers.alarms import ClassCollapse, Divergence, Waiting
 from ssrseg.training.observers.console import Screen
@@ -25,10 +26,8 @@ from ssrseg.training.observers.loading import LoaderNotes
 from ssrseg.training.observers.pictures import PredictedPictures, Snapshots
 from ssrseg.training.observers.selection import Selection
 from ssrseg.training.observers.trackers import track
-from ssrseg.training.saving import Saving
 from ssrseg.training.setup import RunContext
 from ssrseg.training.signals import Interrupted, Stop
-from ssrseg.training.watchdog import Watchdog
 
 
 @contextmanager
@@ -37,7 +36,7 @@ def watched(
 ) -> Iterator[list[Observer]]:
     """The observers of this process, with their states put back; journal and screen are closed whatever happens.
 
-    The first process speaks and writes. The others have the observers that compute with all of them, and a watchdog.
+    The first process speaks and writes. The others have the observers that compute with all of them.
 
     Args:
         context: the run.
@@ -69,10 +68,10 @@ def watched(
                 journal.write("note", start, text=text)
         for text in point.warnings:
             tell.warn(start, text)
-        saving = Saving(context, named, stop, tell.warn)
-        watchdog = stack.enter_context(Watchdog(context.fabric, 60 * context.settings.train.timeout_minutes))
+        saving = CheckpointWriter(context, named, stop, tell.warn)
+        timeout = stack.enter_context(StepTimeout(context.fabric, context.settings.train.timeout_minutes))
         try:
-            yield [watchdog, *(each for each in (*named.values(), saving) if first or each.everywhere)]
+            yield [timeout, *(each for each in (*named.values(), saving) if first or each.everywhere)]
         except Fault as fault:
             journal.write("warning", fault.step, text=str(fault))
             saving.save(fault.completed)
