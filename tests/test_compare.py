@@ -24,7 +24,7 @@ from ssrseg.reporting.formats import latex
 from ssrseg.reporting.grouping import essentials, names
 from ssrseg.reporting.paper import published, table1, table2
 from ssrseg.reporting.statistics import bootstrap, difference, holm
-from ssrseg.reporting.text_tables import Sheet, class_differences, sentence
+from ssrseg.reporting.text_tables import TextTable, class_differences, sentence
 from test_reporting import PARTS, SSR, Tags, write_run
 
 CITYSCAPES = published()["table2"]["classes"]
@@ -104,9 +104,9 @@ def test_the_bootstrap_begins_at_five_pairs_and_repeats_itself() -> None:
 def test_what_cannot_change_the_result_groups_nothing_apart(tmp_path: Path) -> None:
     runs = group(tmp_path, PARTS["DAFormer"], (0.5, 0.52))
     change(runs[1], train__log_every=7, train__accelerator="cpu", loader__workers=9, source__root="/elsewhere/gta5")
-    (arm,) = compare(runs).arms
-    assert (arm.name, arm.miou.n, arm.miou.mean) == ("DAFormer", 2, pytest.approx(0.51))
-    assert arm.miou.sd == pytest.approx(0.02 / 2**0.5)
+    (found,) = compare(runs).groups
+    assert (found.name, found.n, found.miou.mean) == ("DAFormer", 2, pytest.approx(0.51))
+    assert found.miou.sd == pytest.approx(0.02 / 2**0.5)
 
 
 def test_settings_that_cannot_change_a_result_are_marked_where_they_are_declared() -> None:
@@ -132,7 +132,7 @@ def test_settings_that_cannot_change_a_result_are_marked_where_they_are_declared
 def test_what_can_change_the_result_does(tmp_path: Path, key: str, value: Any) -> None:
     runs = group(tmp_path, PARTS["DAFormer"], (0.5, 0.52))
     change(runs[1], **{key: value})
-    found = [arm.name for arm in compare(runs).arms]
+    found = [group.name for group in compare(runs).groups]
     assert len(found) == 2
     word = yaml.safe_dump(value).splitlines()[0].removeprefix("data/")
     assert found[1] == f"DAFormer ({key.replace('__', '.')}={word})"
@@ -148,7 +148,7 @@ def test_a_general_folder_name_says_whose_it_is(tmp_path: Path) -> None:
 def test_an_older_run_without_a_setting_has_its_default(tmp_path: Path) -> None:
     runs = group(tmp_path, {}, (0.5, 0.52))
     change(runs[1], optim__head_lr_factor=10.0)
-    assert len(compare(runs).arms) == 1
+    assert len(compare(runs).groups) == 1
 
 
 def test_many_differences_are_shortened_but_names_stay_distinct(tmp_path: Path) -> None:
@@ -187,7 +187,11 @@ def test_who_trains_on_the_others_target_is_the_oracle(tmp_path: Path) -> None:
         group(tmp_path / name, method, (0.5,)) for name, method in (("a", PARTS["DAFormer"]), ("b", {}), ("c", {}))
     )
     change(oracle, source={"root": "elsewhere/cityscapes", "spec": "cityscapes", "split": "train"})
-    assert [arm.name for arm in compare([adapted, source_only, oracle]).arms] == ["DAFormer", "source-only", "oracle"]
+    assert [group.name for group in compare([adapted, source_only, oracle]).groups] == [
+        "DAFormer",
+        "source-only",
+        "oracle",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +204,7 @@ def test_who_trains_on_the_others_target_is_the_oracle(tmp_path: Path) -> None:
     ],
 )
 def test_methods_of_alignment_have_their_names(tmp_path: Path, method: dict[str, Any], name: str) -> None:
-    assert compare([write_run(tmp_path / "run", method)]).arms[0].method == name
+    assert compare([write_run(tmp_path / "run", method)]).groups[0].method == name
 
 
 def recipe(folder: Path, method: dict[str, Any], stages: dict[str, str], seed: int = 0) -> Path:
@@ -224,8 +228,8 @@ def test_the_stages_of_undoing_are_told_apart_over_seeds(tmp_path: Path) -> None
     stages = {"align": "train", "adjusted": "adjust", "distilled": "train"}
     folders = [recipe(tmp_path / f"undoing-{seed}", method, stages, seed) for seed in (0, 1)]
     assert [run.name for run in members(folders[0])] == list(stages)
-    arms = compare(folders).arms
-    assert [(arm.name, arm.miou.n) for arm in arms] == [
+    found = compare(folders).groups
+    assert [(group.name, group.n) for group in found] == [
         ("Undoing: align", 2),
         ("Undoing: adjusted", 2),
         ("Undoing", 2),
@@ -236,8 +240,8 @@ def test_a_group_may_hold_folders_of_stages(tmp_path: Path) -> None:
     for seed in (0, 1):
         recipe(tmp_path / f"seed-{seed}", PARTS["DAFormer"], {"trained": "train", "adjusted": "adjust"}, seed)
     (tmp_path / "group.yaml").write_text("{}")
-    arms = compare([tmp_path]).arms
-    assert [(arm.name, arm.miou.n) for arm in arms] == [("DAFormer", 2), ("DAFormer + IA", 2)]
+    found = compare([tmp_path]).groups
+    assert [(group.name, group.n) for group in found] == [("DAFormer", 2), ("DAFormer + IA", 2)]
 
 
 # contrasts and words
@@ -294,10 +298,10 @@ def test_what_holm_takes_back_is_said(tmp_path: Path) -> None:
 def test_ssr_is_also_set_against_the_method_that_it_is_added_to(tmp_path: Path) -> None:
     parts = {"0": {}, "1": PARTS["MIC"], "2": PARTS["MIC"] | SSR}
     runs = [run for name, method in parts.items() for run in group(tmp_path / name, method, (0.5, 0.6))]
-    pairs = [(each.arm.name, each.base.name) for each in compare(runs).contrasts]
+    pairs = [(each.group.name, each.base.name) for each in compare(runs).contrasts]
     assert pairs == [("MIC", "source-only"), ("MIC + SSR", "source-only"), ("MIC + SSR", "MIC")]
     against = compare(runs, against="mic + ssr")
-    assert [(each.arm.name, each.base.name) for each in against.contrasts] == [
+    assert [(each.group.name, each.base.name) for each in against.contrasts] == [
         ("source-only", "MIC + SSR"),
         ("MIC", "MIC + SSR"),
     ]
@@ -308,7 +312,7 @@ def test_ssr_is_set_against_the_nearest_settings(tmp_path: Path) -> None:
     for name, method, rate in (("a", {}, 0.1), ("b", {}, 0.2), ("c", SSR, 0.2)):
         runs += [change(run, optim__lr=rate) for run in group(tmp_path / name, PARTS["DAFormer"] | method, (0.5,))]
     found = compare(runs)
-    base = found.base_of(found.arms[2])
+    base = found.base_of(found.groups[2])
     assert base is not None
     assert base.name == "DAFormer (optim.lr=0.2)"
 
@@ -332,7 +336,7 @@ def test_the_best_is_the_oracles_and_the_teacher_can_be_asked(tmp_path: Path) ->
     written["best"]["student"] = {**written["best"]["student"], "miou": 0.7}
     written["last"]["teacher"] = {**written["last"]["teacher"], "miou": 0.6}
     (run / "scores.json").write_text(json.dumps(written))
-    (student,), (teacher,) = compare([run]).arms, compare([run], network="teacher").arms
+    (student,), (teacher,) = compare([run]).groups, compare([run], network="teacher").groups
     assert (student.miou.mean, teacher.miou.mean) == (0.5, 0.6)
     assert student.best is not None
     assert (student.best.mean, teacher.best) == (0.7, None)
@@ -350,7 +354,7 @@ def test_unfinished_runs_are_named_and_can_be_allowed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Not finished: .*/1 \(500 of 500 steps\), .*/stopped.*--allow-unfinished"):
         compare(runs)
     found = compare(runs, allow_unfinished=True)
-    assert found.arms[0].miou.n == 2
+    assert found.groups[0].n == 2
     assert any("stopped" in line and "Left out" in line for line in found.caveats)
     assert any("Not finished, with its latest score" in line for line in found.caveats)
 
@@ -428,7 +432,7 @@ def test_table_one_sets_our_stages_beside_the_papers(tmp_path: Path) -> None:
     assert "not the paper's data" in " ".join(sheet.notes)
 
 
-def table_two(folder: Path, classes: Sequence[str]) -> list[Sheet]:
+def table_two(folder: Path, classes: Sequence[str]) -> list[TextTable]:
     """Two of the six methods, two seeds each."""
     iou = [0.5 + 0.01 * number for number in range(len(classes))]
     runs = group(folder / "a", PARTS["DAFormer"], (0.6, 0.62), classes=classes, iou=iou)

@@ -20,11 +20,10 @@ import torch
 from PIL import Image
 
 from ssrseg.errors import UserError
-from ssrseg.reporting import read_run, table
-from ssrseg.reporting.bars import class_bars
-from ssrseg.reporting.confusion import matrices
-from ssrseg.reporting.differences import differing_environments, differing_settings
+from ssrseg.reporting import compare_records, read_run
+from ssrseg.reporting.charts import class_bars, matrices
 from ssrseg.reporting.examples import error_map, examples, from_both_ends
+from ssrseg.reporting.page import differing
 from ssrseg.training.observers.pictures import image_scores, reduced
 from test_reporting import PARTS, SSR, append, page, write_run
 
@@ -109,7 +108,7 @@ def test_what_is_cut_off_is_from_the_middle() -> None:
 
 
 def test_examples_are_those_that_one_run_of_each_setting_left(tmp_path: Path) -> None:
-    groups = table([read_run(folder) for folder in two_methods(tmp_path)]).groups
+    groups = compare_records([read_run(folder) for folder in two_methods(tmp_path)]).groups
     found = examples(groups, 10**6)
     assert found is not None
     assert found.runs == ("DAFormer, seed 0", "DAFormer + SSR, seed 0")
@@ -126,7 +125,7 @@ def test_images_with_other_labels_are_not_compared(tmp_path: Path) -> None:
     one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other", PARTS["MIC"])
     leave_predictions(one, (0.5, 0.6))
     leave_predictions(other, (0.5, 0.6), truth=1)
-    found = examples(table([read_run(one), read_run(other)]).groups, 10**6)
+    found = examples(compare_records([read_run(one), read_run(other)]).groups, 10**6)
     assert found is not None
     assert (found.common, found.images) == (2, ())
     (other / "pictures" / "val" / "images.json").write_text("{")
@@ -142,7 +141,7 @@ def test_an_unreadable_prediction_is_left_out(tmp_path: Path) -> None:
 
 
 def test_confusion_is_the_sum_over_seeds_as_shares_of_the_truth(tmp_path: Path) -> None:
-    groups = table([read_run(folder) for folder in two_methods(tmp_path)]).groups
+    groups = compare_records([read_run(folder) for folder in two_methods(tmp_path)]).groups
     first, _ = matrices(groups)
     assert (first.runs, [cell.pixels for cell in first.rows[0]]) == (2, [180, 20, 0])
     assert [cell.share for cell in first.rows[1]] == [0.75, 0.25, 0]
@@ -161,11 +160,11 @@ def test_a_confusion_matrix_of_another_size_is_named(tmp_path: Path) -> None:
 
 def test_bars_have_a_dot_for_each_seed(tmp_path: Path) -> None:
     runs = [read_run(write_run(tmp_path / str(seed), seed=seed, iou=(0.8 + seed / 10, 0.1, None))) for seed in (0, 1)]
-    road, _, train = class_bars(table(runs), runs)
-    assert road.bars[0].text == "85.0 ± 7.1"
-    assert road.bars[0].dots == (0.8, 0.9)
-    assert (train.bars[0].text, train.bars[0].dots) == ("–", ())
-    assert [bar.name for bar in class_bars(table(runs[:1]), runs[:1])[0].bars] == [
+    (_, road), _, (_, train) = class_bars(compare_records(runs))
+    assert road[0].text == "85.0 ± 7.1"
+    assert road[0].dots == (0.8, 0.9)
+    assert (train[0].text, train[0].dots) == ("–", ())
+    assert [bar.name for bar in class_bars(compare_records(runs[:1]))[0][1]] == [
         "student, last",
         "teacher, last",
         "student, best*",
@@ -174,11 +173,14 @@ def test_bars_have_a_dot_for_each_seed(tmp_path: Path) -> None:
 
 def test_only_what_differs_is_listed(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / "one"), write_run(tmp_path / "other", PARTS["DAFormer"] | SSR, seed=3)]
-    (folders[1] / "environment.json").write_text(json.dumps({"ssrseg": "0.2.0", "gpu": {"name": "none"}}))
-    runs = [read_run(folder) for folder in folders]
-    assert ("method.regularizer.weight", ["–", "1.0"]) in differing_settings(table(runs))
-    assert not {"train.seed", "train.steps"} & {key for key, _ in differing_settings(table(runs))}
-    assert differing_environments(runs) == [("ssrseg", ["0.1.0", "0.2.0"])]
+    for folder, version in zip(folders, ("0.1.0", "0.2.0"), strict=True):
+        facts = {"ssrseg": version, "gpu": {"name": "none"}, "command": f"train --out {folder.name}"}
+        (folder / "environment.json").write_text(json.dumps(facts))
+    found = differing([group.settings for group in compare_records([*map(read_run, folders)]).groups])
+    assert ("method.regularizer.weight", ["–", "1.0"]) in found
+    assert not {"train.seed", "train.steps"} & {key for key, _ in found}
+    elsewhere = page(folders).split("<h3>Environments in which they differ</h3>")[1].split("</table>")[0]
+    assert re.findall(r"<th>(.*?)</th>", elsewhere) == ["", "ssrseg"]
 
 
 def test_warnings_stand_at_the_top(tmp_path: Path) -> None:

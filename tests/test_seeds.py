@@ -17,7 +17,7 @@ from ssrseg.adapt import Term, View
 from ssrseg.config import Settings, read_yaml
 from ssrseg.errors import UserError
 from ssrseg.models import Segmenter
-from ssrseg.reporting import members, read_run, report, table, to_markdown
+from ssrseg.reporting import compare_records, members, overview, read_run, report, table_markdown
 from ssrseg.runs.groups import GroupFolder
 from ssrseg.training import Extensions, Run, train, train_seeds
 from ssrseg.training.loop import Observer, StepResult
@@ -160,13 +160,13 @@ def test_the_report_of_a_group_is_one_table_of_all_its_seeds(tmp_path: Path) -> 
     page = report([tmp_path / "group"])
     assert page == tmp_path / "group" / "report.html"
     runs = [read_run(run) for run in members(tmp_path / "group")]
-    (group,) = table(runs).groups
+    (group,) = compare_records(runs).groups
     found = [
         json.loads((run / "scores.json").read_text())["last"]["student"]["miou"] for run in members(tmp_path / "group")
     ]
     assert group.miou is not None
     assert (group.miou.n, group.miou.mean) == (2, pytest.approx(sum(found) / 2))
-    text = to_markdown(table(runs))
+    text = table_markdown(overview(compare_records(runs)))
     assert f"mIoU by seed: 0: {100 * found[0]:.1f}, 1: {100 * found[1]:.1f}." in text
     assert "±" in text
 

@@ -138,16 +138,16 @@ def write_results(out: Path) -> None:
 def _of_occurring(comparison: Comparison) -> str:
     """The mean over the classes that the scored frames hold: all but the fence."""
     names = [name for name in comparison.classes if name != "Fence"]
-    means = {arm.name: [(seed, 100 * mean) for seed, mean in arm.mean_over(names)] for arm in comparison.arms}
+    means = {group.name: [(seed, 100 * mean) for seed, mean in group.mean_over(names)] for group in comparison.groups}
     lines = ["| group | mean over ten classes | by seed |", "| --- | ---: | ---: |"]
     for group, found in means.items():
         values = [mean for _, mean in found]
         seeds = ", ".join(f"{seed}: {mean:.1f}" for seed, mean in found)
         lines.append(f"| {group} | {fmean(values):.1f} ± {stdev(values):.1f} | {seeds} |")
     said = [
-        f"- {arm.name} against {base.name}: {_words(difference(means[base.name], means[arm.name]))}"
-        for arm in comparison.arms
-        if (base := comparison.base_of(arm)) is not None
+        f"- {group.name} against {base.name}: {_words(difference(means[base.name], means[group.name]))}"
+        for group in comparison.groups
+        if (base := comparison.base_of(group)) is not None
     ]
     return "\n".join([OCCURRING, *lines, "", *said, "", ""])
 

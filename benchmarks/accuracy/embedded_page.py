@@ -8,10 +8,9 @@ from pathlib import Path
 
 from rows import finished
 
-from ssrseg.reporting import Comparison, compare
-from ssrseg.reporting.formats import sheet_markdown
+from ssrseg.reporting import Comparison, compare, table_markdown
 from ssrseg.reporting.paper import paper_tables
-from ssrseg.reporting.text_tables import Sheet, differences, per_class, scores, sentence
+from ssrseg.reporting.text_tables import TextTable, differences, per_class, scores, sentence
 
 RESULTS = Path(__file__).parents[1] / "results"
 METHODS = ("source-only", "dacs", "dacs-ssr", "daformer", "daformer-ssr", "mic", "mic-ssr", "oracle")
@@ -51,8 +50,8 @@ def write_results(out: Path, found_on: set[int]) -> None:
     parts = [
         HEADER,
         _section("The methods, with and without SSR", methods),
-        *map(sheet_markdown, (*paper_tables(methods), per_class(methods))),
-        *map(sheet_markdown, paper_tables(stages)),
+        *map(table_markdown, (*paper_tables(methods), per_class(methods))),
+        *map(table_markdown, paper_tables(stages)),
         *(_section(title, found) for title, found in compared.items() if found.contrasts),
     ]
     (RESULTS / "embedded.md").write_text("\n\n".join(parts) + "\n")
@@ -61,14 +60,14 @@ def write_results(out: Path, found_on: set[int]) -> None:
 def _section(title: str, comparison: Comparison) -> str:
     """Scores and differences, and each difference in words."""
     tables = (
-        _titled(f"{title}: {sheet.title.lower()}", sheet) for sheet in (scores(comparison), differences(comparison))
+        _titled(f"{title}: {table.title.lower()}", table) for table in (scores(comparison), differences(comparison))
     )
     words = "\n".join(f"- {sentence(each)}" for each in comparison.contrasts)
-    return "\n\n".join([*map(sheet_markdown, tables), words])
+    return "\n\n".join([*map(table_markdown, tables), words])
 
 
-def _titled(title: str, sheet: Sheet) -> Sheet:
-    return replace(sheet, title=title)
+def _titled(title: str, table: TextTable) -> TextTable:
+    return replace(table, title=title)
 
 
 HEADER = """# The methods on the embedded set

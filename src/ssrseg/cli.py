@@ -86,12 +86,12 @@ def check_data(
 
 def _train_group(settings: settings_of.Settings | None, out: Path, seeds: str | None, resume: bool) -> None:
     """A failed seed is exit code 1: the others are trained nevertheless."""
-    from ssrseg.reporting import read_run, table, to_console
+    from ssrseg.reporting import compare_records, overview, print_table, read_run
     from ssrseg.training import train_seeds
 
     group = train_seeds(settings, out, _seeds(seeds), resume=resume, console=_screen())
     if group.finished:
-        to_console(table([read_run(run) for run in GroupFolder(out).runs()]), _screen())
+        print_table(overview(compare_records([read_run(run) for run in GroupFolder(out).runs()])), _screen())
     typer.echo(f"{group.folder}")
     for seed, why in group.failed.items():
         typer.echo(f"seed {seed} failed: {why}\nContinue the group with --resume --out {out}", err=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ssrseg.config import Settings, merge, resolve
 from ssrseg.demo.dataset import CLASSES, write_dataset
-from ssrseg.reporting import read_run, report, table, to_console
+from ssrseg.reporting import compare_records, overview, print_table, read_run, report
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.train import finish
 
@@ -107,7 +107,7 @@ def demo(
     for name, method in METHODS.items():
         folders.append(out / name)
         _run(going_on(data, method, first.student_last, steps), RunFolder(folders[-1]), console)
-    to_console(table([read_run(folder) for folder in folders]), console)
+    print_table(overview(compare_records([read_run(folder) for folder in folders])), console)
     page = report(folders, out / "report.html")
     console.print(f"all three went on from one student, for {steps} steps. One seed of a short training: not evidence,")
     console.print(f"which lies in benchmarks/results. {_clock(began)}")

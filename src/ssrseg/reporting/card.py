@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ssrseg.errors import UserError
-from ssrseg.reporting.groups import members
-from ssrseg.reporting.licences import ingredients
-from ssrseg.reporting.tables import table, to_markdown
+from ssrseg.reporting.comparison import compare_records
+from ssrseg.reporting.formats import table_markdown
+from ssrseg.reporting.grouping import members
+from ssrseg.reporting.text_tables import overview
 from ssrseg.runs.records import RunRecord, method_name, read_run, setting
 
 NOT_FOR = """\
@@ -23,7 +25,7 @@ NOT_FOR = """\
 
 
 def model_card(run: Path | str, *, license: str | None = None, name: str | None = None) -> str:
-    """The README.md of a model on the Hub.
+    """Write the README.md of a model on the Hub.
 
     Args:
         run: a run folder, or the folder of a group, whose seeds the scores then have.
@@ -53,7 +55,7 @@ def _restricts(license: str) -> bool:
 
 
 def _front(config: dict[str, Any], license: str | None, closed: bool) -> dict[str, Any]:
-    """Metadata: without a licence of the author's, non-commercial ingredients are all that can be said."""
+    """Write the metadata: without a licence of the author's, non-commercial ingredients are all that can be said."""
     front: dict[str, Any] = {"library_name": "ssrseg", "pipeline_tag": "image-segmentation"}
     front["tags"] = ["semantic-segmentation", "domain-adaptation", method_name(config).lower().replace(" + ", "-")]
     if license is not None:
@@ -98,7 +100,7 @@ def _training(config: dict[str, Any], runs: Sequence[RunRecord]) -> str:
 
 
 def _data(config: dict[str, Any], role: str) -> str | None:
-    """The layout and the last folder: a path on somebody's disk is nobody's business."""
+    """Name the layout and the last folder: a path on somebody's disk is nobody's business."""
     data = setting(config, role)
     return None if data is None else f"{data.get('spec', 'folders')} ({Path(str(data['root'])).name})"
 
@@ -111,10 +113,68 @@ def _versions(run: RunRecord) -> str:
 def _scores(runs: Sequence[RunRecord]) -> str:
     if not any(run.last for run in runs):
         return "## Scores\n\nNone: the runs had no labelled target images. How good the model is has not been measured."
-    return f"## Scores\n\n{to_markdown(table(runs)).strip()}"
+    return f"## Scores\n\n{table_markdown(overview(compare_records(runs)))}"
 
 
 def _terms(config: dict[str, Any]) -> str:
     rows = "\n".join(f"| {part.role} | {part.name} | {part.terms} |" for part in ingredients(config))
     text = "The code of ssrseg is Apache-2.0. The weights were made with these, whose terms may bind them:"
     return f"## Licences\n\n{text}\n\n| | | terms |\n|---|---|---|\n{rows}"
+
+
+OWN = "see its own terms"
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """Something that a model was made with."""
+
+    role: str
+    name: str
+    terms: str
+    noncommercial: bool = False
+    """Known to be; false says nothing."""
+
+
+DATA = {
+    "cityscapes": ("Cityscapes' own licence: non-commercial research and teaching", True),
+    "gta5": ("Playing for Data: research and educational use", True),
+    "synthia": ("CC BY-NC-SA 3.0", True),
+}
+"""Layout -> terms, and whether they exclude commercial use."""
+
+ENCODERS = {"sam-": "Apache-2.0", "demo": "Apache-2.0, part of ssrseg"}
+"""Beginning of a foundation encoder's name -> terms of its published weights."""
+
+NVIDIA = ("NVIDIA Source Code License for SegFormer: non-commercial", True)
+
+
+def ingredients(config: dict[str, Any]) -> list[Ingredient]:
+    """List the weights, then the data, of a run's settings."""
+    found = [_backbone(config)]
+    if setting(config, "method.regularizer") is not None:
+        encoder, weights = (setting(config, f"method.regularizer.foundation.{key}") for key in ("encoder", "weights"))
+        terms = next((known for start, known in ENCODERS.items() if str(encoder).startswith(start)), OWN)
+        local = weights not in ("hub", None) and encoder != "demo"
+        name = f"{encoder} ({weights})" if local else str(encoder)
+        found.append(Ingredient("foundation encoder (training only, not in the model)", name, OWN if local else terms))
+    for role in ("source", "target"):
+        if (data := setting(config, role)) is not None:
+            spec = str(data.get("spec", "folders"))
+            terms, closed = DATA.get(spec, (OWN, False))
+            name = spec if spec != "folders" else "a data set of the authors'"
+            found.append(
+                Ingredient(f"{role} data" + (" (no labels used)" if role == "target" else ""), name, terms, closed)
+            )
+    return found
+
+
+def _backbone(config: dict[str, Any]) -> Ingredient:
+    backbone, weights = str(setting(config, "model.backbone")), str(setting(config, "model.pretrained"))
+    role = "initial weights of the backbone"
+    if weights == "none":
+        return Ingredient(role, f"{backbone}: random", "none needed")
+    published = f"nvidia/{backbone.replace('_', '-')}" if backbone.startswith("mit_b") else f"timm's of {backbone}"
+    name = published if weights == "hub" else weights
+    terms, closed = NVIDIA if name.startswith("nvidia/mit-") else (OWN, False)
+    return Ingredient(role, name, terms, closed)

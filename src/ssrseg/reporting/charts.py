@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: the page gives their colours, so that they follow light and dark, and reads them out."""
+"""Curves as inline SVG, bars and confusion matrices as values; the page gives their colours, light or dark."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from markupsafe import Markup
+
+from ssrseg.reporting.comparison import Comparison, Group
+from ssrseg.reporting.text_tables import cell, percent
+from ssrseg.runs.records import RunRecord, Score
 
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 42, 12, 10, 28
@@ -32,8 +36,8 @@ class Curve:
 
 
 def chart(title: str, curves: Sequence[Curve]) -> Markup:
-    """Curves over steps, from zero up, as one `<svg>`; few points are marked, many are averaged in bins."""
-    whole = [_finite(curve.points) for curve in curves]
+    """Draw curves over steps, from zero up, as one `<svg>`; few points are marked, many are averaged in bins."""
+    whole = [[(x, y) for x, y in curve.points if math.isfinite(y)] for curve in curves]
     x_end = max((x for points in whole for x, _ in points), default=1.0) or 1.0
     most = max(FEWEST, POINTS // max(len(curves), 1))
     drawn = [replace(c, points=_thinned(points, most)) for c, points in zip(curves, whole, strict=True)]
@@ -56,7 +60,7 @@ def chart(title: str, curves: Sequence[Curve]) -> Markup:
 
 
 def ticks(highest: float, wanted: int = 4) -> list[float]:
-    """Round numbers from zero to at least `highest`, about `wanted` steps of 1, 2 or 5 times a power of ten."""
+    """Choose round numbers from zero to at least `highest`, about `wanted` steps of 1, 2 or 5 times a power of ten."""
     rough = max(highest, 1e-9) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
@@ -78,20 +82,15 @@ def _line(curve: Curve, places: Sequence[tuple[float, float]], marked: bool) -> 
     kind = f"curve c{curve.colour % 6}" + (" dashed" if curve.dashed else "")
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     values = " ".join(f"{x:.6g},{y:.5g}" for x, y in curve.points)
-    dots = list(_dots(curve, places)) if marked or len(places) == 1 else []
+    dot = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.2"><title>{}, step {:g}: {:.4g}</title></circle>')
+    dots = [
+        dot.format(x, y, curve.name, step, value)
+        for (x, y), (step, value) in zip(places, curve.points, strict=True)
+        if marked or len(places) == 1
+    ]
     line = Markup('<polyline points="{}"/>').format(path)
     group = Markup('<g class="{}" data-name="{}" data-keys="{}" data-values="{}">')
     return group.format(kind, curve.name, " ".join(curve.keys), values) + line + Markup("").join(dots) + Markup("</g>")
-
-
-def _dots(curve: Curve, places: Sequence[tuple[float, float]]) -> Iterator[Markup]:
-    for (x, y), (step, value) in zip(places, curve.points, strict=True):
-        text = f"{curve.name}, step {step:g}: {value:.4g}"
-        yield Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.2"><title>{}</title></circle>').format(x, y, text)
-
-
-def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(x, y) for x, y in points if math.isfinite(y)]
 
 
 def _thinned(points: Sequence[tuple[float, float]], most: int) -> tuple[tuple[float, float], ...]:
@@ -99,3 +98,112 @@ def _thinned(points: Sequence[tuple[float, float]], most: int) -> tuple[tuple[fl
     size = math.ceil(len(points) / most) or 1
     bins = [points[i : i + size] for i in range(0, len(points), size)]
     return tuple((sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in bins)
+
+
+Drawn = Sequence[tuple[str, RunRecord, int]]
+"""Runs with their names and the numbers of their groups, which choose colours."""
+
+
+def miou_chart(runs: Drawn) -> Markup | None:
+    """Draw the mIoU of students and teachers over steps; `None` where nothing was evaluated."""
+    curves = []
+    for name, run, colour in runs:
+        for who in ("student", "teacher"):
+            scores = [(entry.step, entry.student if who == "student" else entry.teacher) for entry in run.evaluations]
+            points = tuple((step, 100 * score.miou) for step, score in scores if score and score.miou is not None)
+            if points:
+                curves.append(Curve(f"{name}, {who}", points, colour, who == "teacher", (f"group-{colour}", who)))
+    return chart("mIoU in per cent over steps", curves) if curves else None
+
+
+def loss_charts(runs: Drawn) -> Iterator[tuple[str, Markup]]:
+    """Draw one small chart per `view/term`, because their scales differ."""
+    for loss in dict.fromkeys(loss for _, run, _ in runs for entry in run.train for loss in entry.losses):
+        curves = []
+        for name, run, colour in runs:
+            points = tuple((float(e.step), e.losses[loss]) for e in run.train if loss in e.losses)
+            curves.append(Curve(name, points, colour, keys=(f"group-{colour}",)))
+        yield loss, chart(f"Loss {loss} over steps", [curve for curve in curves if curve.points])
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A value as text and as a share of full width; a dot for each seed where there are several."""
+
+    name: str
+    colour: int
+    text: str
+    share: float
+    dots: tuple[float, ...] = ()
+
+
+def class_bars(comparison: Comparison) -> list[tuple[str, list[Bar]]]:
+    """Draw IoU by class: a bar per group, or per network of a single run; empty where nothing was scored."""
+    runs = [run for group in comparison.groups for run in group.runs]
+    if len(runs) > 1:
+        return [
+            (name, [_group_bar(group, number, name) for number, group in enumerate(comparison.groups)])
+            for name in comparison.classes
+        ]
+    last, best = runs[0].last, runs[0].best
+    shown: list[tuple[str, Score | None, int]] = [
+        ("student, last", last.student if last else None, 0),
+        ("teacher, last", last.teacher if last else None, 3),
+        ("student, best*", best.student if best else None, 4),
+    ]
+    columns = [
+        [Bar(who, colour, percent(value), value or 0.0) for value in score.iou]
+        for who, score, colour in shown
+        if score and score.iou
+    ]
+    return list(zip(comparison.classes, map(list, zip(*columns, strict=True)), strict=True)) if columns else []
+
+
+def _group_bar(group: Group, colour: int, name: str) -> Bar:
+    found, seeds = group.iou(name), tuple(value for _, value in group.ious(name))
+    text = cell(found, group.n)
+    return Bar(group.name, colour, text, found.mean if found else 0.0, seeds if len(seeds) > 1 else ())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Pixels of one true class that one predicted class has, and their share of the true class's."""
+
+    share: float
+    text: str
+    """Per cent, whole; empty below a half."""
+    pixels: int
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Of the pixels of a true class (row), the share that each predicted class (column) has."""
+
+    name: str
+    classes: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    """A row is empty for a class that the labels do not contain."""
+    runs: int
+    """How many were added up."""
+
+
+def matrices(groups: Sequence[Group]) -> list[Matrix]:
+    """Add up the confusion matrices of each group's runs; none for groups without."""
+    return [matrix for matrix in map(_matrix, groups) if matrix]
+
+
+def _matrix(group: Group) -> Matrix | None:
+    known = [(run.classes, score.confusion) for run, score in group.scores if score and score.confusion]
+    if not known:
+        return None
+    classes = known[0][0]
+    alike = [counts for names, counts in known if names == classes]
+    rows = tuple(_row([sum(values) for values in zip(*lines, strict=True)]) for lines in zip(*alike, strict=True))
+    return Matrix(group.name, classes, rows, len(alike))
+
+
+def _row(pixels: Sequence[int]) -> tuple[Cell, ...]:
+    whole = sum(pixels)
+    if not whole:
+        return ()
+    return tuple(Cell(n / whole, f"{100 * n / whole:.0f}" if n / whole >= 0.005 else "", n) for n in pixels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +10,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from ssrseg.errors import UserError
-from ssrseg.reporting.grouping import caveats, distance, essentials, grouped, methods, names
-from ssrseg.reporting.groups import members
-from ssrseg.reporting.statistics import Difference, Spread, difference, holm, spread
+from ssrseg.reporting.grouping import caveats, distance, essentials, grouped, members, methods, names
+from ssrseg.reporting.statistics import Difference, Seeded, Spread, difference, holm, spread
 from ssrseg.runs.records import Evaluation, RunRecord, Score, read_run, setting
 
 Network = Literal["student", "teacher"]
@@ -22,15 +21,14 @@ FEW = 3
 
 
 @dataclass(frozen=True)
-class Arm:
-    """Runs of one setting that differ in their seed alone. Scores are fractions in 0..1."""
+class Group:
+    """Runs of one setting that differ in their seed alone. Scores are fractions in 0..1, of the last step."""
 
     name: str
     method: str
     """The published method, without what tells two settings of it apart."""
     runs: tuple[RunRecord, ...]
     network: Network
-    classes: tuple[str, ...]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -38,59 +36,76 @@ class Arm:
         return essentials(self.runs[0])
 
     @property
-    def mious(self) -> list[tuple[int | None, float]]:
-        """(seed, mIoU) at the last step."""
-        return [(seed, score.miou) for seed, score in self._last if score.miou is not None]
+    def scores(self) -> list[tuple[RunRecord, Score | None]]:
+        """Each run with its scores at the last step."""
+        return [(run, chosen(run.last, self.network)) for run in self.runs]
+
+    def values(self, measure: Callable[[Score], float | None]) -> Seeded:
+        """Collect (seed, value) of a measure; without the runs that lack it."""
+        found = [(run.seed, measure(score)) for run, score in self.scores if score]
+        return [(seed, value) for seed, value in found if value is not None]
+
+    @cached_property
+    def mious(self) -> Seeded:
+        """(seed, mIoU)."""
+        return self.values(lambda score: score.miou)
 
     @property
-    def miou(self) -> Spread:
-        """Of the last step, over seeds."""
-        found = spread([value for _, value in self.mious])
-        assert found is not None  # runs without scores are never part of an arm
-        return found
+    def n(self) -> int:
+        """How many runs have scores."""
+        return len(self.mious)
+
+    @property
+    def miou(self) -> Spread | None:
+        """Mean IoU over seeds."""
+        return _over(self.mious)
+
+    @property
+    def pixel_accuracy(self) -> Spread | None:
+        """Pixel accuracy over seeds."""
+        return _over(self.values(lambda score: score.pixel_accuracy))
+
+    def subset(self, name: str) -> Spread | None:
+        """Compute the mean IoU of a part of the classes, over seeds."""
+        return _over(self.values(lambda score: score.subsets.get(name)))
 
     @property
     def best(self) -> Spread | None:
-        """Of each seed's best evaluation: chosen with the target's labels, so an oracle's choice."""
-        scores = [score for run in self.runs if run.best and (score := chosen(run.best, self.network))]
-        return spread([score.miou for score in scores if score.miou is not None])
+        """The mIoU of each seed's best evaluation: chosen with the target's labels, so an oracle's choice."""
+        scores = [chosen(run.best, self.network) for run in self.runs]
+        return spread([score.miou for score in scores if score and score.miou is not None])
 
-    def ious(self, name: str) -> list[tuple[int | None, float]]:
-        """(seed, IoU) of a class at the last step; without the seeds in which neither truth nor prediction has it."""
-        index = self.classes.index(name)
-        found = [(seed, score.iou[index]) for seed, score in self._last if score.iou]
+    def ious(self, name: str) -> Seeded:
+        """Collect (seed, IoU) of a class; without the seeds in which neither truth nor prediction has it."""
+        scored = [(run, score) for run, score in self.scores if score and score.iou and name in run.classes]
+        found = [(run.seed, score.iou[run.classes.index(name)]) for run, score in scored]
         return [(seed, value) for seed, value in found if value is not None]
 
-    def mean_over(self, names: Sequence[str]) -> list[tuple[int | None, float]]:
-        """(seed, mean IoU of some classes) at the last step; without the seeds that lack a score of one of them."""
+    def iou(self, name: str) -> Spread | None:
+        """Compute mean and deviation of a class's IoU over seeds."""
+        return _over(self.ious(name))
+
+    def mean_over(self, names: Sequence[str]) -> Seeded:
+        """Collect (seed, mean IoU of some classes); without the seeds that lack a score of one of them."""
         each = [dict(self.ious(name)) for name in names]
         seeds = [seed for seed, _ in self.mious if each and all(seed in ious for ious in each)]
         return [(seed, fmean(ious[seed] for ious in each)) for seed in seeds]
 
-    @property
-    def rows(self) -> list[tuple[float | None, ...]]:
-        """IoU per class at the last step, a row for each seed that has them."""
-        return [score.iou for _, score in self._last if score.iou]
-
-    @property
-    def _last(self) -> list[tuple[int | None, Score]]:
-        return [(run.seed, score) for run in self.runs if run.last and (score := chosen(run.last, self.network))]
-
 
 @dataclass(frozen=True)
 class Contrast:
-    """One arm minus another, in mIoU and per class."""
+    """One group minus another, both with scores, in mIoU and per class."""
 
-    arm: Arm
-    base: Arm
+    group: Group
+    base: Group
     miou: Difference
     adjusted_p: float | None = None
     """Holm's, over all contrasts of the comparison."""
 
-    @property
+    @cached_property
     def classes(self) -> list[tuple[str, Difference | None]]:
-        """Differences in IoU, largest gain first; last come the classes without a score in either arm, as `None`."""
-        both = [(name, self.base.ious(name), self.arm.ious(name)) for name in self.arm.classes]
+        """Differences in IoU, largest gain first; last come the classes without a score in either group, as `None`."""
+        both = [(name, self.base.ious(name), self.group.ious(name)) for name in self.group.runs[0].classes]
         found = [(name, difference(one, two)) for name, one, two in both if one and two]
         absent = [(name, None) for name, one, two in both if not (one and two)]
         return [*sorted(found, key=lambda each: -each[1].mean), *absent]
@@ -98,36 +113,33 @@ class Contrast:
     @property
     def verdict(self) -> str:
         """The difference in words: better, worse, within noise, and whether that outlives Holm's correction."""
-        told = self.miou.verdict
-        if told in ("better", "worse") and self.adjusted_p is not None and self.adjusted_p > 0.05:
-            return f"{told}, but within noise once all comparisons are counted"
-        return told
+        words = self.miou.verdict
+        if words in ("better", "worse") and self.adjusted_p is not None and self.adjusted_p > 0.05:
+            return f"{words}, but within noise once all comparisons are counted"
+        return words
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms in the order of their first run, and their contrasts."""
+    """Groups in the order of their first run, and their contrasts."""
 
-    arms: tuple[Arm, ...]
-    reference: Arm
+    groups: tuple[Group, ...]
+    reference: Group
     contrasts: tuple[Contrast, ...]
-    """Every other arm against the reference, then SSR against the method that it is added to."""
+    """Every other group against the reference, then SSR against the method that it is added to; groups with scores."""
     classes: tuple[str, ...]
     network: Network
     caveats: tuple[str, ...]
+    """What makes the scores less comparable than a table of them suggests."""
     tables: tuple[int, ...] = ()
     """Which of the paper's tables are wanted: 1, 2."""
 
-    def contrast(self, arm: Arm, base: Arm) -> Difference:
-        """The difference in mIoU of any two arms."""
-        return difference(base.mious, arm.mious)
-
-    def base_of(self, arm: Arm) -> Arm | None:
-        """For an arm with SSR: the arm of the same method without it whose other settings are closest."""
-        if not arm.method.endswith(" + SSR"):
+    def base_of(self, group: Group) -> Group | None:
+        """Find, for a group with SSR, that of the same method without it whose other settings are closest."""
+        if not group.method.endswith(" + SSR"):
             return None
-        without = [other for other in self.arms if other.method == arm.method.removesuffix(" + SSR")]
-        return min(without, key=lambda other: distance(other.settings, arm.settings), default=None)
+        without = [other for other in self.groups if other.method == group.method.removesuffix(" + SSR")]
+        return min(without, key=lambda other: distance(other.settings, group.settings), default=None)
 
 
 def compare(
@@ -156,27 +168,60 @@ def compare(
     if not folders:
         raise UserError("No run to compare: give run folders, or folders of groups.")
     records = [read_run(folder) for folder in folders]
-    scored, notes = _scored(records, network, allow_unfinished)
-    classes = _classes(scored)
-    parts = grouped(scored)
-    arms = tuple(
-        Arm(name, method, tuple(part), network, classes)
+    scored, notes = _with_scores(records, network, allow_unfinished)
+    for run in scored:
+        if run.classes != scored[0].classes:
+            raise UserError(
+                f"{run.folder} has the classes {', '.join(run.classes)}, but {scored[0].folder} has "
+                f"{', '.join(scored[0].classes)}: their mIoU is not one measure. Compare runs of one label space."
+            )
+    found = compare_records(scored, against=against, network=network)
+    tables = tuple(number for number, wanted in ((1, table1), (2, table2)) if wanted)
+    return replace(found, caveats=(*notes, *found.caveats), tables=tables)
+
+
+def compare_records(
+    runs: Sequence[RunRecord], *, against: str | None = None, network: Network = "student"
+) -> Comparison:
+    """Compare at least one run that was read before; unfinished ones, those without scores and other classes are fine.
+
+    Raises:
+        UserError: no such group as `against`.
+    """
+    parts = grouped(runs)
+    groups = tuple(
+        Group(name, method, tuple(part), network)
         for name, method, part in zip(names(parts), methods([part[0] for part in parts]), parts, strict=True)
     )
-    reference = _named(arms, against) if against is not None else arms[0]
-    wanted = tuple(number for number, asked in ((1, table1), (2, table2)) if asked)
-    result = Comparison(arms, reference, (), classes, network, (*notes, *_caveats(arms)), wanted)
-    return replace(result, contrasts=_contrasts(result))
+    reference = _named(groups, against) if against is not None else groups[0]
+    classes = tuple(dict.fromkeys(name for run in runs for name in run.classes))
+    found = Comparison(groups, reference, (), classes, network, tuple(_caveats(groups, classes)))
+    pairs = [(group, reference) for group in groups]
+    pairs += [(group, base) for group in groups if (base := found.base_of(group)) is not None]
+    seen: dict[frozenset[str], Contrast] = {}  # in either direction
+    for group, base in pairs:
+        if group is not base and group.mious and base.mious:
+            contrast = Contrast(group, base, difference(base.mious, group.mious))
+            seen.setdefault(frozenset((group.name, base.name)), contrast)
+    adjusted = iter(holm([each.miou.p for each in seen.values() if each.miou.p is not None]))
+    contrasts = (
+        replace(each, adjusted_p=next(adjusted)) if each.miou.p is not None else each for each in seen.values()
+    )
+    return replace(found, contrasts=tuple(contrasts))
 
 
-def chosen(evaluation: Evaluation, network: Network) -> Score | None:
-    """The scores of one of the two networks."""
-    return evaluation.student if network == "student" else evaluation.teacher
+def chosen(evaluation: Evaluation | None, network: Network) -> Score | None:
+    """Choose the scores of one of the two networks; `None` where it has none."""
+    return None if evaluation is None else evaluation.student if network == "student" else evaluation.teacher
 
 
-def _scored(runs: Sequence[RunRecord], network: Network, allow: bool) -> tuple[list[RunRecord], list[str]]:
-    """The runs that have what is compared, and notes on those that do not."""
-    unfinished = [run for run in runs if _unfinished(run)]
+def _over(values: Seeded) -> Spread | None:
+    return spread([value for _, value in values])
+
+
+def _with_scores(runs: Sequence[RunRecord], network: Network, allow: bool) -> tuple[list[RunRecord], list[str]]:
+    """Split off the runs that have no scores, or are refused; with notes on them."""
+    unfinished = [run for run in runs if _is_unfinished(run)]
     if unfinished and not allow:
         raise UserError(
             f"Not finished: {_list(unfinished)}. Go on with `ssrseg train --resume --out RUN`, or compare what "
@@ -189,7 +234,7 @@ def _scored(runs: Sequence[RunRecord], network: Network, allow: bool) -> tuple[l
             "student-last.safetensors with `ssrseg evaluate`. Leave them out to compare the others."
         )
     rest = [run for run in runs if run not in empty]
-    silent = [run for run in rest if run.last and not chosen(run.last, network)]
+    silent = [run for run in rest if not chosen(run.last, network)]
     scored = [run for run in rest if run not in silent]
     if not scored:
         raise UserError(f"None of the {len(runs)} runs has scores of the {network} yet.")
@@ -198,7 +243,7 @@ def _scored(runs: Sequence[RunRecord], network: Network, allow: bool) -> tuple[l
     return scored, [f"{what}: {_list(which)}." for which, what in said if which]
 
 
-def _unfinished(run: RunRecord) -> bool:
+def _is_unfinished(run: RunRecord) -> bool:
     """Whether its last score is not that of its last step; what no step made, such as an adjusted prior, has ended."""
     seen, wanted = run.steps
     if run.last is None:
@@ -211,66 +256,38 @@ def _list(runs: Sequence[RunRecord]) -> str:
     return ", ".join([*shown, f"and {len(runs) - 5} more"] if len(runs) > 5 else shown)
 
 
-def _classes(runs: Sequence[RunRecord]) -> tuple[str, ...]:
-    first = runs[0]
-    for run in runs:
-        if run.classes != first.classes:
-            raise UserError(
-                f"{run.folder} has the classes {', '.join(run.classes)}, but {first.folder} has "
-                f"{', '.join(first.classes)}: their mIoU is not one measure. Compare runs of one label space."
-            )
-    return first.classes
-
-
-def _named(arms: Sequence[Arm], wanted: str) -> Arm:
-    exact = [arm for arm in arms if arm.name.lower() == wanted.lower()]
-    found = exact or [arm for arm in arms if wanted.lower() in arm.name.lower()]
+def _named(groups: Sequence[Group], wanted: str) -> Group:
+    exact = [group for group in groups if group.name.lower() == wanted.lower()]
+    found = exact or [group for group in groups if wanted.lower() in group.name.lower()]
     if len(found) != 1:
-        known = ", ".join(repr(arm.name) for arm in found or arms)
+        known = ", ".join(repr(group.name) for group in found or groups)
         raise UserError(f"{wanted!r} names {'several groups' if found else 'no group'}; choose one of {known}.")
     return found[0]
 
 
-def _contrasts(comparison: Comparison) -> tuple[Contrast, ...]:
-    arms, reference = comparison.arms, comparison.reference
-    pairs = [(arm, reference) for arm in arms if arm is not reference]
-    pairs += [(arm, base) for arm in arms if (base := comparison.base_of(arm)) and base is not reference]
-    found = [Contrast(arm, base, comparison.contrast(arm, base)) for arm, base in _unique(pairs)]
-    tested = [contrast.miou.p for contrast in found if contrast.miou.p is not None]
-    adjusted = iter(holm(tested))
-    return tuple(replace(each, adjusted_p=next(adjusted) if each.miou.p is not None else None) for each in found)
-
-
-def _unique(pairs: Sequence[tuple[Arm, Arm]]) -> Iterator[tuple[Arm, Arm]]:
-    """Without pairs seen before, in either direction."""
-    seen: set[frozenset[str]] = set()
-    for arm, base in pairs:
-        if (key := frozenset((arm.name, base.name))) not in seen:
-            seen.add(key)
-            yield arm, base
-
-
-def _caveats(arms: Sequence[Arm]) -> Iterator[str]:
-    yield from caveats([(arm.name, arm.runs) for arm in arms])
-    yield from _other_classes(arms)
-    if few := [f"{arm.name} (n = {arm.miou.n})" for arm in arms if arm.miou.n < FEW]:
+def _caveats(groups: Sequence[Group], classes: Sequence[str]) -> Iterator[str]:
+    runs = [run for group in groups for run in group.runs]
+    yield from caveats([(group.name, group.runs) for group in groups])
+    if len({run.classes for run in runs if run.last}) == 1:
+        yield from _other_classes(groups, classes)
+    few = [f"{group.name} (n = {group.n})" for group in groups if 0 < group.n < FEW]
+    if few and len(groups) > 1:
         yield f"Fewer than {FEW} seeds: {', '.join(few)}. No interval from them is worth much; train more with --seeds."
-    if len({setting(run.config, "train.evaluate_every") for arm in arms for run in arm.runs}) > 1:
+    if len({setting(run.config, "train.evaluate_every") for run in runs}) > 1:
         yield "The runs were evaluated at different intervals: more evaluations find a better best*."
 
 
-def _other_classes(arms: Sequence[Arm]) -> Iterator[str]:
-    """A mean over one class more is another measure: one wrong pixel of a class without labels costs 1/K of it."""
-    columns = dict(zip(arms[0].classes, zip(*(row for arm in arms for row in arm.rows), strict=True), strict=False))
-    scored = {name: sum(iou is not None for iou in column) for name, column in columns.items()}
-    shaky = {name: count for name, count in scored.items() if 0 < count < len(columns[name])}
-    if not shaky:
-        return
-    told = ", ".join(f"{name} in {count} of {len(columns[name])} runs" for name, count in shaky.items())
-    rest = [name for name, count in scored.items() if count and name not in shaky]
-    found = [(arm.name, [mean for _, mean in arm.mean_over(rest)]) for arm in arms]
-    means = [f"{name} {100 * fmean(values):.1f}" for name, values in found if values]
-    yield (
-        f"The runs' means are over different classes: there is a score of {told}. No label has such a class, and the "
-        f"first pixel that is predicted to be it makes a score of 0. Over the other {len(rest)}: {', '.join(means)}."
-    )
+def _other_classes(groups: Sequence[Group], classes: Sequence[str]) -> Iterator[str]:
+    """Warn of means over different classes: one wrong pixel of a class without labels costs 1/K of a mean."""
+    runs = sum(len(group.values(lambda score: 1.0 if score.iou else None)) for group in groups)
+    scored = {name: sum(len(group.ious(name)) for group in groups) for name in classes}
+    if shaky := {name: count for name, count in scored.items() if 0 < count < runs}:
+        counted = ", ".join(f"{name} in {count} of {runs} runs" for name, count in shaky.items())
+        rest = [name for name, count in scored.items() if count and name not in shaky]
+        means = [(group.name, _over(group.mean_over(rest))) for group in groups]
+        told = ", ".join(f"{name} {100 * found.mean:.1f}" for name, found in means if found)
+        yield (
+            f"The runs' means are over different classes: there is a score of {counted}. No label has such a class, "
+            "and the first pixel that is predicted to be it makes a score of 0. Over the other "
+            f"{len(rest)}: {told}."
+        )

@@ -1,7 +1,8 @@
-"""The same held-out images as several runs predict them, with what is wrong: from largest gain to largest loss."""
+"""Pictures that travel inside the page: predictions of several runs compared, and what each student saw."""
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,25 +13,28 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ssrseg.reporting.pictures import data_uri
-from ssrseg.reporting.tables import Group
-from ssrseg.runs.records import RunRecord, read_json
+from ssrseg.reporting.comparison import Group
+from ssrseg.runs.folder import RunFolder
+from ssrseg.runs.records import PictureFile, RunRecord, read_json
 
 MOST_RUNS = 6
 UNLABELLED = 255
 ERROR_COLOURS = (0, 0, 0, 224, 32, 60, 128, 128, 128)
 """RGB of what is right, wrong, unlabelled."""
 ERROR_ALPHA = bytes((0, 255, 150))
+MAX_SIZE = (1200, 1600)
+"""(width, height) in pixels: sharp enough on a phone and on half a desktop screen."""
+UNREADABLE = (OSError, SyntaxError, ValueError)
+"""Of a picture that is half-written; Pillow's error for a broken PNG is SyntaxError."""
 
 Ids = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What one run predicts for an image; scores are fractions, `None` where nothing is labelled."""
+    """One run's prediction for an image, as `data:` addresses; scores are fractions, `None` without any label."""
 
     labels: str
-    """A `data:` address, as the others."""
     errors: str
     miou: float | None
     pixel_accuracy: float | None
@@ -38,7 +42,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Example:
-    """An image with its labels and a layer per run."""
+    """An image with its labels, as `data:` addresses, and a layer per run."""
 
     name: str
     width: int
@@ -68,7 +72,7 @@ class Examples:
     of: int
     """Held-out images in all."""
     without: tuple[str, ...] = ()
-    """Settings of which no run left predictions."""
+    """Groups of which no run left predictions."""
 
     @property
     def size(self) -> int:
@@ -80,22 +84,26 @@ class Examples:
 class _Predicted:
     """The predictions that a run left."""
 
-    run: RunRecord
     name: str
+    folder: Path
     record: dict[str, Any]
     entries: dict[str, dict[str, Any]]
     """By the image's name."""
 
     def path(self, image: str, kind: str) -> Path:
-        return self.run.folder / "pictures" / "val" / f"{int(self.entries[image]['number']):03}-{kind}"
+        return self.folder / f"{int(self.entries[image]['number']):03}-{kind}"
+
+    def miou(self, image: str) -> float | None:
+        value: float | None = self.entries[image].get("miou")
+        return value
 
 
 def examples(groups: Sequence[Group], budget: int) -> Examples | None:
-    """The images that the runs have in common, from both ends of the last run's gain over the first, as far as fits.
+    """Compare the images that the runs have in common, from both ends of the last run's gain over the first.
 
     Args:
         groups: one run stands for each; of a single group, its runs.
-        budget: characters of embedded pictures.
+        budget: characters of embedded pictures; what does not fit is left out.
 
     Returns:
         `None` where no run left predictions.
@@ -103,7 +111,7 @@ def examples(groups: Sequence[Group], budget: int) -> Examples | None:
     Raises:
         UserError: a record of predictions is damaged.
     """
-    runs = [run for run in map(_predicted, *_representatives(groups)) if run][:MOST_RUNS]
+    runs = [run for name, chosen in _representatives(groups) if (run := _predicted(name, chosen))][:MOST_RUNS]
     if not runs:
         return None
     first = runs[0]
@@ -122,76 +130,70 @@ def examples(groups: Sequence[Group], budget: int) -> Examples | None:
 
 
 def from_both_ends(ordered: Sequence[str]) -> list[str]:
-    """First, last, second, last but one and so on: whatever is cut off is from the middle."""
+    """Order as first, last, second, last but one and so on: whatever is cut off is from the middle."""
     count = len(ordered)
     return [ordered[i // 2] if i % 2 == 0 else ordered[count - 1 - i // 2] for i in range(count)]
 
 
-def _representatives(groups: Sequence[Group]) -> tuple[list[RunRecord], list[str]]:
-    """One run per group, of the smallest seed that all groups have, else its first; the runs of a single group."""
+def _representatives(groups: Sequence[Group]) -> list[tuple[str, RunRecord]]:
+    """Choose a run per group, of the smallest seed that all have, else its first; of a single group, all runs."""
     left = [(group, runs) for group in groups if (runs := [run for run in group.runs if _record_path(run).is_file()])]
-    if len(groups) == 1 and left:
-        (group, runs) = left[0]
-        return runs, [f"seed {run.seed}" if len(group.runs) > 1 else "student" for run in runs]
+    if len(groups) == 1:
+        several = len(groups[0].runs) > 1
+        return [(f"seed {run.seed}" if several else "student", run) for _, runs in left for run in runs]
     shared = set.intersection(*({run.seed for run in runs} for _, runs in left)) if left else set()
     seed = min((each for each in shared if each is not None), default=None)
     chosen = [next((run for run in runs if seed is not None and run.seed == seed), runs[0]) for _, runs in left]
-    names = [
-        f"{group.name}, seed {run.seed}" if len(group.runs) > 1 else group.name
+    return [
+        (f"{group.name}, seed {run.seed}" if len(group.runs) > 1 else group.name, run)
         for (group, _), run in zip(left, chosen, strict=True)
     ]
-    return chosen, names
 
 
 def _record_path(run: RunRecord) -> Path:
-    return run.folder / "pictures" / "val" / "images.json"
+    return RunFolder(run.folder).pictures / "val" / "images.json"
 
 
-def _predicted(run: RunRecord, name: str) -> _Predicted | None:
+def _predicted(name: str, run: RunRecord) -> _Predicted | None:
     record = read_json(_record_path(run))
     entries = {str(entry["name"]): entry for entry in record.get("images", ())}
-    return _Predicted(run, name, record, entries) if entries else None
-
-
-def _miou(run: _Predicted, name: str) -> float | None:
-    value: float | None = run.entries[name].get("miou")
-    return value
+    return _Predicted(name, _record_path(run).parent, record, entries) if entries else None
 
 
 def _gain(runs: Sequence[_Predicted], name: str) -> float:
-    """Of the last run over the first, or what a single one has; zero, in the middle, where nothing is labelled."""
-    before, after = _miou(runs[0], name) if len(runs) > 1 else 0.0, _miou(runs[-1], name)
+    """Compute the gain of the last run over the first, or a single one's score; zero, in the middle, without labels."""
+    before, after = runs[0].miou(name) if len(runs) > 1 else 0.0, runs[-1].miou(name)
     return 0.0 if before is None or after is None else after - before
 
 
 def _example(runs: Sequence[_Predicted], name: str) -> Example | None:
-    """`None` when a file is unreadable, or when the runs were scored with other labels."""
+    """Embed an image; `None` when a file is unreadable, or when the runs were scored with other labels."""
     try:
         truths = [_ids(run.path(name, "truth.png")) for run in runs]
-        predictions = [_ids(run.path(name, "student.png")) for run in runs]
         image, truth = runs[0].path(name, "image.jpg").read_bytes(), runs[0].path(name, "truth.png").read_bytes()
         if any(not np.array_equal(truths[0], ids) for ids in truths[1:]):
             return None
-        if any(ids.shape != truths[0].shape for ids in predictions):
-            return None
-        layers = tuple(_layers(runs, name, truths[0], predictions))
-    except (OSError, SyntaxError, ValueError):  # Pillow's word for a broken PNG is SyntaxError
+        layers = tuple(_layers(runs, name, truths[0]))
+    except UNREADABLE:
         return None
     height, width = truths[0].shape
     return Example(name, width, height, data_uri(image, "jpeg"), data_uri(truth, "png"), layers)
 
 
-def _layers(runs: Sequence[_Predicted], name: str, truth: Ids, predictions: Sequence[Ids]) -> Iterator[Layer]:
-    for run, ids in zip(runs, predictions, strict=True):
-        labels = data_uri(run.path(name, "student.png").read_bytes(), "png")
+def _layers(runs: Sequence[_Predicted], name: str, truth: Ids) -> Iterator[Layer]:
+    for run in runs:
+        path = run.path(name, "student.png")
+        ids = _ids(path)
+        if ids.shape != truth.shape:
+            raise ValueError(f"{path} has another size than its labels")
+        errors = data_uri(error_map(truth, ids), "png")
         accuracy: float | None = run.entries[name].get("pixel_accuracy")
-        yield Layer(labels, data_uri(error_map(truth, ids), "png"), _miou(run, name), accuracy)
+        yield Layer(data_uri(path.read_bytes(), "png"), errors, run.miou(name), accuracy)
 
 
 def error_map(truth: Ids, ids: Ids) -> bytes:
-    """A PNG over an image: transparent where the prediction (H, W) is right, red where wrong, grey without a label."""
-    unlabelled = truth == UNLABELLED
-    kinds = np.where(unlabelled, 2, (truth != ids).astype(np.uint8)).astype(np.uint8)
+    """Draw a PNG that covers an image (H, W): transparent where the ids are right, red if wrong, grey without label."""
+    kinds = np.where(truth == UNLABELLED, 2, truth != ids).astype(np.uint8)
     picture, buffer = Image.fromarray(kinds), io.BytesIO()
     picture.putpalette(ERROR_COLOURS)
     picture.save(buffer, "PNG", transparency=ERROR_ALPHA, optimize=True)
@@ -199,8 +201,76 @@ def error_map(truth: Ids, ids: Ids) -> bytes:
 
 
 def _ids(path: Path) -> Ids:
-    """Class ids (H, W) of a palette PNG."""
+    """Read class ids (H, W) from a palette PNG."""
     with Image.open(path) as picture:
         if picture.mode != "P":
             raise ValueError(f"{path} has no palette")
         return np.asarray(picture)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Write a picture file as an address; `kind` is `jpeg` or `png`."""
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a view as a `data:` address."""
+
+    caption: str
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The pictures of one run's views over time."""
+
+    run: str
+    steps: tuple[tuple[int, tuple[Picture, ...]], ...]
+    """In the order of the steps."""
+    hidden: int
+    """Pictures that stay in the run folder only."""
+
+
+def galleries(runs: Sequence[tuple[str, RunRecord]], budget: int) -> list[Gallery]:
+    """Show each run, by name, that left pictures; they share the budget, in characters."""
+    shown = [(name, run) for name, run in runs if run.views]
+    return [_gallery(name, run, budget // len(shown), 5 if len(runs) > 1 else 10) for name, run in shown]
+
+
+def _gallery(name: str, run: RunRecord, budget: int, most: int) -> Gallery:
+    """Embed the latest pictures first, so that a spent budget costs the oldest."""
+    steps: list[tuple[int, tuple[Picture, ...]]] = []
+    for step in reversed(spaced(sorted({file.step for file in run.views}), most)):
+        pictures = []
+        for file in run.views:
+            if file.step == step and budget > 0 and (picture := _embedded(file)):
+                budget -= len(picture.uri)
+                pictures.append(picture)
+        steps += [(step, tuple(pictures))] if pictures else []
+    hidden = len(run.views) - sum(len(pictures) for _, pictures in steps)
+    return Gallery(name, tuple(reversed(steps)), hidden)
+
+
+def _embedded(file: PictureFile) -> Picture | None:
+    """Embed a picture, downscaled; `None` when it is unreadable."""
+    try:
+        with Image.open(file.path) as opened:
+            image = opened.convert("RGB")
+    except UNREADABLE:
+        return None
+    image.thumbnail(MAX_SIZE)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85, subsampling=0)  # full colour resolution, for the edges of label maps
+    return Picture(file.view, data_uri(buffer.getvalue(), "jpeg"), *image.size)
+
+
+def spaced(numbers: Sequence[int], count: int) -> list[int]:
+    """Pick at most `count` of the numbers, evenly spaced, the first and last among them; the last when count is 1."""
+    if len(numbers) <= count:
+        return list(numbers)
+    if count == 1:
+        return [numbers[-1]]
+    return [numbers[round(i * (len(numbers) - 1) / (count - 1))] for i in range(count)]

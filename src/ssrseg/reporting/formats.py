@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table as RichTable
+from rich.table import Table
 
 from ssrseg.errors import UserError
 from ssrseg.reporting.comparison import Comparison, Contrast
-from ssrseg.reporting.paper import paper_tables
-from ssrseg.reporting.tables import signed
-from ssrseg.reporting.text_tables import Sheet, general, scores, sentence
-from ssrseg.reporting.tidy import to_csv
+from ssrseg.reporting.paper import paper_tables, published
+from ssrseg.reporting.statistics import Difference, Spread
+from ssrseg.reporting.text_tables import TextTable, general, scores, sentence, signed
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -38,45 +40,51 @@ LATEX = {
 }
 """Characters that LaTeX reads otherwise -> what prints them."""
 
+COLUMNS = (
+    *("record", "group", "against", "class", "measure", "seed", "value", "sd", "n", "low", "high", "test", "p"),
+    *("p_holm", "verdict", "source"),
+)
+"""Of the CSV."""
 
-def sheets(comparison: Comparison) -> list[Sheet]:
-    """All tables, the paper's first where they are wanted."""
+
+def all_tables(comparison: Comparison) -> list[TextTable]:
+    """List all tables, the paper's first where they are wanted."""
     return [*paper_tables(comparison), *general(comparison)]
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """GitHub-flavoured Markdown."""
-    parts = ["# Comparison", *map(sheet_markdown, sheets(comparison))]
-    parts += ["## In words", _points([*map(sentence, comparison.contrasts)] or ["One group: nothing to compare."])]
+    """Write GitHub-flavoured Markdown."""
+    parts = ["# Comparison", *map(table_markdown, all_tables(comparison))]
+    parts += ["## In words", _bullets([*map(sentence, comparison.contrasts)] or ["One group: nothing to compare."])]
     if comparison.caveats:
-        parts += ["## Caveats", _points(comparison.caveats)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+        parts += ["## Caveats", _bullets(comparison.caveats)]
+    return "\n\n".join(parts) + "\n"
 
 
-def sheet_markdown(sheet: Sheet) -> str:
-    """A title, the table and its notes."""
-    rule = ["---" if number < sheet.left else "---:" for number in range(len(sheet.header))]
-    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (sheet.header, *sheet.rows)]
-    lines = ["| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:])]
-    text = "\n".join([f"## {sheet.title}\n", *(lines if sheet.rows else ())])
-    return f"{text}\n\n{_points(sheet.notes)}" if sheet.notes else text
+def table_markdown(table: TextTable) -> str:
+    """Write a title, the table and its notes as GitHub-flavoured Markdown."""
+    rule = ["---" if number < table.left else "---:" for number in range(len(table.header))]
+    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (table.header, *table.rows)]
+    lines = "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:]))
+    title = f"## {table.title}" if table.title else ""
+    return "\n\n".join(part for part in (title, lines if table.rows else "", _bullets(table.notes)) if part)
 
 
-def _points(lines: list[str] | tuple[str, ...]) -> str:
+def _bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
 def to_latex(comparison: Comparison) -> str:
-    """One `table*` per table, with booktabs; caveats as comments."""
+    """Write one `table*` per table, with booktabs; caveats as comments."""
     head = ["% \\usepackage{booktabs} and, for the check marks, \\usepackage{amssymb}"]
     head += [f"% {line}" for line in comparison.caveats]
-    return "\n".join([*head, *("\n" + _latex_table(sheet) for sheet in sheets(comparison) if sheet.rows)]) + "\n"
+    return "\n".join([*head, *("\n" + _latex_table(table) for table in all_tables(comparison) if table.rows)]) + "\n"
 
 
-def _latex_table(sheet: Sheet) -> str:
-    columns = "".join("l" if number < sheet.left else "r" for number in range(len(sheet.header)))
-    header, *rows = [" & ".join(map(latex, row)) + r" \\" for row in (sheet.header, *sheet.rows)]
-    caption = f"{latex(sheet.title)}. {' '.join(map(latex, sheet.notes))}"
+def _latex_table(table: TextTable) -> str:
+    columns = "".join("l" if number < table.left else "r" for number in range(len(table.header)))
+    header, *rows = [" & ".join(map(latex, row)) + r" \\" for row in (table.header, *table.rows)]
+    caption = f"{latex(table.title)}. {' '.join(map(latex, table.notes))}"
     return "\n".join(
         [
             r"\begin{table*}",
@@ -95,20 +103,87 @@ def _latex_table(sheet: Sheet) -> str:
 
 
 def latex(text: str) -> str:
-    """Text that LaTeX prints as it is."""
+    """Escape text so that LaTeX prints it as it is."""
     return "".join(LATEX.get(mark, mark) for mark in text)
 
 
 def to_html(comparison: Comparison) -> str:
-    """One self-contained page, light or dark as the reader's system is."""
+    """Write one self-contained page, light or dark as the reader's system is."""
     template = (resources.files("ssrseg.reporting") / "compare.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
-        sheets=sheets(comparison),
+        tables=all_tables(comparison),
         statements=[sentence(contrast) for contrast in comparison.contrasts],
         caveats=comparison.caveats,
-        groups=[arm.name for arm in comparison.arms],
+        groups=[group.name for group in comparison.groups],
     )
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Write tidy CSV: one number a row, in per cent and points, with all digits. `record` says what it is.
+
+    `score` is one seed's, `mean` a group's, `difference` a contrast's, `paper` the paper's.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_score_rows(comparison))
+    for contrast in comparison.contrasts:
+        writer.writerows(_difference_rows(contrast))
+    writer.writerows(_paper_rows(comparison.tables))
+    return text.getvalue()
+
+
+def _score_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    for group in comparison.groups:
+        measured = [("miou", "", group.mious), *(("iou", name, group.ious(name)) for name in comparison.classes)]
+        for measure, name, values in measured:
+            known = {"group": group.name, "measure": measure, "class": name, "source": group.network}
+            for seed, value in values:
+                yield {**known, "record": "score", "seed": seed, "value": 100 * value}
+            if whole := group.iou(name) if name else group.miou:
+                yield {**known, **_mean(whole)}
+        if best := group.best:
+            known = {"group": group.name, "measure": "best miou (oracle choice)", "source": group.network}
+            yield {**known, **_mean(best)}
+
+
+def _mean(found: Spread) -> dict[str, Any]:
+    return {"record": "mean", "value": 100 * found.mean, "sd": _points(found.sd), "n": found.n}
+
+
+def _difference_rows(contrast: Contrast) -> Iterator[dict[str, Any]]:
+    def row(measure: str, name: str, gap: Difference) -> dict[str, Any]:
+        low, high = map(_points, gap.interval or (None, None))
+        known = {"group": contrast.group.name, "against": contrast.base.name, "measure": measure, "class": name}
+        numbers = {"value": 100 * gap.mean, "low": low, "high": high, "p": gap.p}
+        return {**known, **numbers, "record": "difference", "test": gap.test, "verdict": gap.verdict}
+
+    whole = row("miou", "", contrast.miou)
+    yield {**whole, "p_holm": contrast.adjusted_p, "verdict": contrast.verdict}
+    if bounds := contrast.miou.bootstrap:
+        low, high = map(_points, bounds)
+        yield {**whole, "low": low, "high": high, "test": "paired bootstrap", "p": "", "verdict": ""}
+    yield from (row("iou", name, gap) for name, gap in contrast.classes if gap)
+
+
+def _points(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _paper_rows(tables: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def row(group: str, measure: str, name: str, value: float, source: str) -> dict[str, Any]:
+        known = {"group": group, "measure": measure, "class": name, "source": source}
+        return {**known, "record": "paper", "value": value}
+
+    one, two = (published()[f"table{number}"] for number in (1, 2))
+    for each in one["rows"] if 1 in tables else ():
+        name = f"{one['base']} + SSR (method.regularizer.stages={each['stages']})" if each["stages"] else one["base"]
+        yield row(name, "miou", "", each["miou"], one["source"])
+    for each in two["rows"] if 2 in tables else ():
+        yield row(each["method"], "miou", "", each["miou"], each["source"])
+        for name, value in zip(two["classes"], each["iou"], strict=True):
+            yield row(each["method"], "iou", name, value, each["source"])
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {
@@ -121,52 +196,45 @@ SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html"}
 
 
 def comparison_text(comparison: Comparison, format: str = "markdown") -> str:
-    """The comparison in one of `FORMATS`; raises `UserError` for another word."""
+    """Write the comparison in one of `FORMATS`; raises `UserError` for another word."""
     if format not in FORMATS:
         raise UserError(f"There is no format {format!r}: choose one of {', '.join(FORMATS)}.")
     return FORMATS[format](comparison)
 
 
 def format_of(path: Path) -> str:
-    """The format that a file's name asks for; raises `UserError` where it asks for none."""
+    """Tell the format by a file's name; raises `UserError` where it asks for none."""
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} should end in {', '.join(SUFFIXES)}, or say --format {' or '.join(FORMATS)}.")
     return SUFFIXES[path.suffix]
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """The paper's tables, scores, and the differences in words; the formats have every class and every interval."""
-    for sheet in [*paper_tables(comparison), scores(comparison)]:
-        _print_sheet(sheet, console)
+    """Print the paper's tables, scores, and the differences in words; the formats have every class and interval."""
+    for table in [*paper_tables(comparison), scores(comparison)]:
+        print_table(table, console)
+        console.print()
     for contrast in comparison.contrasts:
-        _say(f"{sentence(contrast)} {_extremes(contrast)}", console)
+        known = [(name, gap.mean) for name, gap in contrast.classes if gap]
+        gains = [f"{name} {signed(mean)}" for name, mean in known if mean > 0][:3]
+        losses = [f"{name} {signed(mean)}" for name, mean in reversed(known) if mean < 0][:3]
+        most = f"Most gained: {', '.join(gains) or 'none'}; most lost: {', '.join(losses) or 'none'}."
+        console.print(f"{sentence(contrast)} {most}", markup=False, highlight=False)
     for line in comparison.caveats:
-        _say(f"Caveat: {line}", console)
+        console.print(f"Caveat: {line}", markup=False, highlight=False)
 
 
-def _print_sheet(sheet: Sheet, console: Console) -> None:
-    """On its side where the screen is too narrow."""
-    lines = [sheet.header, *sheet.rows]
+def print_table(table: TextTable, console: Console) -> None:
+    """Print a table and its notes; on its side where the screen is too narrow."""
+    lines = [table.header, *table.rows]
     width = sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True))
-    turned = width > console.width and len(sheet.header) > len(lines)
+    turned = width > console.width and len(table.header) > len(lines)
     header, *rows = zip(*lines, strict=True) if turned else lines
-    printed = RichTable(title=escape(sheet.title), title_justify="left", box=None, pad_edge=False)
+    printed = Table(title=escape(table.title) or None, title_justify="left", box=None, pad_edge=False)
     for number, name in enumerate(header):
-        printed.add_column(escape(name), justify="left" if number < (1 if turned else sheet.left) else "right")
+        printed.add_column(escape(name), justify="left" if number < (1 if turned else table.left) else "right")
     for row in rows:
         printed.add_row(*map(escape, row))
     console.print(printed)
-    for note in sheet.notes:
-        _say(note, console)
-    console.print()
-
-
-def _extremes(contrast: Contrast, most: int = 3) -> str:
-    known = [(name, gap.mean) for name, gap in contrast.classes if gap]
-    gains = [f"{name} {signed(mean)}" for name, mean in known if mean > 0][:most]
-    losses = [f"{name} {signed(mean)}" for name, mean in reversed(known) if mean < 0][:most]
-    return f"Most gained: {', '.join(gains) or 'none'}; most lost: {', '.join(losses) or 'none'}."
-
-
-def _say(text: str, console: Console) -> None:
-    console.print(text, markup=False, highlight=False)
+    for note in table.notes:
+        console.print(note, markup=False, highlight=False)

@@ -13,7 +13,8 @@ import yaml
 
 from ssrseg.config import affects_result, dump, flatten, read_yaml, resolve
 from ssrseg.errors import UserError
-from ssrseg.runs.groups import STAGES
+from ssrseg.runs.folder import RunFolder
+from ssrseg.runs.groups import STAGES, GroupFolder
 from ssrseg.runs.records import RunRecord, method_name, setting
 
 PLACES = re.compile(r"(source|target|val)\.(root|stems|labels_root)|.*\.weights|model\.pretrained")
@@ -27,12 +28,30 @@ CORRECTIONS = {"trained": "", "adjusted": " + IA", "refined": " + CR"}
 """Stages of a prior correction after any method: the training itself, then the correction that they make."""
 
 
-LACKING = object()
-"""Stands for the value of a setting that a run does not have."""
+def members(folder: Path) -> list[Path]:
+    """List the runs of a group or of a recipe, or the run itself; raises `UserError` where none has begun."""
+    group = GroupFolder(folder)
+    if group.exists:
+        runs = [run for seed in group.seeds() for run in _stages(group.run(seed)) if RunFolder(run).config.is_file()]
+    elif (folder / STAGES).is_file():
+        runs = _stages(folder)
+    else:
+        return [folder]
+    if not runs:
+        raise UserError(f"No run of {folder} has begun. Train it with --resume --out {folder}.")
+    return runs
+
+
+def _stages(folder: Path) -> list[Path]:
+    """List the stages that are runs, in the recipe's order; the folder itself when it holds no recipe."""
+    if not (folder / STAGES).is_file():
+        return [folder]
+    runs = [folder / str(stage["name"]) for stage in read_yaml(folder / STAGES).get("stages") or ()]
+    return [run for run in runs if RunFolder(run).config.is_file()]
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Runs that differ in nothing that can change the result but the seed, in the order of their first."""
+    """Put runs together that differ in nothing that can change the result but the seed, in the order of their first."""
     found: dict[str, list[RunRecord]] = {}
     for run in runs:
         found.setdefault(json.dumps(essentials(run), sort_keys=True, default=str), []).append(run)
@@ -40,20 +59,15 @@ def grouped(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
 
 
 def essentials(run: RunRecord) -> dict[str, Any]:
-    """Dotted path -> value of all settings that can change the result; of a path, only the end that names it."""
-    flat = flatten(_completed(run.config))
-    kept = {key: _end(key, value) for key, value in flat.items() if key != "train.seed" and affects_result(key)}
+    """Map dotted path -> value of all settings that can change the result; of a path, only the end that names it."""
+    try:
+        tree: dict[str, Any] = yaml.safe_load(dump(resolve(run.config)))  # with the defaults of what is new since
+    except UserError:  # of another version
+        tree = run.config
+    flat = {key: _end(key, value) for key, value in flatten(tree).items()}
+    kept = {key: value for key, value in flat.items() if key != "train.seed" and affects_result(key)}
     stage = _stage(run.folder)
     return kept | ({"stage": stage} if stage and CORRECTIONS.get(stage) != "" else {})
-
-
-def _completed(config: dict[str, Any]) -> dict[str, Any]:
-    """With the defaults of what an older version did not know; as it is where this version cannot read it."""
-    try:
-        tree: dict[str, Any] = yaml.safe_load(dump(resolve(config)))
-    except UserError:
-        return config
-    return tree
 
 
 def _end(key: str, value: Any) -> Any:
@@ -62,24 +76,23 @@ def _end(key: str, value: Any) -> Any:
     parts = Path(value).parts
     if LEFT_BY_RUNS.fullmatch(key):
         return "/".join([*(re.sub(r"[-_]?(seed)?[-_]?\d+$", "", part) for part in parts[-2:-1]), *parts[-1:]])
-    if PLACES.fullmatch(key) and not _on_the_hub(key, value):
+    on_the_hub = (  # `owner/name` of weights: both parts are the name
+        key.endswith(("weights", "pretrained"))
+        and value.count("/") == 1
+        and not value.endswith((".safetensors", ".pth", ".pt", ".bin"))
+    )
+    if PLACES.fullmatch(key) and not on_the_hub:
         return "/".join(parts[-2:] if parts and parts[-1] in COMMON else parts[-1:])
     return value
 
 
-def _on_the_hub(key: str, value: str) -> bool:
-    """`owner/name` of weights: both parts are the name."""
-    weights = key.endswith(("weights", "pretrained"))
-    return weights and value.count("/") == 1 and not value.endswith((".safetensors", ".pth", ".pt", ".bin"))
-
-
 def _stage(folder: Path) -> str | None:
-    """The stage's name if the run is one of a recipe."""
+    """Name the stage if the run is one of a recipe."""
     return folder.name if (folder.parent / STAGES).is_file() else None
 
 
 def methods(runs: Sequence[RunRecord]) -> list[str]:
-    """The method of each run; `oracle` is one that trains with labels on what is a target elsewhere among them."""
+    """Name the method of each run; `oracle` is one that trains with labels on what is a target elsewhere among them."""
     targets = [found for run in runs for role in ("target", "val") if (found := _data(run, role)) is not None]
     return [
         "oracle" if name == "source-only" and _data(run, "source") in targets else name
@@ -89,7 +102,7 @@ def methods(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _method(run: RunRecord) -> str:
-    """As the settings compose it; of a recipe's stage, what the recipe makes with it."""
+    """Name the method that the settings compose; of a recipe's stage, what the recipe makes with it."""
     stage = _stage(run.folder)
     if stage is None:
         return method_name(run.config)
@@ -110,66 +123,57 @@ def _data(run: RunRecord, role: str) -> tuple[Any, ...] | None:
     return (split, *(_end(f"{role}.{key}", data.get(key)) for key in ("spec", "root", "images", "stems")))
 
 
-def names(parts: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """Distinct names of groups: the method; those of one method add the settings in which they are unusual."""
-    whose = methods([part[0] for part in parts])
-    settings = [essentials(part[0]) for part in parts]
+def names(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
+    """Name groups distinctly: the method; those of one method add the settings in which they are unusual."""
+    whose = methods([group[0] for group in groups])
+    settings = [essentials(group[0]) for group in groups]
     found = []
     for method, own in zip(whose, settings, strict=True):
-        alike = [other for name, other in zip(whose, settings, strict=True) if name == method]
-        words = list(_differing(own, alike))
-        found.append((method, words, f"{method} ({', '.join(_few(words))})" if words else method))
+        words = list(_unusual(own, [other for name, other in zip(whose, settings, strict=True) if name == method]))
+        few = [*words[:3], "…"] if len(words) > 3 else words
+        found.append((method, words, f"{method} ({', '.join(few)})" if words else method))
     repeated = Counter(name for _, _, name in found)
     return [f"{method} ({', '.join(words)})" if repeated[name] > 1 else name for method, words, name in found]
 
 
-def _few(words: list[str]) -> list[str]:
-    return [*words[:3], "…"] if len(words) > 3 else words
-
-
-def _differing(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _unusual(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """`key=value` as the command line takes them, `without key` for what others alone have; the usual is left out."""
+    absent = object()
     for key in dict.fromkeys(key for config in alike for key in config):
-        values, mine = [other.get(key, LACKING) for other in alike], own.get(key, LACKING)
+        values, mine = [other.get(key, absent) for other in alike], own.get(key, absent)
         if all(values.count(value) < values.count(mine) for value in values if value != mine):
             continue
         if key in own:
-            yield f"{key}={_word(own[key])}"
+            word = str(yaml.safe_dump(own[key], default_flow_style=True, width=10**6)).strip()
+            yield f"{key}={word.removesuffix('...').strip()}"
         elif not any(key.startswith(f"{above}.") for above in own):
             yield f"without {key}"
 
 
-def _word(value: Any) -> str:
-    return str(yaml.safe_dump(value, default_flow_style=True, width=10**6)).strip().removesuffix("...").strip()
-
-
 def distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
-    """In how many settings two differ."""
+    """Count the settings in which two differ."""
     return sum(one.get(key) != other.get(key) for key in one.keys() | other.keys())
 
 
-def caveats(named: Sequence[tuple[str, Sequence[RunRecord]]]) -> Iterator[str]:
-    """What makes the scores of groups less comparable than a table of them suggests."""
-    runs = [run for _, group in named for run in group]
+def caveats(groups: Sequence[tuple[str, Sequence[RunRecord]]]) -> Iterator[str]:
+    """Say what makes the scores of groups, named, less comparable than a table of them suggests."""
+    runs = [run for _, group in groups for run in group]
     scored = [run for run in runs if run.last]
     if len(scored) < len(runs):
         yield f"{len(runs) - len(scored)} of {len(runs)} runs have no scores and count in no mean."
     steps = sorted({run.last.step for run in scored if run.last and run.last.step})
     if len(steps) > 1:
         yield f"The runs were scored at different steps: {', '.join(map(str, steps))}."
-    if _several([_of(run, "val.") for run in scored]) or len({run.classes for run in scored}) > 1:
+    if _differ(scored, "val.") or len({run.classes for run in scored}) > 1:
         yield "The runs were scored on different data or classes: their mIoU is not one measure."
-    if _several([_of(run, "inference.") for run in scored]):
+    if _differ(scored, "inference."):
         yield "The runs were scored with different inference settings."
-    for name, group in named:
+    for name, group in groups:
         twice = [str(seed) for seed, count in Counter(run.seed for run in group).items() if count > 1]
         if twice:
             yield f"{name}: seed {', '.join(twice)} ran more than once; such runs are hardly independent."
 
 
-def _of(run: RunRecord, prefix: str) -> dict[str, Any]:
-    return {key: value for key, value in essentials(run).items() if key.startswith(prefix)}
-
-
-def _several(values: Sequence[Any]) -> bool:
-    return any(value != values[0] for value in values)
+def _differ(runs: Sequence[RunRecord], prefix: str) -> bool:
+    found = [{key: value for key, value in essentials(run).items() if key.startswith(prefix)} for run in runs]
+    return any(values != found[0] for values in found)

@@ -4,78 +4,139 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
+from typing import Any
 
 import yaml
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from ssrseg.reporting.bars import class_bars
-from ssrseg.reporting.charts import Curve, chart
-from ssrseg.reporting.confusion import matrices
-from ssrseg.reporting.differences import differing_environments, differing_settings, summary
-from ssrseg.reporting.examples import examples
-from ssrseg.reporting.galleries import galleries
-from ssrseg.reporting.selection import LEGEND, choice_rows
-from ssrseg.reporting.tables import ABSENT, Table, cells, legend, percent, signed, statements, table, to_markdown
-from ssrseg.runs.records import Evaluation, RunRecord
+from ssrseg.errors import UserError
+from ssrseg.reporting.charts import class_bars, loss_charts, matrices, miou_chart
+from ssrseg.reporting.comparison import Group, compare_records
+from ssrseg.reporting.examples import examples, galleries
+from ssrseg.reporting.formats import table_markdown
+from ssrseg.reporting.grouping import members
+from ssrseg.reporting.statistics import spearman
+from ssrseg.reporting.text_tables import ABSENT, legend, overview, percent, signed, statements, subsets
+from ssrseg.runs.records import RunRecord, read_run, setting
 
 BUDGET = 8_000_000
 """Characters of embedded pictures per page: half at most for the comparison, the rest for what the students saw."""
 
 SCRIPTS = ("controls.js", "curves.js", "matrix.js", "compare.js", "start.js")
 
+SUMMARY = {
+    "source": ("source.spec", "source.root"),
+    "target": ("target.spec", "target.root"),
+    "validation": ("val.spec", "val.root"),
+    "network": ("model.backbone", "model.head"),
+    "starts from": ("model.pretrained",),
+    "crop (h × w)": ("loader.crop",),
+    "batch": ("loader.batch",),
+    "foundation encoder": ("method.regularizer.foundation.encoder",),
+    "its weights": ("method.regularizer.foundation.weights",),
+    "learning rate": ("optim.lr",),
+    "steps": ("train.steps",),
+    "inference": ("inference.mode",),
+}
+"""Row of the settings table -> settings it shows; the full YAML stands below it."""
+
+CRITERIA = {
+    "im": "information maximisation",
+    "snd": "soft neighbourhood density",
+    "agreement": "student-teacher agreement",
+    "confidence": "confidence",
+}
+
+Rows = list[tuple[str, list[str]]]
+"""A label, and a value per column."""
+
+
+def report(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write one HTML page about one run or several, and return its path.
+
+    The folder of a group stands for its runs. The first run's settings are what the others are compared with.
+    Without `out` the page is `report.html`: in the folder given if there is one, in the folder that holds them all for
+    several.
+
+    Raises:
+        UserError: no run given, a folder that is no run folder, or a page that cannot be written.
+    """
+    given = list(dict.fromkeys(Path(run).resolve() for run in runs))
+    folders = list(dict.fromkeys(folder for each in given for folder in members(each)))
+    if not folders:
+        raise UserError("No run to report: give at least one run folder.")
+    page = render([read_run(folder) for folder in folders])
+    home = given[0] if len(given) == 1 else Path(os.path.commonpath([folder.parent for folder in folders]))
+    path = home / "report.html" if out is None else Path(out)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot write the report to {path}: {error.strerror}. Give a file name in `out`.") from error
+    return path
+
 
 def render(runs: Sequence[RunRecord]) -> str:
-    """The page about the runs, without any outside resource."""
-    scores, names = table(runs), _names(runs)
-    colours = [next(i for i, group in enumerate(scores.groups) if run in group.runs) for run in runs]
+    """Draw the page about the runs, without any outside resource."""
+    comparison = compare_records(runs)
+    groups, table, names = comparison.groups, overview(comparison), _names(runs)
+    colours = [next(i for i, group in enumerate(groups) if run in group.runs) for run in runs]
+    drawn = list(zip(names, runs, colours, strict=True))
+    titles = [group.name for group in groups]
+    if len(runs) == 1:
+        title = f"{titles[0]}: {names[0]}"
+    else:
+        title = " · ".join(titles) if len(titles) <= 3 else f"{titles[0]} and {len(titles) - 1} other settings"
     environment = Environment(
         loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": percent, "signed": signed}
     script = "\n".join(map(_file, SCRIPTS))
-    compared = examples(scores.groups, BUDGET // 2)
+    compared = examples(groups, BUDGET // 2)
     return environment.get_template("page.html.jinja").render(
         style=Markup(_file("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        title=_title(scores, names),
-        runs=list(zip(names, runs, colours, strict=True)),
-        groups=scores.groups,
-        cells=cells(scores) if len(runs) > 1 else [],
-        subsets=scores.subsets,
-        legend=legend(scores),
-        statements=statements(scores),
-        caveats=scores.caveats,
-        markdown=to_markdown(scores),
-        settings=summary(scores),
-        differing=differing_settings(scores),
-        elsewhere=differing_environments(runs),
+        title=title,
+        runs=drawn,
+        groups=groups,
+        cells=[table.header, *table.rows] if len(runs) > 1 else [],
+        subsets=subsets(comparison),
+        legend=legend(comparison),
+        statements=statements(comparison),
+        caveats=comparison.caveats,
+        markdown=table_markdown(table),
+        settings=summary(groups),
+        differing=differing([group.settings for group in groups]),
+        elsewhere=differing([{**run.environment, "command": None} for run in runs]),
         facts=[_facts(run) for run in runs],
         configs=[yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) for run in runs],
-        miou=_miou_chart(runs, names, colours),
-        losses=list(_loss_charts(runs, names, colours)),
-        labellers=[name for name, run in zip(names, runs, strict=True) if run.shares],
+        miou=miou_chart(drawn),
+        losses=list(loss_charts(drawn)),
+        labellers=[name for name, run, _ in drawn if run.shares],
         labelled=_labelled([run for run in runs if run.shares]),
-        bars=class_bars(scores, runs),
-        matrices=matrices(scores.groups),
-        selections=[(name, choice_rows(run)) for name, run in zip(names, runs, strict=True)],
-        selection_legend=LEGEND,
+        bars=class_bars(comparison),
+        matrices=matrices(groups),
+        selections=[(name, choices(run)) for name, run, _ in drawn],
         examples=compared,
-        galleries=galleries(runs, names, BUDGET - (compared.size if compared else 0)),
+        galleries=galleries([(name, run) for name, run, _ in drawn], BUDGET - (compared.size if compared else 0)),
     )
 
 
 def _file(name: str) -> str:
-    """A template, style sheet or script of the page."""
+    """Read a template, style sheet or script of the page."""
     return (resources.files("ssrseg.reporting") / "assets" / name).read_text(encoding="utf-8")
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:
-    """One short distinct name per run: the end of its path, as long as needed."""
+    """Name each run shortly and distinctly: the end of its path, as long as needed."""
     parts = [run.folder.resolve().parts for run in runs]
     for length in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(part[-length:]) for part in parts]
@@ -84,15 +145,32 @@ def _names(runs: Sequence[RunRecord]) -> list[str]:
     return [str(run.folder) for run in runs]
 
 
-def _title(scores: Table, names: Sequence[str]) -> str:
-    groups = [group.name for group in scores.groups]
-    if len(names) == 1:
-        return f"{groups[0]}: {names[0]}"
-    return " · ".join(groups) if len(groups) <= 3 else f"{groups[0]} and {len(groups) - 1} other settings"
+def summary(groups: Sequence[Group]) -> Rows:
+    """List the settings that matter, a value per group; rows that are empty in every group are left out."""
+    rows = []
+    for label, paths in SUMMARY.items():
+        found = [[setting(group.runs[0].config, path) for path in paths] for group in groups]
+        rows.append((label, [", ".join(_text(each) for each in values if each is not None) for values in found]))
+    rows.append(("seeds", [", ".join(str(run.seed) for run in group.runs) for group in groups]))
+    return [(label, [value or ABSENT for value in values]) for label, values in rows if any(values)]
+
+
+def differing(columns: Sequence[Mapping[str, Any]]) -> Rows:
+    """List the entries in which mappings differ, a value per mapping."""
+    rows = [
+        (key, [_text(column.get(key)) for column in columns]) for key in dict.fromkeys(k for c in columns for k in c)
+    ]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(part, int | float) for part in value):
+        return " × ".join(map(str, value))
+    return ABSENT if value is None else str(value)
 
 
 def _facts(run: RunRecord) -> str:
-    """How far the run came, and how fast."""
+    """Say how far the run came, and how fast."""
     seen, wanted = run.steps
     text = f"step {seen}" if wanted is None else f"{seen} of {wanted} steps"
     rates = [entry.images_per_second for entry in run.train if entry.images_per_second is not None]
@@ -100,41 +178,42 @@ def _facts(run: RunRecord) -> str:
     return f"{text}{', unfinished' if wanted and seen < wanted else ''}{speed}"
 
 
-def _miou_chart(runs: Sequence[RunRecord], names: Sequence[str], colours: Sequence[int]) -> Markup | None:
-    curves = []
-    for run, name, colour in zip(runs, names, colours, strict=True):
-        for who, dashed in (("student", False), ("teacher", True)):
-            points = tuple(_miou_points(run.evaluations, who))
-            if points:
-                curves.append(Curve(f"{name}, {who}", points, colour, dashed, (f"group-{colour}", who)))
-    return chart("mIoU in per cent over steps", curves) if curves else None
-
-
-def _miou_points(evaluations: Sequence[Evaluation], who: str) -> Iterator[tuple[float, float]]:
-    for entry in evaluations:
-        score = entry.student if who == "student" else entry.teacher
-        if score and score.miou is not None:
-            yield entry.step, 100 * score.miou
-
-
-def _loss_charts(
-    runs: Sequence[RunRecord], names: Sequence[str], colours: Sequence[int]
-) -> Iterator[tuple[str, Markup]]:
-    """One small chart per `view/term`, because their scales differ."""
-    for loss in dict.fromkeys(loss for run in runs for entry in run.train for loss in entry.losses):
-        curves = []
-        for run, name, colour in zip(runs, names, colours, strict=True):
-            points = tuple((float(e.step), e.losses[loss]) for e in run.train if loss in e.losses)
-            curves.append(Curve(name, points, colour, keys=(f"group-{colour}",)))
-        yield loss, chart(f"Loss {loss} over steps", [curve for curve in curves if curve.points])
-
-
 def _labelled(runs: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Rows of class and, for each run, its last share of the pseudo-labels and its largest."""
-    classes = dict.fromkeys(name for run in runs for shares in run.shares for name in shares)
-    return [(name, [_last_and_most(run, name) for run in runs]) for name in classes]
+    """List each class with its last and its largest share of the pseudo-labels, for each run."""
+    rows = []
+    for name in dict.fromkeys(name for run in runs for shares in run.shares for name in shares):
+        seen = [[shares[name] for shares in run.shares if name in shares] for run in runs]
+        rows.append((name, [(f"{100 * s[-1]:.3g}", f"{100 * max(s):.3g}") if s else (ABSENT, ABSENT) for s in seen]))
+    return rows
 
 
-def _last_and_most(run: RunRecord, name: str) -> tuple[str, str]:
-    seen = [shares[name] for shares in run.shares if name in shares]
-    return (f"{100 * seen[-1]:.3g}", f"{100 * max(seen):.3g}") if seen else (ABSENT, ABSENT)
+@dataclass(frozen=True)
+class Choice:
+    """The step that a rule chooses, and how good that was; `None` where the target's labels are not known."""
+
+    name: str
+    step: int
+    correlation: float | None
+    miou: float | None
+    regret: float | None
+
+
+def choices(run: RunRecord) -> list[Choice]:
+    """List the choice of each criterion that has values, then the last step and the oracle's where there are labels."""
+    truth = {entry.step: entry.student.miou for entry in run.evaluations if entry.student.miou is not None}
+    best = max(truth, key=lambda step: truth[step], default=None)
+
+    def choice(name: str, step: int, correlation: float | None = None) -> Choice:
+        miou = truth.get(step)
+        return Choice(name, step, correlation, miou, None if miou is None or best is None else truth[best] - miou)
+
+    found = []
+    for criterion in dict.fromkeys(name for entry in run.selections for name in entry.criteria):
+        values = {e.step: value for e in run.selections if (value := e.criteria.get(criterion)) is not None}
+        if values:
+            both = sorted(values.keys() & truth.keys())
+            correlation = spearman([values[step] for step in both], [truth[step] for step in both])
+            found.append(choice(CRITERIA.get(criterion, criterion), max(values, key=lambda s: values[s]), correlation))
+    if found and best is not None:
+        found += [choice("the last step", max(truth)), choice("oracle* (target labels)", best)]
+    return found

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ssrseg.reporting.comparison import Comparison, Contrast
-from ssrseg.reporting.statistics import ENOUGH_TO_RESAMPLE, RESAMPLES, Difference, Spread, spread
-from ssrseg.reporting.tables import ABSENT, percent, signed
+from ssrseg.reporting.statistics import ENOUGH_TO_RESAMPLE, RESAMPLES, Difference, Spread
+from ssrseg.runs.records import setting
+
+ABSENT = "–"
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """A table of text with a title and notes; the first `left` columns are words, the others numbers."""
 
     title: str
@@ -21,31 +23,64 @@ class Sheet:
     left: int = 1
 
 
-def scores(comparison: Comparison) -> Sheet:
-    """Every arm: n, mean and deviation of last and best, every seed."""
+def overview(comparison: Comparison) -> TextTable:
+    """Show all in one table, a column per group and a row per measure and class; in words and caveats below it."""
+    groups = comparison.groups
+    rows = [("runs with scores", *(str(group.n) for group in groups))]
+    rows.append(("mIoU", *(cell(group.miou, group.n) for group in groups)))
+    for name in subsets(comparison):
+        rows.append((f"mIoU of {name}", *(cell(group.subset(name), group.n) for group in groups)))
+    rows.append(("pixel accuracy", *(cell(group.pixel_accuracy, group.n) for group in groups)))
+    rows += [(name, *(cell(group.iou(name), group.n) for group in groups)) for name in comparison.classes]
+    notes = [legend(comparison)]
+    for group in groups:
+        if len(group.runs) > 1:
+            seeds = (f"{run.seed}: {percent(score.miou if score else None)}" for run, score in group.scores)
+            notes.append(f"{group.name}, mIoU by seed: {', '.join(seeds)}.")
+    notes += [*statements(comparison), *comparison.caveats]
+    return TextTable("", ("", *(group.name for group in groups)), tuple(rows), tuple(notes))
+
+
+def legend(comparison: Comparison) -> str:
+    """Say whose numbers an overview has, and over what."""
+    repeated = any(group.n > 1 for group in comparison.groups)
+    spreads = "mean ± sample standard deviation over seeds" if repeated else "one seed each, so no deviation"
+    return f"The {comparison.network} at the last step, in per cent; {spreads}."
+
+
+def subsets(comparison: Comparison) -> tuple[str, ...]:
+    """Name the parts of the classes that are scored besides: those of SYNTHIA only where a run adapts from it."""
+    runs = [run for group in comparison.groups for run in group.runs]
+    if not any(setting(run.config, "source.spec") == "synthia" for run in runs):
+        return ()
+    return tuple(dict.fromkeys(name for run in runs if run.last for name in run.last.student.subsets))
+
+
+def scores(comparison: Comparison) -> TextTable:
+    """Show every group: n, mean and deviation of last and best, every seed."""
     rows = [
         (
-            arm.name,
-            str(arm.miou.n),
-            cell(arm.miou),
-            cell(arm.best),
-            ", ".join(f"{seed}: {percent(value)}" for seed, value in arm.mious),
+            group.name,
+            str(group.n),
+            cell(group.miou),
+            cell(group.best),
+            ", ".join(f"{seed}: {percent(value)}" for seed, value in group.mious),
         )
-        for arm in comparison.arms
+        for group in comparison.groups
     ]
     notes = (
         f"mIoU of the {comparison.network} at the last step, in per cent; mean ± sample standard deviation over seeds.",
         "best*: each seed's best evaluation. It was chosen with the target's labels, which a user without them cannot "
         "do: an oracle's choice.",
     )
-    return Sheet("Scores", ("group", "n", "mIoU", "best*", "by seed"), tuple(rows), notes)
+    return TextTable("Scores", ("group", "n", "mIoU", "best*", "by seed"), tuple(rows), notes)
 
 
-def differences(comparison: Comparison) -> Sheet:
-    """Every contrast with its intervals and what they say."""
+def differences(comparison: Comparison) -> TextTable:
+    """Show every contrast with its intervals and what they say."""
     rows = [
         (
-            each.arm.name,
+            each.group.name,
             each.base.name,
             each.miou.test or "one seed",
             each.verdict,
@@ -68,54 +103,74 @@ def differences(comparison: Comparison) -> Sheet:
         *(resampled if any(each.miou.bootstrap for each in comparison.contrasts) else ()),
         f"p: two-sided, of that t. p (Holm): the same, corrected for all {len(rows)} comparisons of this table.",
     )
-    return Sheet("Differences", header, tuple(rows), notes if rows else ("One group: nothing to compare.",), left=4)
+    return TextTable("Differences", header, tuple(rows), notes if rows else ("One group: nothing to compare.",), left=4)
 
 
 def sentence(contrast: Contrast) -> str:
-    """A contrast as one line."""
-    text = f"{contrast.arm.name} against {contrast.base.name}: {signed(contrast.miou.mean)} points of mIoU"
+    """Say a contrast in one line."""
+    text = f"{contrast.group.name} against {contrast.base.name}: {signed(contrast.miou.mean)} points of mIoU"
     if contrast.miou.interval is None:
         return f"{text}. One seed: no statement about noise."
     return f"{text}, 95% {interval(contrast.miou.interval)} ({contrast.miou.test}): {contrast.verdict}."
 
 
-def per_class(comparison: Comparison) -> Sheet:
-    """IoU of every class in every arm."""
-    rows = []
-    for name in comparison.classes:
-        found = [spread([value for _, value in arm.ious(name)]) for arm in comparison.arms]
-        rows.append((name, *(cell(each, arm.miou.n) for each, arm in zip(found, comparison.arms, strict=True))))
+def statements(comparison: Comparison) -> list[str]:
+    """Say every contrast, and which groups have none for want of scores."""
+    first, others = comparison.reference, [group for group in comparison.groups if group is not comparison.reference]
+    without = [group for group in others if not (group.n and first.n)]
+    lines = [f"{group.name}: no comparison with {first.name}, for want of scores." for group in without]
+    return [*map(sentence, comparison.contrasts), *lines]
+
+
+def per_class(comparison: Comparison) -> TextTable:
+    """Show the IoU of every class in every group."""
+    rows = [(name, *(cell(group.iou(name), group.n) for group in comparison.groups)) for name in comparison.classes]
     note = f"In per cent. {ABSENT}: neither truth nor prediction has the class; n where it differs from the group's."
-    return Sheet("IoU per class", ("class", *(arm.name for arm in comparison.arms)), tuple(rows), (note,))
+    return TextTable("IoU per class", ("class", *(group.name for group in comparison.groups)), tuple(rows), (note,))
 
 
-def class_differences(contrast: Contrast) -> Sheet:
-    """One contrast per class, the largest gain first."""
-    rows = []
-    for name, gap in contrast.classes:
-        base, arm = (spread([value for _, value in each.ious(name)]) for each in (contrast.base, contrast.arm))
-        words = gap.verdict if gap else "absent"
-        numbers = (signed(gap.mean), interval(gap.interval)) if gap else (ABSENT, ABSENT)
-        rows.append((name, words, cell(base), cell(arm), *numbers))
-    header = ("class", "in words", contrast.base.name, contrast.arm.name, "difference", "95% (t)")
+def class_differences(contrast: Contrast) -> TextTable:
+    """Show one contrast per class, the largest gain first."""
+    rows = [
+        (
+            name,
+            gap.verdict if gap else "absent",
+            cell(contrast.base.iou(name)),
+            cell(contrast.group.iou(name)),
+            signed(gap.mean) if gap else ABSENT,
+            interval(gap.interval) if gap else ABSENT,
+        )
+        for name, gap in contrast.classes
+    ]
+    header = ("class", "in words", contrast.base.name, contrast.group.name, "difference", "95% (t)")
     note = (
         f"IoU in per cent, differences in points. Each interval stands alone: of {len(rows)} classes, one in twenty "
         "exceeds the noise by chance."
     )
-    return Sheet(f"Per class: {contrast.arm.name} against {contrast.base.name}", header, tuple(rows), (note,), left=2)
+    title = f"Per class: {contrast.group.name} against {contrast.base.name}"
+    return TextTable(title, header, tuple(rows), (note,), left=2)
 
 
-def general(comparison: Comparison) -> Iterator[Sheet]:
-    """Everything but the paper's tables."""
+def general(comparison: Comparison) -> Iterator[TextTable]:
+    """Yield all tables but the paper's."""
     yield scores(comparison)
     yield differences(comparison)
     yield per_class(comparison)
-    for contrast in comparison.contrasts:
-        yield class_differences(contrast)
+    yield from map(class_differences, comparison.contrasts)
+
+
+def percent(value: float | None) -> str:
+    """Write a fraction in per cent with one decimal."""
+    return ABSENT if value is None else f"{100 * value:.1f}"
+
+
+def signed(value: float) -> str:
+    """Write a difference of fractions in percentage points, with its sign."""
+    return f"{100 * value:+.1f}".replace("-", "−")
 
 
 def cell(value: Spread | None, expected: int | None = None) -> str:
-    """Mean ± deviation in per cent, and n where it is not the expected one."""
+    """Write mean ± deviation in per cent, and n where it is not the expected one."""
     if value is None:
         return ABSENT
     text = percent(value.mean) if value.sd is None else f"{percent(value.mean)} ± {percent(value.sd)}"
@@ -123,12 +178,12 @@ def cell(value: Spread | None, expected: int | None = None) -> str:
 
 
 def interval(bounds: tuple[float, float] | None) -> str:
-    """Bounds in points."""
+    """Write bounds in points."""
     return ABSENT if bounds is None else f"{signed(bounds[0])} to {signed(bounds[1])}"
 
 
 def gain(gap: Difference) -> str:
-    """A difference with its interval and what it says, in one cell."""
+    """Write a difference with its interval and what it says, in one cell."""
     if gap.interval is None:
         return f"{signed(gap.mean)} (too few seeds)"
     return f"{signed(gap.mean)} [{interval(gap.interval)}], {gap.verdict}"

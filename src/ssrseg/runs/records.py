@@ -11,10 +11,10 @@ from typing import Any
 
 from ssrseg.config import flatten, read_yaml
 from ssrseg.errors import UserError
+from ssrseg.runs.folder import RunFolder
 
 VIEWS = ("source", "mixed", "masked", "target")
 PICTURE = re.compile(r"step-(?P<step>\d+)-(?P<view>.+)\.(png|jpe?g)")
-PREDICTION = re.compile(r"val-(?P<index>\d+)\.(png|jpe?g)")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class LabelFree:
-    """What unlabelled target images say of the student at one step: criteria by name, `None` where one is silent."""
+    """Criteria of the student at one step, from unlabelled target images; `None` where one cannot be computed."""
 
     step: int
     criteria: dict[str, float | None]
@@ -59,7 +59,7 @@ class TrainStep:
 
 @dataclass(frozen=True)
 class Note:
-    """A line that the trainer, or the reader of its files, wants seen."""
+    """A message of the trainer, or of the reader of its files."""
 
     text: str
     step: int | None = None
@@ -67,11 +67,11 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A picture in the run folder and what it shows: a view at a step, or the prediction for an image by number."""
+class PictureFile:
+    """A picture of a view at a step, in the run folder."""
 
     path: Path
-    number: int
+    step: int
     view: str
 
 
@@ -91,8 +91,7 @@ class RunRecord:
     """The best evaluation: chosen with the target's labels, so an oracle choice."""
     shares: tuple[dict[str, float], ...]
     """Class -> share of the teacher's labels, at each log step."""
-    views: tuple[Sheet, ...]
-    predictions: tuple[Sheet, ...]
+    views: tuple[PictureFile, ...]
     selections: tuple[LabelFree, ...] = ()
 
     @property
@@ -108,42 +107,41 @@ class RunRecord:
         return max(logged, default=0), setting(self.config, "train.steps")
 
 
-def read_run(folder: Path) -> RunRecord:
+def read_run(path: Path) -> RunRecord:
     """Read a run folder; an unfinished run, a half-written line and missing scores are fine.
 
     Raises:
         UserError: the folder is no run folder, or one of its files is damaged.
     """
-    folder = Path(folder)
-    if not (folder / "config.yaml").is_file():
-        found = "no such folder" if not folder.is_dir() else "it has no config.yaml"
-        raise UserError(f"{folder} is not a run folder: {found}. Give the folder that `ssrseg train` wrote.")
-    entries, notes = _read_metrics(folder / "metrics.jsonl")
+    folder = RunFolder(Path(path))
+    if not folder.config.is_file():
+        found = "no such folder" if not folder.path.is_dir() else f"it has no {folder.config.name}"
+        raise UserError(f"{folder.path} is not a run folder: {found}. Give the folder that `ssrseg train` wrote.")
+    entries, notes = _read_metrics(folder.metrics)
     train = {entry["step"]: _train_step(entry) for entry in entries if entry.get("kind") == "train"}
     evaluations = {entry["step"]: _evaluation(entry) for entry in entries if entry.get("kind") == "eval"}
     selections = {entry["step"]: _label_free(entry) for entry in entries if entry.get("kind") == "selection"}
     said = [entry for entry in entries if entry.get("kind") in ("note", "warning")]
     notes += [Note(str(entry.get("text", "")), entry["step"], entry["kind"] == "warning") for entry in said]
-    scores = read_json(folder / "scores.json")
+    scores = read_json(folder.scores)
     return RunRecord(
-        folder=folder,
-        config=read_yaml(folder / "config.yaml"),
-        environment=flatten(read_json(folder / "environment.json")),
+        folder=folder.path,
+        config=read_yaml(folder.config),
+        environment=flatten(read_json(folder.environment)),
         train=tuple(train[step] for step in sorted(train)),
         evaluations=tuple(evaluations[step] for step in sorted(evaluations)),
         notes=(*notes, *_never_finite(train)),
         classes=tuple(str(name) for name in scores.get("classes", ())),
-        last=_scored(scores, "last", folder),
-        best=_scored(scores, "best", folder),
+        last=_scored(scores, "last", folder.scores),
+        best=_scored(scores, "best", folder.scores),
         shares=tuple(entry["shares"] for entry in entries if entry.get("kind") == "labels"),
-        views=_sheets(folder, PICTURE),
-        predictions=_sheets(folder, PREDICTION),
+        views=_pictures(folder.pictures),
         selections=tuple(selections[step] for step in sorted(selections)),
     )
 
 
 def setting(config: dict[str, Any], path: str) -> Any:
-    """The value at a dotted path of the settings; `None` when a group on the way is absent."""
+    """Look up a dotted path of the settings; `None` when a group on the way is absent."""
     value: Any = config
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
@@ -155,7 +153,7 @@ ALIGNMENTS = {"class": "FADA", "output": "AdaptSegNet", "entropy": "AdvEnt"}
 
 
 def method_name(config: dict[str, Any]) -> str:
-    """The published name of the method that the settings compose, or `custom`."""
+    """Name the published method that the settings compose; `custom` for another composition."""
     names = {  # (mixed, masked, feature distance)
         (False, False, False): "source-only",
         (True, False, False): "DACS",
@@ -176,8 +174,23 @@ def method_name(config: dict[str, Any]) -> str:
     return " + ".join([*parts, "SSR"] if regularizer else parts)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty when the file is absent. Raises `UserError` for a damaged one."""
+    if not path.is_file():
+        return {}
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not valid JSON ({error}). Write it again, or delete it to report without."
+        ) from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} should hold a JSON object, found {type(tree).__name__}.")
+    return tree
+
+
 def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[Note]]:
-    """The entries in file order, so that what a resumed run logged again comes later and wins."""
+    """Entries in file order, so that what a resumed run logged again comes later and wins; notes on damaged lines."""
     entries: list[dict[str, Any]] = []
     notes: list[Note] = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
@@ -193,30 +206,15 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[Note]]:
     return entries, notes
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty when the file is absent. Raises `UserError` for a damaged one."""
-    if not path.is_file():
-        return {}
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}). Write it again, or delete it to report without."
-        ) from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} should hold a JSON object, found {type(tree).__name__}.")
-    return tree
-
-
-def _scored(scores: dict[str, Any], key: str, folder: Path) -> Evaluation | None:
+def _scored(scores: dict[str, Any], key: str, path: Path) -> Evaluation | None:
     if not scores.get(key):
         return None
     evaluation, count = _evaluation(scores[key]), len(scores.get("classes", ()))
     for score in (evaluation.student, evaluation.teacher):
         if score and len(score.iou) not in (0, count):
-            raise UserError(f"{folder / 'scores.json'}: `{key}` has {len(score.iou)} IoU values for {count} classes.")
+            raise UserError(f"{path}: `{key}` has {len(score.iou)} IoU values for {count} classes.")
         if score and score.confusion and {len(score.confusion), *map(len, score.confusion)} != {count}:
-            raise UserError(f"{folder / 'scores.json'}: the confusion matrix of `{key}` is not {count} × {count}.")
+            raise UserError(f"{path}: the confusion matrix of `{key}` is not {count} × {count}.")
     return evaluation
 
 
@@ -258,21 +256,9 @@ def _never_finite(train: dict[int, TrainStep]) -> list[Note]:
     ]
 
 
-def _sheets(folder: Path, pattern: re.Pattern[str]) -> tuple[Sheet, ...]:
-    """Pictures whose names match, by number, then in the order of the views."""
-    found = []
-    for path in (folder / "pictures").glob("*"):
-        if match := pattern.fullmatch(path.name):
-            parts = match.groupdict()
-            found.append(
-                Sheet(
-                    path,
-                    int(parts.get("step") or parts.get("index") or 0),
-                    parts.get("view") or f"image {match['index']}",
-                )
-            )
-    return tuple(sorted(found, key=lambda sheet: (sheet.number, *_place(sheet.view))))
-
-
-def _place(view: str) -> tuple[int, str]:
-    return (VIEWS.index(view) if view in VIEWS else len(VIEWS), view)
+def _pictures(folder: Path) -> tuple[PictureFile, ...]:
+    """Pictures of views by step, then in the order of the views."""
+    order = {view: place for place, view in enumerate(VIEWS)}
+    matches = [(path, match) for path in folder.glob("*") if (match := PICTURE.fullmatch(path.name))]
+    found = [PictureFile(path, int(match["step"]), match["view"]) for path, match in matches]
+    return tuple(sorted(found, key=lambda each: (each.step, order.get(each.view, len(VIEWS)), each.view)))
