@@ -16,6 +16,7 @@ def pytest_addoption(parser):
     """
     listing = parser.optparser._option_string_actions.pop("--fixtures")
     listing.option_strings.remove("--fixtures")
+    parser.addoption("--write-docs", action="store_true", help="write the real messages into docs/guards.md")
     parser.addoption("--fixtures", type=Path, default=REFERENCE / "fixtures", help="folder of parity fixtures")
 
 

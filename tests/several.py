@@ -23,8 +23,8 @@ from ssrseg.runs.folder import RunFolder
 from ssrseg.training import Extensions, train
 from ssrseg.training.loop import Observer, StepResult, fit
 from ssrseg.training.observers.console import Screen
-from ssrseg.training.observers.evaluation import Scoring
-from ssrseg.training.observers.journal import Silent
+from ssrseg.training.observers.evaluation import Evaluation
+from ssrseg.training.observers.journal import Journal
 from ssrseg.training.setup import build_context
 from test_training import settings_for
 
@@ -47,7 +47,7 @@ class Recorder(Observer):
         self.steps.append({"losses": result.losses, "gradients": gradients})
 
 
-class Confusions(Scoring):
+class Confusions(Evaluation):
     """Scores as in a run; the matrices are kept instead of written."""
 
     found: list[Tensor]
@@ -69,10 +69,10 @@ def record(settings: Settings, root: Path) -> dict[str, Any]:
     recorder = Recorder(method.learner)
     assert settings.val is not None
     samples, infer = eval_samples(settings.val, settings.classes, settings.source), build_inference(settings.inference)
-    scoring = Confusions(context, samples, infer, Silent(), Screen(None, settings.train.steps), lambda *_: None)
+    evaluation = Confusions(context, samples, infer, Journal(None, Screen(None)))
     batches = train_batches(settings, rank=fabric.global_rank, world=fabric.world_size)
-    fit(fabric, method, context.optimizer, batches, settings, observers=[recorder, scoring])
-    return {"steps": recorder.steps, "trust": recorder.trust, "confusions": scoring.found}
+    fit(fabric, method, context.optimizer, batches, settings, observers=[recorder, evaluation])
+    return {"steps": recorder.steps, "trust": recorder.trust, "confusions": evaluation.found}
 
 
 def adapting(root: Path, devices: int) -> Settings:

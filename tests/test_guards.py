@@ -1,4 +1,7 @@
-"""Wrong on purpose: one fault per guard, and the message that it produces, as docs/guard.md shows it."""
+"""Wrong on purpose: one fault per guard, and the message that it produces, as docs/guards.md shows it.
+
+`pytest tests/test_guards.py --write-docs` writes the messages into that page instead of comparing them.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,8 @@ from ssrseg.models import Segmenter
 from ssrseg.runs.records import read_run
 from ssrseg.training import Extensions, Observer, StepResult, train
 from ssrseg.training.observers import guard
-from ssrseg.training.observers.alarms import ClassCollapse, Watch, distance_between
-from ssrseg.training.observers.faults import Fault
-from ssrseg.training.observers.guard import Guard, Statistics
+from ssrseg.training.observers.alarms import ClassCollapse, ForgettingDetector, distance_between
+from ssrseg.training.observers.guard import BufferBackup, Fault, Guard
 from ssrseg.training.setup import RunContext, build_context
 from test_reference_behaviour import NoSync, made_and_batch
 from test_training import records, settings_for, weights
@@ -210,9 +212,12 @@ def documented() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_documented_message_is_the_real_one(fault: str, tmp_path: Path) -> None:
-    (text, numbers), (real, measured) = map(parted, (documented()[fault], FAULTS[fault](tmp_path)))
-    assert text == real.replace(f"{tmp_path}/", "")
+def test_the_documented_message_is_the_real_one(fault: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    message = FAULTS[fault](tmp_path).replace(f"{tmp_path}/", "")
+    if request.config.getoption("--write-docs"):
+        DOCS.write_text(DOCS.read_text().replace(f"\n{documented()[fault]}\n", f"\n{message}\n"))
+    (text, numbers), (real, measured) = map(parted, (documented()[fault], message))
+    assert text == real
     assert numbers == pytest.approx(measured, rel=0.1)  # another processor rounds otherwise
 
 
@@ -377,15 +382,15 @@ def unwaiting(method: Callable[..., None]) -> Callable[..., None]:
 
 def test_statistics_are_put_back_only_when_asked() -> None:
     method, batch = made_and_batch()
-    statistics = Statistics([method.learner, method.teacher])
+    backup = BufferBackup([method.learner, method.teacher])
     before = [buffer.clone() for buffer in method.teacher.buffers()]
     method.teacher(batch.target, batch.valid)
     changed = [buffer.clone() for buffer in method.teacher.buffers()]
     assert not all(map(torch.equal, before, changed))
-    statistics.settle(torch.tensor(True))
+    backup.settle(torch.tensor(True))
     assert all(map(torch.equal, before, method.teacher.buffers()))
     method.teacher(batch.target, batch.valid)
-    statistics.settle(torch.tensor(False))
+    backup.settle(torch.tensor(False))
     assert all(map(torch.equal, changed, method.teacher.buffers()))
 
 
@@ -400,14 +405,14 @@ def test_the_command_line_ends_with_code_3(monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().err == "error: Step 7: the loss source/segmentation is nan.\n"
 
 
-def test_a_watch_tells_once_of_what_was_learned_and_lost() -> None:
-    watch = Watch(learned=0.1, lost=0.01, patience=2)
+def test_what_was_learned_and_lost_is_detected_once() -> None:
+    detector = ForgettingDetector(learned=0.1, lost=0.01, patience=2)
     car = [0.2, 0.0, 0.2, 0.2, 0.0, 0.05, 0.0, 0.0, 0.0, 0.2, 0.2, 0.0, 0.0]
-    told = [number for number, value in enumerate(car) if watch.update({"car": value, "never": 0.0, "absent": None})]
+    told = [number for number, value in enumerate(car) if detector.update({"car": value, "never": 0.0, "absent": None})]
     assert told == [7, 12]  # a single high, a single low and what is between say nothing
-    again = Watch(learned=0.1, lost=0.01, patience=2)
+    again = ForgettingDetector(learned=0.1, lost=0.01, patience=2)
     for number, value in enumerate(car):
-        halves = Watch(learned=0.1, lost=0.01, patience=2)
+        halves = ForgettingDetector(learned=0.1, lost=0.01, patience=2)
         halves.restore(json.loads(json.dumps(again.state())))
         again = halves
         assert bool(again.update({"car": value})) == (number in told)

@@ -23,6 +23,7 @@ from ssrseg.runs.folder import RunFolder
 from ssrseg.training import Extensions, Interrupted, train
 from ssrseg.training.environment import changes, data_fingerprint, environment
 from ssrseg.training.loop import Observer, StepResult
+from ssrseg.training.observers.console import Screen
 from ssrseg.training.observers.journal import Journal
 from ssrseg.training.signals import signals_noted
 from test_checkpoints import files_no_longer_than
@@ -210,13 +211,13 @@ def test_a_full_disk_stops_the_run_with_what_to_do(whole: Path, tmp_path: Path) 
 
 def test_the_part_of_a_record_that_a_full_disk_took_is_cut_off_at_resume(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with closing(Journal(path, tmp_path / "tensorboard")) as journal:
+    with closing(Journal(RunFolder(tmp_path), Screen(None))) as journal:
         journal.write("note", 0, text="whole")
         state = journal.state()
         with files_no_longer_than(state["bytes"] + 20), pytest.raises(OSError, match="File too large"):
             journal.write("note", 1, text="half of this")
     assert path.stat().st_size == state["bytes"] + 20
-    with closing(Journal(path, tmp_path / "tensorboard", start=1)) as journal:
+    with closing(Journal(RunFolder(tmp_path), Screen(None), start=1)) as journal:
         journal.restore(state)
         journal.write("note", 1, text="again")
     assert [json.loads(line)["text"] for line in path.read_text().splitlines()] == ["whole", "again"]

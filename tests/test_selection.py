@@ -14,17 +14,17 @@ from torch import Tensor, tensor
 from factories import tiny_frozen
 from ssrseg.config import CRITERIA, resolve
 from ssrseg.models import load_segmenter
+from ssrseg.runs.folder import RunFolder
 from ssrseg.training import Extensions, train
 from ssrseg.training.loop import Observer, StepResult
-from ssrseg.training.observers.criteria import (
-    Tally,
+from ssrseg.training.observers.selection import (
+    CriteriaAccumulator,
     agreement,
     diversity,
     information_maximization,
     mean_entropy,
     soft_neighborhood_density,
 )
-from ssrseg.training.observers.selection import best_by
 from test_training import records, run, settings_for, weights
 
 LN2 = math.log(2)
@@ -73,28 +73,28 @@ def test_agreement_by_hand() -> None:
     # Class 0: 2 of 3 pixels in common, class 1: 1 of 2, class 2 in neither.
     student, teacher = tensor([0, 0, 0, 1]), tensor([0, 0, 1, 1])
     assert agreement(student, teacher, 3).tolist() == [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
-    tally = Tally(3, 0.9, pixels=2)
-    tally.add(torch.nn.functional.one_hot(student, 3).T[:, None] * 50.0, teacher[None])
-    assert tally.criteria()["agreement"] == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert tally.parts()["pixel_agreement"] == pytest.approx(3 / 4)
+    found = CriteriaAccumulator(3, 0.9, pixels=2)
+    found.add(torch.nn.functional.one_hot(student, 3).T[:, None] * 50.0, teacher[None])
+    assert found.criteria()["agreement"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found.parts()["pixel_agreement"] == pytest.approx(3 / 4)
 
 
 def test_confidence_by_hand_and_images_add_up() -> None:
-    tally = Tally(2, 0.9, pixels=2)
-    tally.add(logits_of(tensor([[0.95, 0.05], [0.6, 0.4]])), None)
-    tally.add(logits_of(tensor([[0.2, 0.8], [0.09, 0.91], [0.02, 0.98], [0.0, 1.0]])), None)
-    assert tally.criteria()["confidence"] == pytest.approx(((0.95 + 0.6) / 2 + (0.8 + 0.91 + 0.98 + 1) / 4) / 2)
-    assert tally.parts()["confident_share"] == pytest.approx((1 / 2 + 3 / 4) / 2)
-    assert tally.criteria()["agreement"] is None
+    found = CriteriaAccumulator(2, 0.9, pixels=2)
+    found.add(logits_of(tensor([[0.95, 0.05], [0.6, 0.4]])), None)
+    found.add(logits_of(tensor([[0.2, 0.8], [0.09, 0.91], [0.02, 0.98], [0.0, 1.0]])), None)
+    assert found.criteria()["confidence"] == pytest.approx(((0.95 + 0.6) / 2 + (0.8 + 0.91 + 0.98 + 1) / 4) / 2)
+    assert found.parts()["confident_share"] == pytest.approx((1 / 2 + 3 / 4) / 2)
+    assert found.criteria()["agreement"] is None
     mean = (0.775 + 0.0775) / 2  # of the first class, over both images
     expected = -mean * math.log(mean) - (1 - mean) * math.log(1 - mean)
-    assert tally.parts()["diversity"] == pytest.approx(expected, rel=1e-6)
+    assert found.parts()["diversity"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_what_is_not_a_number_is_not_a_score() -> None:
-    tally = Tally(2, 0.9, pixels=2)
-    tally.add(torch.full((2, 1, 4), math.nan), None)
-    assert set(tally.criteria().values()) == {None}
+    found = CriteriaAccumulator(2, 0.9, pixels=2)
+    found.add(torch.full((2, 1, 4), math.nan), None)
+    assert set(found.criteria().values()) == {None}
 
 
 def choices(folder: Path) -> dict[str, Any]:
@@ -115,14 +115,14 @@ def test_a_run_notes_and_keeps_its_choices(tmp_path: Path) -> None:
             "value": best["criteria"][name],
             "miou": pytest.approx(truth[best["step"]]),
         }
-        kept = load_segmenter(best_by(folder, name)).state_dict()
+        kept = load_segmenter(RunFolder(folder).student_best_by(name)).state_dict()
         last = weights(folder)
         assert all(torch.equal(kept[key], last[key]) for key in last) == (best["step"] == 4)
 
 
 def test_students_of_one_step_lie_on_disk_once(tmp_path: Path) -> None:
     folder = run(tmp_path, "run", train={"evaluate_every": 4})
-    files = [best_by(folder, name).stat() for name in CRITERIA]
+    files = [RunFolder(folder).student_best_by(name).stat() for name in CRITERIA]
     assert len({file.st_ino for file in files}) == 1
     assert files[0].st_nlink == len(CRITERIA)
     assert not list(folder.glob("*.partial")) + list(folder.glob(".*.partial"))

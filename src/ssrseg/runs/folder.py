@@ -54,6 +54,16 @@ class RunFolder:
         return self.path / "pictures"
 
     @property
+    def predicted_pictures(self) -> Path:
+        """Images, labels and the last student's predictions, and `images.json`."""
+        return self.pictures / "val"
+
+    @property
+    def tracking(self) -> Path:
+        """The run's identities in experiment trackers."""
+        return self.path / "tracking.json"
+
+    @property
     def checkpoint(self) -> Path:
         """The complete state, for `--resume`."""
         return self.path / "checkpoints" / "last.ckpt"
@@ -67,6 +77,10 @@ class RunFolder:
     def student_best(self) -> Path:
         """The model with the best score on labelled target images, where there are any: an oracle's choice."""
         return self.path / "student-best.safetensors"
+
+    def student_best_by(self, criterion: str) -> Path:
+        """The model with the best score by a criterion without labels."""
+        return self.path / f"student-best-by-{criterion}.safetensors"
 
     @property
     def class_statistics(self) -> Path:
@@ -132,5 +146,5 @@ class RunFolder:
         """Remove what a run left that was killed before its first checkpoint."""
         for file in (self.metrics, self.scores, self.student_best, *self.pictures.glob("*.png")):
             file.unlink(missing_ok=True)
-        for folder in (self.tensorboard, self.pictures / "val"):
+        for folder in (self.tensorboard, self.predicted_pictures):
             shutil.rmtree(folder, ignore_errors=True)

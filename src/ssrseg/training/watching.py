@@ -16,16 +16,14 @@ from ssrseg.runs.atomic import FULL
 from ssrseg.training.checkpoint import CheckpointWriter, ResumePoint
 from ssrseg.training.distributed import StepTimeout
 from ssrseg.training.loop import Observer
-from ssrseg.training.observers.alarms import ClassCollapse, Divergence, Waiting
+from ssrseg.training.observers.alarms import ClassCollapse, DataWait, Divergence
 from ssrseg.training.observers.console import Screen
-from ssrseg.training.observers.evaluation import Scoring
-from ssrseg.training.observers.faults import Fault
-from ssrseg.training.observers.guard import Guard
-from ssrseg.training.observers.journal import Journal, Losses, Silent
-from ssrseg.training.observers.loading import LoaderNotes
-from ssrseg.training.observers.pictures import PredictedPictures, Snapshots
+from ssrseg.training.observers.evaluation import Evaluation
+from ssrseg.training.observers.guard import Fault, Guard
+from ssrseg.training.observers.journal import Journal, LoaderNotes, Losses
+from ssrseg.training.observers.pictures import PredictedPictures, ViewPictures
 from ssrseg.training.observers.selection import Selection
-from ssrseg.training.observers.trackers import track
+from ssrseg.training.observers.trackers import start_trackers
 from ssrseg.training.setup import RunContext
 from ssrseg.training.signals import Interrupted, Stop
 
@@ -50,25 +48,23 @@ def watched(
     """
     folder, start, first = context.folder, point.step, context.fabric.is_global_zero
     with full_disk_explained(folder.path), ExitStack() as stack:
-        journal: Journal = Journal(folder.metrics, folder.tensorboard, start=start) if first else Silent()
-        stack.enter_context(closing(journal))
         screen = stack.enter_context(closing(Screen(console if first else None, context.settings.train.steps, start)))
-        tell = Teller(journal, screen)
-        named = observers_of(context, journal, screen, tell)
+        trackers, failures = start_trackers(context)
+        journal = Journal(folder if first else None, screen, start=start, trackers=trackers)
+        stack.enter_context(closing(journal))
+        named = build_observers(context, journal)
         named |= {f"other {place}": other for place, other in enumerate(others)}
         named["journal"] = journal  # last: a guard that gives its state may have something to write
         for name, state in point.observers.items():
             if name in named:
                 named[name].restore(state)
-        if first:
-            track(journal, context, screen, start)
         for text in context.notes:
-            screen.say(text)
+            screen.print(text)
             if start == 0:  # else the journal has them already
                 journal.write("note", start, text=text)
-        for text in point.warnings:
-            tell.warn(start, text)
-        saving = CheckpointWriter(context, named, stop, tell.warn)
+        for text in (*point.warnings, *failures):
+            journal.warn(start, text)
+        saving = CheckpointWriter(context, named, stop, journal.warn)
         timeout = stack.enter_context(StepTimeout(context.fabric, context.settings.train.timeout_minutes))
         try:
             yield [timeout, *(each for each in (*named.values(), saving) if first or each.everywhere)]
@@ -77,27 +73,8 @@ def watched(
             saving.save(fault.completed)
             raise
         except Interrupted as stopped:
-            screen.say(f"{stopped.signal.name}: stopped after step {stopped.step}. {how_to_resume(folder.path)}")
+            screen.print(f"{stopped.signal.name}: stopped after step {stopped.step}. {how_to_resume(folder.path)}")
             raise
-
-
-class Teller:
-    """Says something on the screen and in the journal."""
-
-    def __init__(self, journal: Journal, screen: Screen) -> None:
-        self._journal, self._screen = journal, screen
-
-    def warn(self, step: int, text: str) -> None:
-        """Something may be wrong."""
-        self._say("warning", step, text)
-
-    def note(self, step: int, text: str) -> None:
-        """Something is worth knowing."""
-        self._say("note", step, text)
-
-    def _say(self, kind: str, step: int, text: str) -> None:
-        self._screen.say(f"{kind}: {text}")
-        self._journal.write(kind, step, text=text)
 
 
 @contextmanager
@@ -118,29 +95,24 @@ def how_to_resume(folder: Path) -> str:
     return f"Continue with: ssrseg train --resume --out {shlex.quote(str(folder))}"
 
 
-def observers_of(context: RunContext, journal: Journal, screen: Screen, tell: Teller) -> dict[str, Observer]:
-    """The package's own observers by name; their states lie in a checkpoint under these names."""
-    config, space, pictures = context.settings.train, context.space, context.folder.pictures
-
-    named: dict[str, Observer] = {
-        "losses": Losses(journal, screen, config.log_every),
-        "loader": LoaderNotes(journal, screen),
-        "snapshots": Snapshots(pictures, space.colors, config.pictures_every),
-        "waiting": Waiting(context, journal, tell.warn, tell.note),
-        "divergence": Divergence(context, journal, tell.warn),
-        "collapse": (collapse := ClassCollapse(context, journal, tell.warn)),
+def build_observers(context: RunContext, journal: Journal) -> dict[str, Observer]:
+    """The package's own observers by name, in their order; their states lie in a checkpoint under these names."""
+    settings = context.settings
+    infer = build_inference(settings.inference)
+    observers: dict[str, Observer] = {
+        "losses": Losses(journal, settings.train.log_every),
+        "loader": LoaderNotes(journal),
+        "pictures": ViewPictures(context),
+        "data_wait": DataWait(context, journal),
+        "divergence": Divergence(context, journal),
+        "collapse": (collapse := ClassCollapse(context, journal)),
     }
-    if context.settings.val is not None:
-        samples = eval_samples(context.settings.val, context.settings.classes, context.settings.source)
-        infer = build_inference(context.settings.inference)
-        student, device = context.method.learner.student, context.fabric.device
-        named["predicted"] = PredictedPictures(
-            pictures / "val", space.names, space.colors, samples, student, infer, device
-        )
-        named["scoring"] = Scoring(context, samples, infer, journal, screen, collapse.scored)
-    target, selection = context.settings.target, context.settings.selection
-    if target is not None and selection is not None:  # after the scoring, whose result it notes beside its choices
-        infer = build_inference(context.settings.inference)
-        named["selection"] = Selection(context, target, selection, infer, journal, screen)
-    named["guard"] = Guard(context, tell.warn)  # the others have seen the step that it may stop at
-    return named
+    if settings.val is not None:
+        samples = eval_samples(settings.val, settings.classes, settings.source)
+        observers["predicted"] = PredictedPictures(context, samples, infer)
+        observers["evaluation"] = Evaluation(context, samples, infer, journal, collapse.scored)
+    if settings.target is not None and settings.selection is not None:
+        # After the evaluation, whose result it notes beside its choices.
+        observers["selection"] = Selection(context, settings.target, settings.selection, infer, journal)
+    observers["guard"] = Guard(context, journal)  # the others have seen the step that it may stop at
+    return observers

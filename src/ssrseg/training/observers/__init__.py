@@ -1,1 +1,1 @@
-"""What watches a run: each is told of every step and may write, stop or warn."""
+"""Observers of a run: they record, evaluate, draw, warn and stop; the loop calls each of them at every step."""

@@ -1,4 +1,4 @@
-"""Alarms: what goes wrong slowly. They warn and change nothing; `docs/guards.md` has the reasons of the thresholds."""
+"""Alarms: warn of what goes wrong slowly, and change nothing; `docs/guards.md` has the reasons of the thresholds."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from ssrseg.adapt.batch import Pseudo
 from ssrseg.inference.evaluate import Scores
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.training.loop import Observer, StepResult
-from ssrseg.training.observers.guard import Warn
 from ssrseg.training.observers.journal import Journal
 from ssrseg.training.setup import RunContext
 
 MUCH_WAITING = 0.3
-"""Share of the time spent waiting for data from which on a run is told: without it, it would be 1.4 times as fast."""
+"""Share of the time spent waiting for data from which on a note is worth it: without, a run is 1.4 times as fast."""
 
 
-class Watch:
-    """Tells when a value that was learned is lost; again only after it was learned anew.
+class ForgettingDetector:
+    """Detect when a value that was learned is lost; again only after it was learned anew.
 
     Args:
         learned: it is, when the value reaches this `patience` times in a row.
@@ -38,7 +37,7 @@ class Watch:
         """Times in a row: positive while a value is high, negative while it is low."""
 
     def update(self, values: Mapping[str, float | None]) -> list[str]:
-        """The names that have just been lost; a value of `None` says nothing."""
+        """Return the names that have just been lost; a value of `None` is left out."""
         fallen = []
         for name, value in values.items():
             if value is None:
@@ -56,7 +55,7 @@ class Watch:
         return fallen
 
     def state(self) -> dict[str, Any]:
-        """What was seen so far."""
+        """Everything that was seen, as plain values."""
         return {"highest": dict(self.highest), "known": sorted(self._known), "streaks": dict(self._streaks)}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -66,27 +65,26 @@ class Watch:
 
 
 class ClassCollapse(Observer):
-    """Warns when a class that was learned has gone from the pseudo-labels, or from the student's predictions.
+    """Warn when a class that was learned has gone from the pseudo-labels, or from the student's predictions.
 
     Pixels are counted on the device; the counts are read, and journaled as shares, at log steps.
 
     Args:
         context: the run.
         journal: gets a record `labels`: the share of each class since the one before.
-        warn: told of classes.
     """
 
-    def __init__(self, context: RunContext, journal: Journal, warn: Warn) -> None:
+    def __init__(self, context: RunContext, journal: Journal) -> None:
         train, self._classes = context.settings.train, context.space.names
         self._config, self._every, self._warmup = train.guard, train.log_every, context.settings.optim.warmup
-        self._journal, self._warn = journal, warn
+        self._journal = journal
         self._counts = torch.zeros(256, dtype=torch.int64)
         self._window, self._steps = [0] * len(self._classes), 0
-        self._shares = Watch(train.guard.learned_share, train.guard.lost_share, patience=2)
-        self._ious = Watch(train.guard.learned_iou, train.guard.lost_iou)
+        self._shares = ForgettingDetector(train.guard.learned_share, train.guard.lost_share, patience=2)
+        self._ious = ForgettingDetector(train.guard.learned_iou, train.guard.lost_iou)
 
     def state(self) -> dict[str, Any]:
-        """Counts, and what the watches saw."""
+        """Counts, and the states of the detectors."""
         counted = {"counts": self._counts.cpu(), "window": list(self._window), "steps": self._steps}
         return {**counted, "shares": self._shares.state(), "ious": self._ious.state()}
 
@@ -97,12 +95,12 @@ class ClassCollapse(Observer):
         self._ious.restore(state["ious"])
 
     def labelled(self, pseudo: Pseudo, valid: Tensor) -> None:
-        """Count the trustworthy pixels of each class. Not `bincount`: it looks at the labels first."""
+        """Count the trustworthy pixels of each class. Not by `bincount`, which waits for the labels."""
         counts = self._counts.to(pseudo.labels.device, non_blocking=True)
         self._counts = counts.scatter_add(0, pseudo.labels.flatten(), valid.flatten().to(counts.dtype))
 
     def stepped(self, result: StepResult) -> None:
-        """Read the counts when it is time."""
+        """Read the counts at log steps."""
         self._steps += 1
         if result.step % self._every == 0:
             self._read(result.step)
@@ -110,7 +108,7 @@ class ClassCollapse(Observer):
     def _read(self, step: int) -> None:
         counts = self._counts.tolist()[: len(self._classes)]
         self._counts = torch.zeros_like(self._counts)
-        if not sum(counts):  # nobody labels
+        if not sum(counts):  # no teacher labels
             return
         self._journal.write("labels", step, shares=self._named(counts))
         self._window = [before + now for before, now in zip(self._window, counts, strict=True)]
@@ -118,7 +116,7 @@ class ClassCollapse(Observer):
             return
         if step - self._steps >= self._warmup:  # before, the labels are noise, in which any class may be frequent
             for name in self._shares.update(self._named(self._window)):
-                self._warn(
+                self._journal.warn(
                     step,
                     f"The class {name} has collapsed in the pseudo-labels: it held {self._shares.highest[name]:.2%} of "
                     f"them at most, and less than {self._config.lost_share:.3%} of those of steps "
@@ -127,9 +125,9 @@ class ClassCollapse(Observer):
         self._window, self._steps = [0] * len(self._classes), 0
 
     def scored(self, step: int, student: Scores) -> None:
-        """The student was evaluated."""
+        """Compare the student's scores with those before."""
         for name in self._ious.update(dict(zip(self._classes, student.iou, strict=True))):
-            self._warn(
+            self._journal.warn(
                 step,
                 f"The class {name} has collapsed on the validation images: its IoU was {self._ious.highest[name]:.1%} "
                 f"at best and is below {self._config.lost_iou:.1%} at step {step}.",
@@ -140,21 +138,20 @@ class ClassCollapse(Observer):
 
 
 class Divergence(Observer):
-    """Warns when the student has left its teacher: their distance, as a share of the student's own length.
+    """Warn when the student has left its teacher: once, and again only after it was near.
 
     Args:
-        context: the run, with a teacher.
-        journal: gets a record `teacher` at log steps: the distance.
-        warn: told when it is too far, again only after it was not.
+        context: the run.
+        journal: gets a record `teacher` at log steps: their distance, as a share of the student's own length.
     """
 
-    def __init__(self, context: RunContext, journal: Journal, warn: Warn) -> None:
+    def __init__(self, context: RunContext, journal: Journal) -> None:
         train, self._method = context.settings.train, context.method
-        self._far, self._every, self._journal, self._warn = train.guard.apart, train.log_every, journal, warn
+        self._far, self._every, self._journal = train.guard.apart, train.log_every, journal
         self._warned = False
 
     def state(self) -> dict[str, Any]:
-        """Whether they are known to be apart."""
+        """Whether the warning was given."""
         return {"warned": self._warned}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -162,14 +159,14 @@ class Divergence(Observer):
         self._warned = state["warned"]
 
     def stepped(self, result: StepResult) -> None:
-        """Measure when it is time."""
+        """Measure at log steps."""
         teacher = self._method.teacher.segmenter
         if teacher is None or result.step % self._every:
             return
         distance = float(distance_between(self._method.learner.student, teacher))
         self._journal.write("teacher", result.step, distance=distance)
         if distance > self._far and not self._warned:
-            self._warn(
+            self._journal.warn(
                 result.step,
                 f"Student and teacher are far apart: at step {result.step} their distance is {distance:.2f} of the "
                 f"student's length, more than {self._far:g}. The teacher does not follow, so its labels are those of "
@@ -188,24 +185,22 @@ def distance_between(student: Segmenter, teacher: Segmenter) -> Tensor:
     return share
 
 
-class Waiting(Observer):
-    """How long the loop waits for data: journaled at log steps, with a note when it is much and a warning at a stall.
+class DataWait(Observer):
+    """Record how long the loop waits for data at log steps; note once when it is much, and warn of each stall.
 
     Args:
         context: the run.
         journal: gets a record `data`: `data_wait` in seconds, and its share of the time since the one before.
-        warn: told of a step that waited for too long.
-        note: told, once, that much of the time is spent waiting.
     """
 
-    def __init__(self, context: RunContext, journal: Journal, warn: Warn, note: Warn) -> None:
+    def __init__(self, context: RunContext, journal: Journal) -> None:
         train, self._workers = context.settings.train, context.settings.loader.workers
-        self._long, self._every, self._journal, self._warn = train.guard.stall_seconds, train.log_every, journal, warn
+        self._long, self._every, self._journal = train.guard.stall_seconds, train.log_every, journal
         self._waited, self._since = 0.0, time.perf_counter()
-        self._lines, self._noted, self._note = 0, False, note
+        self._records, self._noted = 0, False
 
     def state(self) -> dict[str, Any]:
-        """Whether it was noted."""
+        """Whether the note was given."""
         return {"noted": self._noted}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -214,25 +209,23 @@ class Waiting(Observer):
 
     def stepped(self, result: StepResult) -> None:
         """Add up; write when it is time."""
+        step, now = result.step, time.perf_counter()
         self._waited += result.waited
         if result.waited > self._long:
-            self._warn(
-                result.step,
-                f"Step {result.step} waited {result.waited:.0f} s for its data, more than {self._long:g} s: a slow "
+            self._journal.warn(
+                step,
+                f"Step {step} waited {result.waited:.0f} s for its data, more than {self._long:g} s: a slow "
                 "or hanging disk, or a worker that was stopped.",
             )
-        if result.step % self._every == 0:
-            self._write(result.step)
-
-    def _write(self, step: int) -> None:
-        now = time.perf_counter()
+        if step % self._every:
+            return
         share = self._waited / (now - self._since)
         self._journal.write("data", step, data_wait=round(self._waited, 3), share=round(share, 3))
-        if share > MUCH_WAITING and self._lines and not self._noted:  # the first steps wait for the workers to start
+        if share > MUCH_WAITING and self._records and not self._noted:  # the first steps wait for the workers to start
             self._noted = True
-            self._note(
+            self._journal.note(
                 step,
                 f"The run waits for its data {share:.0%} of the time: more loader.workers (now {self._workers}), "
                 "smaller images or a faster disk would make it faster.",
             )
-        self._waited, self._since, self._lines = 0.0, now, self._lines + 1
+        self._waited, self._since, self._records = 0.0, now, self._records + 1

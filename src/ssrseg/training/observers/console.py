@@ -1,4 +1,4 @@
-"""What a run says while it runs: progress on a terminal, plain lines elsewhere."""
+"""Progress of a run on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Screen:
-    """Progress on a terminal, plain lines elsewhere.
+    """A progress bar on a terminal, plain lines elsewhere.
 
     Args:
         console: where to print; nothing is printed when absent.
@@ -18,7 +18,7 @@ class Screen:
         start: completed steps.
     """
 
-    def __init__(self, console: Console | None, steps: int, start: int = 0) -> None:
+    def __init__(self, console: Console | None, steps: int = 0, start: int = 0) -> None:
         self._console, self._steps = console, steps
         self._score = ""
         self._live: Progress | None = None
@@ -30,30 +30,29 @@ class Screen:
         self._began, self._start = time.perf_counter(), start
 
     def advance(self, step: int) -> None:
-        """A step was completed."""
+        """Move the bar to `step` completed steps."""
         if self._live is not None:
             self._live.update(self._task, completed=step)
 
-    def losses(self, step: int, losses: Mapping[str, float], speed: float) -> None:
-        """Show the mean losses since the last time."""
+    def show_losses(self, step: int, losses: Mapping[str, float], speed: float) -> None:
+        """Show the mean losses since the last time, and images per second."""
         text = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         text = f"{text}  {speed:.1f} images/s{self._score}"
         if self._live is not None:
             self._live.update(self._task, description=text)
         elif self._console is not None:
-            left = (time.perf_counter() - self._began) / (step - self._start) * (self._steps - step)
-            self._console.print(
-                f"step {step}/{self._steps}  {text}  {_clock(left)} left", soft_wrap=True, highlight=False
-            )
+            seconds = (time.perf_counter() - self._began) / (step - self._start) * (self._steps - step)
+            left = f"{_clock(seconds)} left"
+            self._console.print(f"step {step}/{self._steps}  {text}  {left}", soft_wrap=True, highlight=False)
 
-    def score(self, step: int, student: float, teacher: float | None) -> None:
+    def show_score(self, step: int, student: float, teacher: float | None) -> None:
         """Show the latest mIoU (fractions)."""
         self._score = f"  mIoU {100 * student:.1f}"
         beside = "" if teacher is None else f" (teacher {100 * teacher:.1f})"
-        self.say(f"step {step}: mIoU {100 * student:.2f}{beside}")
+        self.print(f"step {step}: mIoU {100 * student:.2f}{beside}")
 
-    def say(self, text: str) -> None:
-        """A line of text."""
+    def print(self, text: str) -> None:
+        """Print a line of text."""
         if self._console is not None:
             self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 

@@ -1,4 +1,4 @@
-"""Scoring during training: student and teacher on labelled target images, where there are any."""
+"""Evaluation during training: student and teacher on labelled target images, where there are any."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ from ssrseg.inference.evaluate import Scores, evaluate_model
 from ssrseg.inference.sliding_window import Infer
 from ssrseg.models.segmenter import Segmenter, save_segmenter
 from ssrseg.runs.atomic import write_json
+from ssrseg.runs.folder import RunFolder
 from ssrseg.training.distributed import same_buffers
 from ssrseg.training.loop import Observer, StepResult
-from ssrseg.training.observers.console import Screen
 from ssrseg.training.observers.journal import Journal
 from ssrseg.training.setup import RunContext
 
 
-class Scoring(Observer):
-    """Evaluates every `every` steps and after the last, keeps the best student, writes scores.json.
+class Evaluation(Observer):
+    """Evaluate every `train.evaluate_every` steps and after the last; keep the best student, write scores.json.
 
     Every process scores its share of the images with the same weights; the first one writes. The last student is the
-    result; the best one is an oracle's choice, made with target labels. `told` hears of the student's scores.
+    result; the best one is an oracle's choice, made with target labels.
+
+    Args:
+        context: the run.
+        dataset: labelled target images.
+        infer: how an image becomes logits.
+        journal: gets a record `eval`.
+        on_scores: called with the step and the student's scores, in the first process.
     """
 
     everywhere = True
@@ -35,61 +42,56 @@ class Scoring(Observer):
         dataset: Dataset[Any],
         infer: Infer,
         journal: Journal,
-        screen: Screen,
-        told: Callable[[int, Scores], None],
+        on_scores: Callable[[int, Scores], None] = lambda step, scores: None,
     ) -> None:
-        self._device, self._method, self._folder = context.fabric.device, context.method, context.folder
-        self._every, self._steps = context.settings.train.evaluate_every, context.settings.train.steps
-        self._classes = context.space.names
-        self._first, self._infer, self._journal, self._screen = context.fabric.is_global_zero, infer, journal, screen
+        self._context, self._infer, self._journal, self._on_scores = context, infer, journal, on_scores
         self._dataset = Subset(dataset, range(distributed.rank(), len(cast(Sized, dataset)), distributed.world()))
-        self._told = told
         self._best: float | None = None
 
     def state(self) -> dict[str, Any]:
-        """The best score so far."""
         return {"best": self._best}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on with a best score."""
         self._best = state["best"]
 
     def stepped(self, result: StepResult) -> None:
-        """Evaluate when it is time."""
-        if result.step % self._every == 0 or result.step == self._steps:
-            self._score(result.step)
-
-    def _score(self, step: int) -> None:
-        student = self._evaluate(self._method.learner.student)
-        averaged = self._method.teacher.segmenter
-        teacher = None if averaged is None else self._evaluate(averaged)
-        if self._first:
-            self._write(step, student, teacher)
-
-    def _write(self, step: int, student: Scores, teacher: Scores | None) -> None:
-        self._journal.write("eval", step, student=_summary(student), teacher=teacher and _summary(teacher))
-        self._told(step, student)
-        self._screen.score(step, student.miou, None if teacher is None else teacher.miou)
-        scores = json.loads(self._folder.scores.read_text()) if self._folder.scores.exists() else {}
-        record = {"step": step, "student": _whole(student), "teacher": teacher and _whole(teacher)}
-        if self._best is None or student.miou > self._best:
-            self._best = student.miou
-            scores["best"] = record
-            save_segmenter(self._method.learner.student, self._folder.student_best)
-        write_json(self._folder.scores, {**scores, "classes": self._classes, "last": record})
+        train, method = self._context.settings.train, self._context.method
+        if result.step % train.evaluate_every and result.step != train.steps:
+            return
+        student = self._evaluate(method.learner.student)
+        teacher = None if method.teacher.segmenter is None else self._evaluate(method.teacher.segmenter)
+        if self._context.fabric.is_global_zero:
+            self._write(result.step, student, teacher)
 
     def _evaluate(self, model: Segmenter) -> Scores:
+        device, classes = self._context.fabric.device, self._context.space.names
         same_buffers(model)
-        own = evaluate_model(model, self._dataset, self._infer, device=self._device, classes=self._classes)
-        return Scores(own.classes, distributed.total(own.confusion.to(self._device)).cpu())
+        own = evaluate_model(model, self._dataset, self._infer, device=device, classes=classes)
+        return Scores(own.classes, distributed.total(own.confusion.to(device)).cpu())
+
+    def _write(self, step: int, student: Scores, teacher: Scores | None) -> None:
+        folder = self._context.folder
+        networks = {"student": student, "teacher": teacher}
+        whole = {
+            name: scores and {**scores.to_dict(), "confusion": scores.confusion.tolist()}
+            for name, scores in networks.items()
+        }
+        means = {
+            name: scores and {key: scores[key] for key in ("miou", "pixel_accuracy")} for name, scores in whole.items()
+        }
+        self._journal.write("eval", step, **means)
+        self._on_scores(step, student)
+        self._journal.screen.show_score(step, student.miou, None if teacher is None else teacher.miou)
+        record = {"step": step, **whole}
+        fields = {"classes": self._context.space.names, "last": record}
+        if self._best is None or student.miou > self._best:
+            self._best = student.miou
+            fields["best"] = record
+            save_segmenter(self._context.method.learner.student, folder.student_best)
+        write_json(folder.scores, {**read_scores(folder), **fields})
 
 
-def _whole(scores: Scores) -> dict[str, Any]:
-    """All that is known, with the confusion matrix: pixels, a row per true class, a column per predicted one."""
-    return {**scores.to_dict(), "confusion": scores.confusion.tolist()}
-
-
-def _summary(scores: Scores) -> dict[str, Any]:
-    """The means, as JSON takes them: what was not measured is null."""
-    whole = scores.to_dict()
-    return {name: whole[name] for name in ("miou", "pixel_accuracy")}
+def read_scores(folder: RunFolder) -> dict[str, Any]:
+    """Read scores.json; empty when nothing was scored yet."""
+    scores: dict[str, Any] = json.loads(folder.scores.read_text("utf-8")) if folder.scores.exists() else {}
+    return scores

@@ -1,49 +1,167 @@
-"""The guard of a run's numbers: a step that is not finite changes nothing, and is named."""
+"""The guard of a run's numbers: leave out, report and dump a step with NaN or infinite losses or gradients."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ssrseg.adapt import distributed
 from ssrseg.adapt.batch import View
 from ssrseg.data.loader import Raw
+from ssrseg.errors import UserError
+from ssrseg.runs.atomic import write_atomically, write_json
 from ssrseg.training.loop import Observer, StepResult
-from ssrseg.training.observers.faults import Fault, Finding
+from ssrseg.training.observers.journal import Journal
 from ssrseg.training.setup import RunContext
 
-Warn = Callable[[int, str], None]
-"""Tells the user, and everything that is written down, of something at a step."""
 LAG = {"cuda": 1}
 """Steps by which the host looks later, by kind of device; a host that computes itself has the numbers at once."""
 
 
-class Readback:
-    """Numbers on their way from the device: the queue goes on meanwhile."""
+class Fault(UserError):
+    """A run that stopped because its numbers went wrong. The command line exits with code 3.
 
-    def __init__(self, numbers: Tensor) -> None:
-        on_cuda = numbers.is_cuda
-        self._numbers = numbers.to("cpu", non_blocking=on_cuda)  # into page-locked memory
-        self._arrived = torch.cuda.Event() if on_cuda else None
-        if self._arrived is not None:
-            self._arrived.record()
+    Args:
+        message: what went wrong, where, and what to do.
+        step: where it went wrong.
+        completed: steps that the run had completed when it stopped. Its state is good: the step changed nothing.
+    """
 
-    def read(self) -> list[float]:
-        """The numbers; waits for those alone."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        numbers: list[float] = self._numbers.tolist()
-        return numbers
+    exit_code = 3
+
+    def __init__(self, message: str, step: int, completed: int) -> None:
+        super().__init__(message)
+        self.step, self.completed = step, completed
 
 
-class Statistics:
-    """The buffers of modules (running statistics of BatchNorm), and what they were before the step.
+@dataclass(frozen=True)
+class BadStep:
+    """A step of this process, or of another one, with NaN or infinite losses or gradients."""
+
+    step: int
+    """Its number, from 1, as in the journal."""
+    losses: tuple[Mapping[str, float], ...]
+    """Of each batch of the step, named `view/term`."""
+    gradients: Mapping[str, float]
+    """Sum of absolute values by parameter."""
+    raws: tuple[Raw, ...]
+    """The batches of the step."""
+    origin: tuple[int, str] | None = None
+    """Batch and view whose backward made the gradients so, where it was one of this process."""
+
+    @property
+    def bad_parts(self) -> dict[str, tuple[int, int, str]]:
+        """Part of the learner -> number of parameters with NaN or infinite gradients, of how many, the first's name."""
+        parts: dict[str, list[str]] = {}
+        for name in self.gradients:  # `student.backbone.x` or `terms.regularizer.x`
+            owner, part = name.split(".")[:2]
+            parts.setdefault(f"the term {part}" if owner == "terms" else f"the {part}", []).append(name)
+        bad = {part: [n for n in names if not math.isfinite(self.gradients[n])] for part, names in parts.items()}
+        return {part: (len(names), len(parts[part]), names[0]) for part, names in bad.items() if names}
+
+    @property
+    def suspects(self) -> list[Raw]:
+        """The batches with a NaN or infinite loss, else the one of the gradient, else all of the step."""
+        bad = [not all(map(math.isfinite, part.values())) for part in self.losses]
+        if not any(bad) and self.origin is not None:
+            return [self.raws[self.origin[0]]]
+        return [raw for raw, is_bad in zip(self.raws, bad, strict=True) if is_bad or not any(bad)]
+
+    @property
+    def files(self) -> dict[str, list[str]]:
+        """Images of the suspected batches, by domain."""
+        return {
+            "source": [name for raw in self.suspects for name in raw.names[: len(raw.source)]],
+            "target": [name for raw in self.suspects for name in raw.names[len(raw.source) :]],
+        }
+
+    def text(self, process: str = "") -> str:
+        """Describe what is NaN or infinite, and in which images; `process` names this one where there are several."""
+        values = [(*name.split("/", 1), value) for part in self.losses for name, value in part.items()]
+        losses = [
+            f"the loss {view}/{term} is {value} (view {view}, term {term})"
+            for view, term, value in values
+            if not math.isfinite(value)
+        ]
+        where = f" in {process}" if process else ""
+        images = "; ".join(f"{domain} {', '.join(names)}" for domain, names in self.files.items() if names)
+        return f"Step {self.step}{where}: {', '.join(losses) or self._gradient_text()}. Images: {images}."
+
+    def _gradient_text(self) -> str:
+        where = ""
+        if self.origin is not None:
+            batch, view = self.origin
+            terms = [name.partition("/")[2] for name in self.losses[batch] if name.startswith(f"{view}/")]
+            where = f" after the backward of view {view} (terms {', '.join(terms)})"
+        parts = [f"{bad} of {of} in {part} (first {name})" for part, (bad, of, name) in self.bad_parts.items()]
+        return f"every loss is finite, but{where} these gradients are not: {', '.join(parts)}"
+
+    def dump(self, folder: Path) -> None:
+        """Write the suspected batches as `batch.safetensors`, and everything else as `fault.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = ("source", "labels", "target", "valid")
+        tensors = {name: torch.cat([getattr(raw, name) for raw in self.suspects]) for name in kept}
+        write_atomically(folder / "batch.safetensors", lambda partial: save_file(tensors, partial))
+        content: dict[str, Any] = {
+            "step": self.step,
+            "losses": [  # JSON has neither NaN nor infinity
+                {name: value if math.isfinite(value) else str(value) for name, value in part.items()}
+                for part in self.losses
+            ],
+            "gradients": {
+                part: {"not_finite": bad, "parameters": of, "first": name}
+                for part, (bad, of, name) in self.bad_parts.items()
+            },
+            "view": self.origin and self.origin[1],
+        }
+        write_json(folder / "fault.json", content | self.files)
+
+
+@dataclass(frozen=True)
+class PendingStep:
+    """A step whose numbers are on their way from the device."""
+
+    step: int
+    raws: tuple[Raw, ...]
+    losses: tuple[tuple[str, ...], ...]
+    """Names, for each batch."""
+    parameters: tuple[str, ...]
+    """Names of those with a gradient."""
+    views: tuple[str, ...]
+    """In the order of their backwards, over all batches."""
+    numbers: Tensor
+    """Losses, gradients, all gradients before each view but the first, and whether any process found a bad one."""
+    arrived: torch.cuda.Event | None
+    """Recorded after the copy of the numbers, on CUDA."""
+
+    def bad_step(self) -> BadStep | None:
+        """Wait for the numbers; `None` when all are finite."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        *numbers, found = self.numbers.tolist()
+        if not found:
+            return None
+        left = iter(numbers)
+        losses = tuple({name: next(left) for name in names} for names in self.losses)
+        gradients = {name: next(left) for name in self.parameters}
+        origin = None
+        for number, total in enumerate([*left, sum(gradients.values())]):  # after each backward
+            if not math.isfinite(total) and number < len(self.views):
+                origin = number * len(self.raws) // len(self.views), self.views[number]
+                break
+        return BadStep(self.step, losses, gradients, self.raws, origin)
+
+
+class BufferBackup:
+    """The buffers of modules (running statistics of BatchNorm) as they were before the step.
 
     A forward pass changes them before any loss is known.
     """
@@ -55,7 +173,7 @@ class Statistics:
 
     @torch.no_grad()
     def settle(self, undo: Tensor) -> None:
-        """Put back what was before where `undo` (a bool on the device) says so, else keep what is now."""
+        """Restore what was before where `undo` (a bool on the device) is true, else keep what is now."""
         self._buffers = self._buffers or self._groups()  # once, on the device: moving a module replaces its buffers
         for number, group in enumerate(self._buffers):
             before = self._before[number].to(group[0].device, non_blocking=True)
@@ -66,9 +184,8 @@ class Statistics:
 
     def _groups(self) -> list[list[Tensor]]:
         groups: dict[torch.dtype, list[Tensor]] = {}
-        for module in self._modules:
-            for buffer in module.buffers():
-                groups.setdefault(buffer.dtype, []).append(buffer)
+        for buffer in (buffer for module in self._modules for buffer in module.buffers()):
+            groups.setdefault(buffer.dtype, []).append(buffer)
         return list(groups.values())
 
 
@@ -76,41 +193,8 @@ def _flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What the guard keeps of a step until its numbers have arrived."""
-
-    step: int
-    raws: tuple[Raw, ...]
-    losses: tuple[tuple[str, ...], ...]
-    """Names, for each batch."""
-    parameters: tuple[str, ...]
-    """Names of those with a gradient."""
-    views: tuple[str, ...]
-    """In the order of their backwards, over all batches."""
-    numbers: Readback
-    """Losses, gradients, all gradients before each view but the first, and whether any process found a bad one."""
-
-    def finding(self, process: str) -> Finding | None:
-        """What is wrong with the step, if anything."""
-        *numbers, found = self.numbers.read()
-        if not found:
-            return None
-        left = iter(numbers)
-        losses = tuple({name: next(left) for name in names} for names in self.losses)
-        gradients = {name: next(left) for name in self.parameters}
-        return Finding(self.step, losses, gradients, self.raws, self._origin(gradients, [*left]), process)
-
-    def _origin(self, gradients: Mapping[str, float], before: Sequence[float]) -> tuple[int, str] | None:
-        """Batch and view of the first backward after which the gradients are not finite."""
-        for number, total in enumerate([*before, sum(gradients.values())]):
-            if not math.isfinite(total) and number < len(self.views):
-                return number * len(self.raws) // len(self.views), self.views[number]
-        return None
-
-
 class Guard(Observer):
-    """A step with a loss or gradient that is not finite changes nothing; it is named, saved, and stops the run.
+    """Leave out every step with a NaN or infinite loss or gradient: it changes nothing, is saved, and stops the run.
 
     The device decides by itself: AdamW's fused kernel leaves weights and state alone where `found_inf` is 1. The
     numbers are read when they have arrived: on CUDA those of the step before, so that the message lags one step and
@@ -120,28 +204,28 @@ class Guard(Observer):
 
     Args:
         context: the run.
-        warn: told of skipped steps.
+        journal: gets a warning for each skipped step.
     """
 
     everywhere = True
 
-    def __init__(self, context: RunContext, warn: Warn) -> None:
-        train, fabric = context.settings.train, context.fabric
-        self._learner, self._optimizer, self._folder = context.method.learner, context.optimizer, context.folder
-        self._warn, self._allowed = warn, train.guard.skip
+    def __init__(self, context: RunContext, journal: Journal) -> None:
+        train, fabric, method = context.settings.train, context.fabric, context.method
+        self._optimizer, self._folder = context.optimizer, context.folder
+        self._journal, self._allowed = journal, train.guard.skip
         self._checkpoint_every, self._steps = train.checkpoint_every, train.steps
         self._rank = fabric.global_rank if fabric.world_size > 1 else None
-        self._statistics = Statistics([context.method.learner, context.method.teacher])
-        self._named = list(context.method.learner.named_parameters())
+        self._backup = BufferBackup([method.learner, method.teacher])
+        self._named = list(method.learner.named_parameters())
         self._lag = LAG.get(fabric.device.type, 0)
         self._views: list[str] = []
         self._before: list[Tensor] = []
-        self._pending: deque[Evidence] = deque()
+        self._pending: deque[PendingStep] = deque()
         self._skipped, self._completed = 0, 0
 
     def state(self) -> dict[str, Any]:
-        """How many steps were skipped; those that were not looked at yet are, which may stop the run."""
-        self._look(lag=0)
+        """Number of skipped steps; checks those that were not checked yet, which may stop the run."""
+        self._check(lag=0)
         return {"skipped": self._skipped}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -155,16 +239,21 @@ class Guard(Observer):
         self._views.append(view.name)
 
     def computed(self, step: int, raws: Sequence[Raw], losses: Sequence[Mapping[str, Tensor]]) -> None:
-        """Tell the optimiser whether the step is to be left out, and send the numbers off."""
+        """Set the optimiser's `found_inf`, and send the numbers to the host."""
         values = [loss.detach() for part in losses for loss in part.values()]
         parameters, norms = self._gradients()
         numbers = torch.stack([*values, *norms, *self._before])
         found = distributed.union(numbers.isfinite().all().logical_not()).float()
         self._optimizer.found_inf = found  # type: ignore[attr-defined]
-        self._statistics.settle(found.bool())
-        names = tuple(tuple(part) for part in losses)
-        read = Readback(torch.cat([numbers, found[None]]))
-        self._pending.append(Evidence(step, tuple(raws), names, parameters, tuple(self._views), read))
+        self._backup.settle(found.bool())
+        names, views = tuple(tuple(part) for part in losses), tuple(self._views)
+        sent = torch.cat([numbers, found[None]])
+        on_cuda = sent.is_cuda
+        sent = sent.to("cpu", non_blocking=on_cuda)  # into page-locked memory
+        arrived = torch.cuda.Event() if on_cuda else None
+        if arrived is not None:
+            arrived.record()
+        self._pending.append(PendingStep(step, tuple(raws), names, parameters, views, sent, arrived))
         self._views, self._before = [], []
 
     def _gradients(self) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
@@ -173,46 +262,38 @@ class Guard(Observer):
         return tuple(named), tuple(torch._foreach_norm(list(named.values()), 1))
 
     def stepped(self, result: StepResult) -> None:
-        """Look at the step before; at this one where a checkpoint follows, which all processes do alike."""
+        """Check the step before; this one too where a checkpoint follows, which all processes do alike."""
         self._completed = result.step
         saved = result.step % self._checkpoint_every == 0 or result.step == self._steps
-        self._look(lag=0 if saved else self._lag)
+        self._check(lag=0 if saved else self._lag)
 
     def finished(self) -> None:
-        """Look at the rest."""
-        self._look(lag=0)
+        """Check the rest."""
+        self._check(lag=0)
 
-    def _look(self, lag: int) -> None:
-        while len(self._pending) > lag:
-            finding = self._pending.popleft().finding(self._process)
-            if finding is None:
+    def _check(self, lag: int) -> None:
+        stop: tuple[int, str] | None = None
+        while len(self._pending) > (0 if stop else lag):  # one more may be on its way: the saved state must include it
+            bad = self._pending.popleft().bad_step()
+            if bad is None:
                 continue
             self._skipped += 1
-            text = self._keep(finding)
-            if self._skipped <= self._allowed:
-                self._warn(finding.step, f"{text} Skipped: number {self._skipped} of at most {self._allowed}.")
-                continue
-            while self._pending:  # one more step may be on its way, and the state that is saved must know of it
-                if (later := self._pending.popleft().finding(self._process)) is not None:
-                    self._skipped += 1
-                    self._warn(later.step, self._keep(later))
-            self._stop(finding, text)
-
-    def _keep(self, finding: Finding) -> str:
-        """Save the batch; what to say of it."""
-        folder = self._folder.fault(finding.step, self._rank)
-        finding.write(folder)
-        return f"{finding.text()} No weight was changed; the batch lies in {folder}."
-
-    def _stop(self, finding: Finding, text: str) -> None:
-        before = f" after {self._allowed} skipped steps" if self._allowed else ""
-        raise Fault(
-            f"{text} The run stopped{before}. `ssrseg train --resume --out {self._folder.path}` goes on after this "
-            f"step; a run with train.guard.skip={max(10, 2 * self._allowed)} leaves out so many by itself.",
-            finding.step,
-            self._completed,
-        )
-
-    @property
-    def _process(self) -> str:
-        return "" if self._rank is None else f"process {self._rank}"
+            folder = self._folder.fault(bad.step, self._rank)
+            bad.dump(folder)
+            process = "" if self._rank is None else f"process {self._rank}"
+            text = f"{bad.text(process)} No weight was changed; the batch lies in {folder}."
+            if stop:
+                self._journal.warn(bad.step, text)
+            elif self._skipped <= self._allowed:
+                self._journal.warn(bad.step, f"{text} Skipped: number {self._skipped} of at most {self._allowed}.")
+            else:
+                stop = bad.step, text
+        if stop:
+            step, text = stop
+            after = f" after {self._allowed} skipped steps" if self._allowed else ""
+            raise Fault(
+                f"{text} The run stopped{after}. `ssrseg train --resume --out {self._folder.path}` goes on after this "
+                f"step; a run with train.guard.skip={max(10, 2 * self._allowed)} leaves out so many by itself.",
+                step,
+                self._completed,
+            )

@@ -1,4 +1,4 @@
-"""What a run writes down while it runs: metrics.jsonl and TensorBoard."""
+"""The journal of a run (metrics.jsonl, TensorBoard, trackers), and the observers that record losses and loader notes."""
 
 from __future__ import annotations
 
@@ -7,61 +7,71 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from ssrseg.data.loader import Raw
+from ssrseg.runs.folder import RunFolder
 from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.console import Screen
-
-
-class Follower(Protocol):
-    """Gets the numbers of every record, by their names in TensorBoard, and is closed with the journal."""
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """The numbers of a record."""
-
-    def close(self) -> None:
-        """There will be no more."""
+from ssrseg.training.observers.trackers import FailSafeTracker
 
 
 class Journal(Observer):
-    """Appends records to metrics.jsonl and TensorBoard.
+    """Append records to metrics.jsonl, TensorBoard and trackers; print notes and warnings.
 
     Args:
-        path: of metrics.jsonl.
-        board: folder of TensorBoard's events.
+        folder: of the run. Without one nothing is written: every process but the first has such a journal.
+        screen: prints notes and warnings; other observers print their results on it.
         start: completed steps of the run that is continued: TensorBoard shows none of its later ones.
+        trackers: get the numbers of every record, and are closed with the journal.
     """
 
-    def __init__(self, path: Path, board: Path, *, start: int = 0) -> None:
-        self._path, self._start = path, start
-        self._file = path.open("ab", buffering=0)
-        self.followers: list[Follower] = []
-        self._board: SummaryWriter | None = SummaryWriter(str(board), purge_step=start + 1 if start else None)
+    def __init__(
+        self, folder: RunFolder | None, screen: Screen, *, start: int = 0, trackers: Sequence[FailSafeTracker] = ()
+    ) -> None:
+        self.screen, self._start, self._trackers = screen, start, trackers
+        self._file = None if folder is None else folder.metrics.open("ab", buffering=0)
+        self._board: SummaryWriter | None = None
+        if folder is not None:
+            self._board = SummaryWriter(str(folder.tensorboard), purge_step=start + 1 if start else None)
+
+    def note(self, step: int, text: str) -> None:
+        """Print and record something worth knowing."""
+        self.screen.print(f"note: {text}")
+        self.write("note", step, text=text)
+
+    def warn(self, step: int, text: str) -> None:
+        """Print and record something that may be wrong."""
+        self.screen.print(f"warning: {text}")
+        self.write("warning", step, text=text)
 
     def write(self, kind: str, step: int, **fields: Any) -> None:
-        """One record; numbers among its fields become TensorBoard curves."""
+        """Append one record; numbers among its fields become TensorBoard curves."""
+        if self._file is None:
+            return
         line = (json.dumps({"kind": kind, "step": step, **fields}) + "\n").encode()
         while line:  # a disk that fills up takes a part first, and then says why
             line = line[self._file.write(line) :]
         numbers = {f"{kind}/{name}": value for name, value in _flat(fields)}
-        for follower in self.followers:
-            follower.log(step, numbers)
-        if self._board is None:
-            return
         try:
-            for name, value in numbers.items():
+            for name, value in numbers.items() if self._board is not None else ():
                 self._board.add_scalar(name, value, step)
         except OSError as error:
             self._drop_board(step, error)
+        for tracker in self._trackers:
+            if (failure := tracker.log(step, numbers)) is not None:
+                self.warn(step, failure)
 
     def state(self) -> dict[str, Any]:
         """Bytes of metrics.jsonl, which are on the disk by then, as are TensorBoard's."""
+        if self._file is None:
+            return {}
         os.fsync(self._file.fileno())
         try:
             if self._board is not None:
@@ -72,9 +82,11 @@ class Journal(Observer):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Cut off what was written after the checkpoint."""
-        missing = state["bytes"] - self._path.stat().st_size
+        if self._file is None:
+            return
+        missing = state["bytes"] - os.fstat(self._file.fileno()).st_size
         if missing > 0:
-            lost = f"{missing} bytes of {self._path.name} that the checkpoint knows are missing: records were lost"
+            lost = f"{missing} bytes of metrics.jsonl that the checkpoint knows are missing: records were lost"
             self.write("warning", self._start, text=lost)
             return
         self._file.truncate(state["bytes"])
@@ -82,39 +94,23 @@ class Journal(Observer):
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Flush everything to disk."""
-        for follower in self.followers:  # first, for they may have something to say
-            follower.close()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if self._board is not None:
+        """Flush everything to disk, then end the trackers' runs."""
+        if self._file is None:
+            return
+        if self._board is not None:  # first: a tracker may read what it wrote
             with contextlib.suppress(OSError):
                 self._board.close()
+        self._board = None
+        for tracker in self._trackers:
+            if (failure := tracker.close()) is not None:
+                self.warn(self._start, failure)
+        os.fsync(self._file.fileno())
+        self._file.close()
 
     def _drop_board(self, step: int, error: OSError) -> None:
-        """Curves are no reason to stop: metrics.jsonl has the numbers."""
+        """Go on without curves: metrics.jsonl has the numbers."""
         self._board = None
         self.write("warning", step, text=f"TensorBoard's events cannot be written any more: {error}")
-
-
-class Silent(Journal):
-    """The journal of every process but the first: writes nothing."""
-
-    def __init__(self) -> None:
-        """No file."""
-
-    def write(self, kind: str, step: int, **fields: Any) -> None:
-        """Nothing."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Nothing to cut."""
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 def _flat(fields: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -128,10 +124,10 @@ def _flat(fields: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 class Losses(Observer):
-    """Means of the losses, every `every` steps: the only time that the host waits for the device."""
+    """Record means of the losses every `every` steps: the only time that the host waits for the device."""
 
-    def __init__(self, journal: Journal, screen: Screen, every: int) -> None:
-        self._journal, self._screen, self._every = journal, screen, every
+    def __init__(self, journal: Journal, every: int) -> None:
+        self._journal, self._every = journal, every
         self._sums: dict[str, Tensor] = {}
         self._steps, self._since = 0, time.perf_counter()
 
@@ -150,7 +146,7 @@ class Losses(Observer):
         self._steps += 1
         if result.step % self._every == 0:
             self._write(result)
-        self._screen.advance(result.step)
+        self._journal.screen.advance(result.step)
 
     def _write(self, result: StepResult) -> None:
         means = torch.stack(list(self._sums.values())).div(self._steps).tolist()
@@ -158,5 +154,36 @@ class Losses(Observer):
         speed = self._steps * result.images / (time.perf_counter() - self._since)
         finite = {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}  # as JSON has it
         self._journal.write("train", result.step, lr=result.rate, losses=finite, images_per_second=round(speed, 3))
-        self._screen.losses(result.step, losses, speed)
+        self._journal.screen.show_losses(result.step, losses, speed)
         self._sums, self._steps, self._since = {}, 0, time.perf_counter()
+
+
+class LoaderNotes(Observer):
+    """Note each kind of event in the loader once, and its count at the end of training."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._counts: Counter[str] = Counter()
+        self._step = 0
+
+    def state(self) -> dict[str, Any]:
+        """Counts by note."""
+        return {"counts": dict(self._counts)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._counts = Counter(state["counts"])
+
+    def computed(self, step: int, raws: Sequence[Raw], losses: Sequence[Mapping[str, Tensor]]) -> None:
+        """Count the notes of a step's batches."""
+        self._step = step
+        for note in (note for raw in raws for note in raw.notes):
+            if note not in self._counts:
+                self._journal.note(step, note)
+            self._counts[note] += 1
+
+    def finished(self) -> None:
+        """Note how often each happened, if more than once."""
+        for note, count in self._counts.items():
+            if count > 1:
+                self._journal.note(self._step, f"{count} times: {note}")

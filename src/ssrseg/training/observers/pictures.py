@@ -1,4 +1,4 @@
-"""Pictures of what the student sees and what it predicts."""
+"""Pictures of the views that the student is trained on, and of its predictions."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.transforms import resize_image
 from ssrseg.inference.evaluate import Scores
 from ssrseg.inference.sliding_window import Infer, evaluating, predict_ids
-from ssrseg.models.segmenter import Segmenter
 from ssrseg.runs.atomic import write_atomically, write_json
 from ssrseg.training.loop import Observer
+from ssrseg.training.setup import RunContext
 
 Pixels = npt.NDArray[np.uint8]
 GAP = 4
@@ -30,79 +30,63 @@ LONGER_SIDE = 512
 """Pixels to which predicted pictures are reduced: 24 of them take about 2 MB."""
 
 
-class Snapshots(Observer):
-    """Every `every` steps one picture per view: a row per image, of image, labels and trust.
+class ViewPictures(Observer):
+    """Draw one picture per view every `train.pictures_every` steps and in the first: a row per image of a batch."""
 
-    Args:
-        folder: where the pictures go.
-        colors: RGB of the classes, in the order of their ids.
-        every: steps between pictures; the first step is always shown.
-    """
-
-    def __init__(self, folder: Path, colors: Sequence[tuple[int, int, int]], every: int) -> None:
-        self._folder, self._palette, self._every = folder, palette(colors), every
+    def __init__(self, context: RunContext) -> None:
+        self._folder, self._every = context.folder.pictures, context.settings.train.pictures_every
+        self._palette = palette(context.space.colors)
 
     def saw(self, step: int, view: View) -> None:
-        """Draw the view when it is time."""
         if step % self._every == 0:
             save_picture(draw_view(view, self._palette), self._folder / f"step-{step:06}-{view.name}.png")
 
 
 class PredictedPictures(Observer):
-    """After the last step, images, their labels and the student's prediction, so that runs can be compared by them.
+    """After the last step, save images, their labels and the student's prediction, to compare runs by them.
 
     Beside them lies `images.json`: names and colours of the classes and, for each image, how good the prediction is.
     Images are JPEG; ids are 8-bit PNG with the classes' colours as their palette. The pictures are reduced, the
     figures are measured before that, at the resolution of the labels.
 
     Args:
-        folder: where they go.
-        classes: names, in the order of their ids.
-        colors: RGB of the classes, likewise.
+        context: the run.
         dataset: labelled target images; `count` of them, evenly spread, are shown.
-        student: predicts.
-        infer: how.
-        device: where.
+        infer: how an image becomes logits.
         count: images at most.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        classes: Sequence[str],
-        colors: Sequence[tuple[int, int, int]],
-        dataset: LabelledImages,
-        student: Segmenter,
-        infer: Infer,
-        device: torch.device,
-        count: int = 24,
-    ) -> None:
-        self._folder, self._classes, self._colors = folder, tuple(classes), colors
-        self._dataset, self._student, self._infer, self._device, self._count = dataset, student, infer, device, count
+    def __init__(self, context: RunContext, dataset: LabelledImages, infer: Infer, count: int = 24) -> None:
+        self._context, self._dataset, self._infer, self._count = context, dataset, infer, count
+        self._folder, self._space = context.folder.predicted_pictures, context.space
 
     def finished(self) -> None:
-        """Predict and write them."""
         total = len(self._dataset)
         shown = min(self._count, total)
         self._folder.mkdir(parents=True, exist_ok=True)
-        with evaluating(self._student):
+        with evaluating(self._context.method.learner.student):
             images = [self._write(number, self._dataset[number * total // shown]) for number in range(shown)]
-        record = {"classes": self._classes, "colors": self._colors, "of": total, "images": images}
+        record = {"classes": self._space.names, "colors": self._space.colors, "of": total, "images": images}
         write_json(self._folder / "images.json", record)
 
     def _write(self, number: int, sample: Labelled) -> dict[str, Any]:
-        """Three pictures, and the image's entry in the record."""
+        """Save three pictures; returns the image's entry in the record."""
         height, width = sample.labels.shape
-        ids = predict_ids(self._student, sample.image.to(self._device), self._infer, (height, width)).cpu()
+        student, device = self._context.method.learner.student, self._context.fabric.device
+        ids = predict_ids(student, sample.image.to(device), self._infer, (height, width)).cpu()
         size = reduced(width, height)
         picture = resize_image(sample.image, (width, height)).permute(1, 2, 0).numpy()
         shown = Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)
         path = self._folder / f"{number:03}-image.jpg"
         write_atomically(path, lambda partial: shown.save(partial, format="JPEG", quality=90))
-        colors = palette(self._colors)
+        colors = palette(self._space.colors)
         save_ids(sample.labels.numpy(), colors, size, self._folder / f"{number:03}-truth.png")
         save_ids(ids.numpy().astype(np.uint8), colors, size, self._folder / f"{number:03}-student.png")
-        return {"number": number, "name": self._name(sample.path), **image_scores(sample.labels, ids, self._classes)}
+        return {
+            "number": number,
+            "name": self._name(sample.path),
+            **image_scores(sample.labels, ids, self._space.names),
+        }
 
     def _name(self, path: Path) -> str:
         """The image's path below the folder that holds all of them: the same wherever the data lie."""
@@ -111,7 +95,7 @@ class PredictedPictures(Observer):
 
 
 def image_scores(labels: Tensor, ids: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """How good the prediction for one image is: fractions, `None` where there is nothing to measure.
+    """Score the prediction for one image: fractions, `None` where there is nothing to measure.
 
     Only classes that the labels hold have an IoU: a stray pixel of another class would count as a whole class of zero.
     Its pixels still lower the IoU of the class in whose place they stand.
@@ -157,7 +141,7 @@ def palette(colors: Sequence[tuple[int, int, int]]) -> Pixels:
 
 
 def draw_view(view: View, colors: Pixels) -> Pixels:
-    """Rows of image | labels | trust."""
+    """Draw a view (B images) as rows of image | labels | trust."""
     weights = view.weights if view.weights is not None else view.images.new_ones(view.labels.shape)
     return grid(
         [
