@@ -39,7 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def demo_settings(data: Path, method: Mapping[str, Any], steps: int, seed: int = 0) -> Settings:
-    """The settings of one run on the embedded set; all methods share everything but the method."""
+    """Return the settings of one run on the embedded set; all methods share everything but the method."""
     quarter = max(1, steps // 4)
     bounded = {"resize": [192, 96]}
     tree = {
@@ -64,7 +64,7 @@ def demo_settings(data: Path, method: Mapping[str, Any], steps: int, seed: int =
 
 
 def going_on(data: Path, method: Mapping[str, Any], start: Path, steps: int, seed: int = 0) -> Settings:
-    """The settings of a run that goes on from a source-trained student: half the batch, a third of the rate."""
+    """Return the settings of a run that goes on from a source-trained student: half the batch, a third of the rate."""
     tree = {
         "loader": {"batch": 2},
         "model": {"start": str(start)},

@@ -23,7 +23,7 @@ WEIGHTS = "encoder.safetensors"
 
 
 def untrained_encoder() -> VisionTransformerSAM:
-    """The architecture with random weights, in training mode.
+    """Build the architecture with random weights, in training mode.
 
     Four blocks: window attention within 8x8 cells, and global attention in the second and the last. `forward_features`
     maps normalised images (B, 3, H, W) to (B, CHANNELS, H / PATCH, W / PATCH).
@@ -44,7 +44,7 @@ def untrained_encoder() -> VisionTransformerSAM:
 
 
 def demo_encoder() -> VisionTransformerSAM:
-    """The trained encoder, in evaluation mode; docs/demo-encoder.md says what it is and is not."""
+    """Load the trained encoder, in evaluation mode; docs/demo-encoder.md describes its training and its limits."""
     encoder = untrained_encoder()
     stored = load((resources.files("ssrseg.demo") / WEIGHTS).read_bytes())
     encoder.load_state_dict({name: tensor.float() for name, tensor in stored.items()})

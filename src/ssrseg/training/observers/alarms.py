@@ -84,12 +84,10 @@ class ClassCollapse(Observer):
         self._ious = ForgettingDetector(train.guard.learned_iou, train.guard.lost_iou)
 
     def state(self) -> dict[str, Any]:
-        """Counts, and the states of the detectors."""
         counted = {"counts": self._counts.cpu(), "window": list(self._window), "steps": self._steps}
         return {**counted, "shares": self._shares.state(), "ious": self._ious.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on counting."""
         self._counts, self._window, self._steps = state["counts"], list(state["window"]), state["steps"]
         self._shares.restore(state["shares"])
         self._ious.restore(state["ious"])
@@ -151,11 +149,9 @@ class Divergence(Observer):
         self._warned = False
 
     def state(self) -> dict[str, Any]:
-        """Whether the warning was given."""
         return {"warned": self._warned}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on."""
         self._warned = state["warned"]
 
     def stepped(self, result: StepResult) -> None:
@@ -200,11 +196,9 @@ class DataWait(Observer):
         self._records, self._noted = 0, False
 
     def state(self) -> dict[str, Any]:
-        """Whether the note was given."""
         return {"noted": self._noted}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on."""
         self._noted = state["noted"]
 
     def stepped(self, result: StepResult) -> None:

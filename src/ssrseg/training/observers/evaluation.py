@@ -70,19 +70,14 @@ class Evaluation(Observer):
         return Scores(own.classes, distributed.total(own.confusion.to(device)).cpu())
 
     def _write(self, step: int, student: Scores, teacher: Scores | None) -> None:
-        folder = self._context.folder
-        networks = {"student": student, "teacher": teacher}
-        whole = {
-            name: scores and {**scores.to_dict(), "confusion": scores.confusion.tolist()}
-            for name, scores in networks.items()
-        }
-        means = {
-            name: scores and {key: scores[key] for key in ("miou", "pixel_accuracy")} for name, scores in whole.items()
-        }
+        folder, record, means = self._context.folder, dict[str, Any](step=step), dict[str, Any]()
+        for name, scores in (("student", student), ("teacher", teacher)):
+            whole = scores and scores.to_dict()
+            means[name] = whole and {key: whole[key] for key in ("miou", "pixel_accuracy")}
+            record[name] = scores and whole and {**whole, "confusion": scores.confusion.tolist()}
         self._journal.write("eval", step, **means)
         self._on_scores(step, student)
         self._journal.screen.show_score(step, student.miou, None if teacher is None else teacher.miou)
-        record = {"step": step, **whole}
         fields = {"classes": self._context.space.names, "last": record}
         if self._best is None or student.miou > self._best:
             self._best = student.miou

@@ -85,10 +85,10 @@ class BadStep:
 
     def text(self, process: str = "") -> str:
         """Describe what is NaN or infinite, and in which images; `process` names this one where there are several."""
-        values = [(*name.split("/", 1), value) for part in self.losses for name, value in part.items()]
         losses = [
-            f"the loss {view}/{term} is {value} (view {view}, term {term})"
-            for view, term, value in values
+            f"the loss {name} is {value} (view {name.partition('/')[0]}, term {name.partition('/')[2]})"
+            for part in self.losses
+            for name, value in part.items()
             if not math.isfinite(value)
         ]
         where = f" in {process}" if process else ""
@@ -224,12 +224,11 @@ class Guard(Observer):
         self._skipped, self._completed = 0, 0
 
     def state(self) -> dict[str, Any]:
-        """Number of skipped steps; checks those that were not checked yet, which may stop the run."""
+        """Check the steps that were not checked yet, which may stop the run."""
         self._check(lag=0)
         return {"skipped": self._skipped}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on counting."""
         self._skipped = state["skipped"]
 
     def saw(self, step: int, view: View) -> None:

@@ -1,4 +1,4 @@
-"""The journal of a run (metrics.jsonl, TensorBoard, trackers), and the observers that record losses and loader notes."""
+"""The journal of a run: metrics.jsonl, TensorBoard, trackers; and the observers of losses and of the loader's notes."""
 
 from __future__ import annotations
 
@@ -60,8 +60,9 @@ class Journal(Observer):
             line = line[self._file.write(line) :]
         numbers = {f"{kind}/{name}": value for name, value in _flat(fields)}
         try:
-            for name, value in numbers.items() if self._board is not None else ():
-                self._board.add_scalar(name, value, step)
+            for name, value in numbers.items():
+                if self._board is not None:
+                    self._board.add_scalar(name, value, step)
         except OSError as error:
             self._drop_board(step, error)
         for tracker in self._trackers:
@@ -132,11 +133,9 @@ class Losses(Observer):
         self._steps, self._since = 0, time.perf_counter()
 
     def state(self) -> dict[str, Any]:
-        """The sums since the last record."""
         return {"sums": self._sums, "steps": self._steps}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on adding up."""
         self._sums, self._steps = state["sums"], state["steps"]
 
     def stepped(self, result: StepResult) -> None:
@@ -167,11 +166,9 @@ class LoaderNotes(Observer):
         self._step = 0
 
     def state(self) -> dict[str, Any]:
-        """Counts by note."""
         return {"counts": dict(self._counts)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on counting."""
         self._counts = Counter(state["counts"])
 
     def computed(self, step: int, raws: Sequence[Raw], losses: Sequence[Mapping[str, Tensor]]) -> None:

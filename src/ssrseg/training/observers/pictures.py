@@ -89,7 +89,7 @@ class PredictedPictures(Observer):
         }
 
     def _name(self, path: Path) -> str:
-        """The image's path below the folder that holds all of them: the same wherever the data lie."""
+        """Return the image's path below the folder that holds all of them: the same wherever the data lie."""
         home = os.path.commonpath([pair.image.parent for pair in self._dataset.pairs])
         return path.relative_to(home).as_posix()
 
@@ -152,7 +152,7 @@ def draw_view(view: View, colors: Pixels) -> Pixels:
 
 
 def pixels_of(image: Tensor) -> Pixels:
-    """An image (3, H, W) in [0, 1] as bytes (H, W, 3)."""
+    """Convert an image (3, H, W) in [0, 1] to bytes (H, W, 3)."""
     pixels: Pixels = image.clamp(0, 1).mul(255).byte().permute(1, 2, 0).cpu().numpy()
     return pixels
 

@@ -119,7 +119,7 @@ class CriteriaAccumulator:
             self._confusion = counts if self._confusion is None else self._confusion + counts
 
     def criteria(self) -> dict[str, float | None]:
-        """The criteria by their names in `CRITERIA`; `None` for what cannot be told (no teacher, a NaN)."""
+        """Return the criteria by their names in `CRITERIA`; `None` for what cannot be measured (no teacher, a NaN)."""
         agreed = self._agreement()
         varied, unsure = self._diversity(), self._mean(0)
         values = {
@@ -132,7 +132,7 @@ class CriteriaAccumulator:
         return values
 
     def parts(self) -> dict[str, float | None]:
-        """The parts of the criteria, and figures that are seen beside them."""
+        """Return the parts of the criteria, and figures that are journaled beside them."""
         agreed = self._agreement()
         return {
             "entropy": self._mean(0),
@@ -231,7 +231,7 @@ class Selection(Observer):
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file, which is never written to again; a copy where the file system has no such names."""
+    """Give a file, which is never written to again, a second name; copy it where the file system has no hard links."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
