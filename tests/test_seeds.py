@@ -18,7 +18,7 @@ from ssrseg.config import Settings, read_yaml
 from ssrseg.errors import UserError
 from ssrseg.models import Segmenter
 from ssrseg.reporting import compare_records, members, overview, read_run, report, table_markdown
-from ssrseg.runs.groups import GroupFolder
+from ssrseg.runs.folder import GroupFolder
 from ssrseg.training import Extensions, Run, train, train_seeds
 from ssrseg.training.loop import Observer, StepResult
 from test_cli import ssrseg

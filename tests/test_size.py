@@ -7,7 +7,7 @@ from pathlib import Path
 import ssrseg
 
 ROOT = Path(ssrseg.__file__).parent
-LINES, FILES = 17_367, 142
+LINES, FILES = 17_356, 141
 CORE_LINES = 4_000
 CORE = (
     "config/method.py",

@@ -17,7 +17,7 @@ from ssrseg.config import merge, resolve
 from ssrseg.demo.demo import METHODS, demo_settings
 from ssrseg.reporting import members, read_run, report
 from ssrseg.reporting.page import choices
-from ssrseg.runs.groups import GroupFolder
+from ssrseg.runs.folder import GroupFolder
 from ssrseg.training import train_seeds
 
 

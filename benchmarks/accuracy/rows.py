@@ -12,8 +12,7 @@ from rich.console import Console
 from ssrseg.config import Settings, dump, read_yaml
 from ssrseg.data import resolve_space
 from ssrseg.runs.atomic import write_json
-from ssrseg.runs.folder import RunFolder
-from ssrseg.runs.groups import STAGES
+from ssrseg.runs.folder import RecipeFolder, RunFolder
 from ssrseg.training import finish
 from ssrseg.training.stages import planned
 
@@ -45,12 +44,12 @@ def restore(record: Path, make: Maker, out: Path) -> None:
         run, _, stage = name.partition("/")
         row, _, seed = run.rpartition("-")
         folder = RunFolder(out / name)
-        if folder.config.exists():
+        if folder.exists:
             continue
         settings = make(row, int(seed))
         if stage:
             (out / run).mkdir(parents=True, exist_ok=True)
-            (out / run / STAGES).write_text(dump(settings))
+            RecipeFolder(out / run).config.write_text(dump(settings))
             settings = next(of_it for each, of_it, _ in planned(settings, out / run) if each.name == stage)
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.config.write_text(dump(settings))
@@ -61,9 +60,9 @@ def restore(record: Path, make: Maker, out: Path) -> None:
 
 def is_finished(folder: Path) -> bool:
     """Whether the run, or the last stage of the recipe, has ended."""
-    recipe = folder / STAGES
-    last = folder / read_yaml(recipe)["stages"][-1]["name"] if recipe.exists() else folder
-    return RunFolder(last).student_last.exists() or (last / RESTORED).exists()
+    recipe = RecipeFolder(folder)
+    last = recipe.stage(read_yaml(recipe.config)["stages"][-1]["name"]) if recipe.exists else RunFolder(folder)
+    return last.finished or (last.path / RESTORED).exists()
 
 
 def finished(out: Path, rows: Iterable[str]) -> list[Path]:

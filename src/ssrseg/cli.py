@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ssrseg import config as settings_of
 from ssrseg.errors import UserError
-from ssrseg.runs.groups import GroupFolder
+from ssrseg.runs.folder import GroupFolder
 
 app = typer.Typer(
     no_args_is_help=True,

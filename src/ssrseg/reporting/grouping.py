@@ -13,8 +13,7 @@ import yaml
 
 from ssrseg.config import affects_result, dump, flatten, read_yaml, resolve
 from ssrseg.errors import UserError
-from ssrseg.runs.folder import RunFolder
-from ssrseg.runs.groups import STAGES, GroupFolder
+from ssrseg.runs.folder import ADJUSTED, REFINED, TRAINED, GroupFolder, RecipeFolder, RunFolder
 from ssrseg.runs.records import RunRecord, method_name, setting
 
 PLACES = re.compile(r"(source|target|val)\.(root|stems|labels_root)|.*\.weights|model\.pretrained")
@@ -24,7 +23,7 @@ LEFT_BY_RUNS = re.compile(r"model\.start|method\.segmentation\.priors")
 COMMON = {"train", "val", "test", "images", "labels", "data", "source", "target"}
 """Names of folders that say too little without the one above."""
 
-CORRECTIONS = {"trained": "", "adjusted": " + IA", "refined": " + CR"}
+CORRECTIONS = {TRAINED: "", ADJUSTED: " + IA", REFINED: " + CR"}
 """Stages of a prior correction after any method: the training itself, then the correction that they make."""
 
 
@@ -32,8 +31,8 @@ def members(folder: Path) -> list[Path]:
     """List the runs of a group or of a recipe, or the run itself; raises `UserError` where none has begun."""
     group = GroupFolder(folder)
     if group.exists:
-        runs = [run for seed in group.seeds() for run in _stages(group.run(seed)) if RunFolder(run).config.is_file()]
-    elif (folder / STAGES).is_file():
+        runs = [run for seed in group.seeds() for run in _stages(group.run(seed).path)]
+    elif RecipeFolder(folder).exists:
         runs = _stages(folder)
     else:
         return [folder]
@@ -43,11 +42,12 @@ def members(folder: Path) -> list[Path]:
 
 
 def _stages(folder: Path) -> list[Path]:
-    """List the stages that are runs, in the recipe's order; the folder itself when it holds no recipe."""
-    if not (folder / STAGES).is_file():
-        return [folder]
-    runs = [folder / str(stage["name"]) for stage in read_yaml(folder / STAGES).get("stages") or ()]
-    return [run for run in runs if RunFolder(run).config.is_file()]
+    """List the stages that are runs, in the recipe's order; of a folder without a recipe, the run itself."""
+    recipe = RecipeFolder(folder)
+    if not recipe.exists:
+        return [folder] if RunFolder(folder).exists else []
+    stages = [recipe.stage(str(stage["name"])) for stage in read_yaml(recipe.config).get("stages") or ()]
+    return [stage.path for stage in stages if stage.exists]
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
@@ -88,7 +88,7 @@ def _end(key: str, value: Any) -> Any:
 
 def _stage(folder: Path) -> str | None:
     """Name the stage if the run is one of a recipe."""
-    return folder.name if (folder.parent / STAGES).is_file() else None
+    return folder.name if RecipeFolder(folder.parent).exists else None
 
 
 def methods(runs: Sequence[RunRecord]) -> list[str]:
@@ -106,7 +106,7 @@ def _method(run: RunRecord) -> str:
     stage = _stage(run.folder)
     if stage is None:
         return method_name(run.config)
-    recipe = read_yaml(run.folder.parent / STAGES)
+    recipe = read_yaml(RecipeFolder(run.folder.parent).config)
     whole = method_name(recipe)
     if stage in CORRECTIONS and whole != "FADA":
         return whole + CORRECTIONS[stage]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"
-"""How the names of half-written files end; they start with a dot."""
+"""Suffix of the names of half-written files; they start with a dot."""
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What the system says when a disk, a quota or a file-size limit is exhausted."""
+"""Error numbers of an exhausted disk, quota or file-size limit."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -33,9 +33,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, content: Any) -> None:
-    """`content` as indented JSON, atomically."""
-    write_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=1) + "\n"))
+    """Write `content` as indented JSON, atomically."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The run folder: everything a run leaves behind."""
+"""The layout of run folders, groups of seeds and recipes of stages: every file name once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,93 +13,71 @@ from filelock import FileLock, Timeout
 
 from ssrseg.config import Settings, dump, read_yaml, resolve
 from ssrseg.errors import UserError
-from ssrseg.runs.atomic import remove_partials, write_atomically, write_json
+from ssrseg.runs.atomic import remove_partials, write_json, write_text
+
+TRAINED, PRIORS, ADJUSTED, REFINED = "trained", "priors", "adjusted", "refined"
+"""Names of the stages of a prior correction: the training, the priors, and the corrected students."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Where each thing of a run lies."""
+    """The files of one run, or of a stage between two runs."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved settings: what `--resume` reads."""
-        return self.path / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
+    def __init__(self, path: Path) -> None:
+        self.path = path = Path(path)
+        self.config = path / "config.yaml"
+        """The resolved settings: `--resume` reads them."""
+        self.environment = path / "environment.json"
         """Versions, device, state of the checkout, fingerprint of the data."""
-        return self.path / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
+        self.metrics = path / "metrics.jsonl"
         """One JSON object a line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
+        self.tensorboard = path / "tensorboard"
         """The same as curves."""
-        return self.path / "tensorboard"
-
-    @property
-    def scores(self) -> Path:
+        self.scores = path / "scores.json"
         """Scores of the last and the best evaluation."""
-        return self.path / "scores.json"
-
-    @property
-    def pictures(self) -> Path:
-        """What the student saw, and what it predicts."""
-        return self.path / "pictures"
-
-    @property
-    def predicted_pictures(self) -> Path:
-        """Images, labels and the last student's predictions, and `images.json`."""
-        return self.pictures / "val"
-
-    @property
-    def tracking(self) -> Path:
+        self.pictures = path / "pictures"
+        """The views that the student saw."""
+        self.predicted_pictures = self.pictures / "val"
+        """Images, labels and the last student's predictions."""
+        self.predicted_index = self.predicted_pictures / "images.json"
+        """Names and colours of the classes, and how good each of these predictions is."""
+        self.tracking = path / "tracking.json"
         """The run's identities in experiment trackers."""
-        return self.path / "tracking.json"
-
-    @property
-    def checkpoint(self) -> Path:
+        self.checkpoint = path / "checkpoints" / "last.ckpt"
         """The complete state, for `--resume`."""
-        return self.path / "checkpoints" / "last.ckpt"
-
-    @property
-    def student_last(self) -> Path:
+        self.student_last = path / "student-last.safetensors"
         """The deployable model after the last step: written last of all, so where it lies the run is finished."""
-        return self.path / "student-last.safetensors"
-
-    @property
-    def student_best(self) -> Path:
+        self.student_best = path / "student-best.safetensors"
         """The model with the best score on labelled target images, where there are any: an oracle's choice."""
-        return self.path / "student-best.safetensors"
+        self.class_statistics = path / "class-statistics.json"
+        """Pixels per class and source file."""
+        self.priors = path / "priors.json"
+        """Class priors of source and target: of a stage that estimates them."""
+        self.labels = path / "labels"
+        """Label files for the target images: of a stage that predicts them."""
 
     def student_best_by(self, criterion: str) -> Path:
-        """The model with the best score by a criterion without labels."""
+        """Path of the model with the best score by a criterion without labels."""
         return self.path / f"student-best-by-{criterion}.safetensors"
 
-    @property
-    def class_statistics(self) -> Path:
-        """Pixels per class and source file."""
-        return self.path / "class-statistics.json"
-
     def fault(self, step: int, rank: int | None = None) -> Path:
-        """The batch of a step that was not finite; one per process where there are several."""
+        """Path of the batch of a step with NaN or infinite losses; one per process where there are several."""
         return self.path / "faults" / (f"step-{step:06}" + ("" if rank is None else f"-process-{rank}"))
 
-    def refuse_overwriting(self) -> None:
-        """Raises `UserError` when a run is there already."""
-        if self.config.exists():
-            raise UserError(f"{self.path} holds a run already. Continue it with --resume or give another --out.")
+    @property
+    def exists(self) -> bool:
+        """Whether training has begun here."""
+        return self.config.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has ended here."""
+        return self.student_last.is_file()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let no other process train here meanwhile; raises `UserError` when one does.
+        """Let no other process train here inside the `with` block; raises `UserError` when one does.
 
-        The system lets go of the lock when its process ends, however it ends. A file system that knows no locks is used
+        The system releases the lock when its process ends, however it ends. A file system without locks is used
         without one.
         """
         with ExitStack() as held:
@@ -123,28 +100,76 @@ class RunFolder:
             for folder in (self.path, self.pictures, self.checkpoint.parent):
                 folder.mkdir(parents=True, exist_ok=True)
             write_json(self.environment, environment)
-            write_atomically(self.config, lambda partial: partial.write_text(dump(settings)))
+            write_text(self.config, dump(settings))
         except OSError as error:
             raise UserError(f"Cannot make the run folder {self.path}: {error.strerror}.") from error
 
     def settings(self) -> Settings:
-        """The settings of the run that lies here; raises `UserError` when there is none."""
-        if not self.config.is_file():
-            raise UserError(f"There is no run in {self.path} (no config.yaml): nothing to resume.")
+        """Read the settings of the run; raises `UserError` when there is none."""
+        if not self.exists:
+            raise UserError(f"There is no run in {self.path} (no {self.config.name}): nothing to resume.")
         return resolve(read_yaml(self.config))
 
     def tidy(self) -> dict[str, Any]:
-        """Clear away what a killed process left half-written; returns the environment in which the run began."""
+        """Remove what a killed process left half-written; returns the environment in which the run began."""
         remove_partials(self.path)
         try:
-            before: dict[str, Any] = json.loads(self.environment.read_text())
+            before: dict[str, Any] = json.loads(self.environment.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = {}
         return before
 
     def restart(self) -> None:
-        """Remove what a run left that was killed before its first checkpoint."""
+        """Remove the results of a run that was killed before its first checkpoint."""
         for file in (self.metrics, self.scores, self.student_best, *self.pictures.glob("*.png")):
             file.unlink(missing_ok=True)
         for folder in (self.tensorboard, self.predicted_pictures):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+class RecipeFolder:
+    """The folder of a recipe of stages: its settings, and a run folder per stage."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "stages.yaml"
+        """The settings of all stages."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether a recipe lies here."""
+        return self.config.is_file()
+
+    def stage(self, name: str) -> RunFolder:
+        """Folder of a stage."""
+        return RunFolder(self.path / name)
+
+
+class GroupFolder:
+    """The folder of a group: runs that differ in their seed alone.
+
+    A seed belongs to the group from the moment that its folder exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "group.yaml"
+        """The settings that all runs share: everything but the seed."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether a group lies here."""
+        return self.config.is_file()
+
+    def run(self, seed: int) -> RunFolder:
+        """Folder of a seed."""
+        return RunFolder(self.path / f"seed-{seed}")
+
+    def seeds(self) -> list[int]:
+        """List the seeds of the group, sorted, started or not."""
+        names = (found.name.removeprefix("seed-") for found in self.path.glob("seed-*") if found.is_dir())
+        return sorted(int(name) for name in names if name.removeprefix("-").isdigit())
+
+    def runs(self) -> list[Path]:
+        """List the run folders in which training has begun, by seed."""
+        return [run.path for run in map(self.run, self.seeds()) if run.exists]

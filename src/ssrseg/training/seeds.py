@@ -13,8 +13,8 @@ from rich.console import Console
 from ssrseg.config import Settings, flatten, read_yaml, resolve
 from ssrseg.data import check_data
 from ssrseg.errors import UserError
-from ssrseg.runs.atomic import write_atomically
-from ssrseg.runs.groups import GroupFolder
+from ssrseg.runs.atomic import write_text
+from ssrseg.runs.folder import GroupFolder, RunFolder
 from ssrseg.training.observers.trackers import check_trackers
 from ssrseg.training.setup import Extensions
 from ssrseg.training.train import finish
@@ -67,9 +67,9 @@ def train_seeds(
     finished, failed = [], {}
     for seed in wanted:
         if console is not None:
-            console.print(f"seed {seed}: {folder.run(seed)}", soft_wrap=True, highlight=False, markup=False)
+            console.print(f"seed {seed}: {folder.run(seed).path}", soft_wrap=True, highlight=False, markup=False)
         try:
-            finish(seeded(settings, seed), folder.run(seed), console=console, extensions=extensions)
+            finish(seeded(settings, seed), folder.run(seed).path, console=console, extensions=extensions)
             finished.append(seed)
         except (UserError, RuntimeError, OSError) as error:  # RuntimeError: torch's own, out of memory among them
             failed[seed] = str(error) or type(error).__name__
@@ -86,7 +86,7 @@ def seeded(settings: Settings, seed: int) -> Settings:
 def _settings(settings: Settings | None, folder: GroupFolder, resume: bool) -> Settings:
     if resume:
         if not folder.exists:
-            raise UserError(f"There is no group of runs in {folder.path} (no group.yaml): nothing to resume.")
+            raise UserError(f"There is no group of runs in {folder.path} (no {folder.config.name}): nothing to resume.")
         return resolve(read_yaml(folder.config))
     if settings is None:
         raise UserError("Training needs settings: a preset, a YAML file, or key.path=value words.")
@@ -101,11 +101,11 @@ def _refuse(settings: Settings, seeds: Sequence[int], folder: GroupFolder, resum
             f"{len(seeds)} seeds with train.devices={settings.train.devices}: processes are launched once per command. "
             "Give each seed a command of its own with the same --out: --seeds 0, then --seeds 1."
         )
-    if (folder.path / "config.yaml").is_file():
+    if RunFolder(folder.path).exists:
         raise UserError(f"{folder.path} holds a single run: a group needs a folder of its own. Give another --out.")
     if resume:
         return
-    taken = [str(seed) for seed in seeds if (folder.run(seed) / "config.yaml").is_file()]
+    taken = [str(seed) for seed in seeds if folder.run(seed).exists]
     if taken:
         raise UserError(
             f"{folder.path} holds a run of seed {', '.join(taken)} already. "
@@ -122,12 +122,11 @@ def _create(folder: GroupFolder, settings: Settings, seeds: Sequence[int]) -> No
     """The folders first, for they are the list of seeds; two jobs that do this at once do the same."""
     try:
         for seed in seeds:
-            folder.run(seed).mkdir(parents=True, exist_ok=True)
+            folder.run(seed).path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Cannot make the folder {folder.path}: {error.strerror}.") from error
     if not folder.exists:
-        text = yaml.safe_dump(_shared(settings), sort_keys=False, allow_unicode=True)
-        write_atomically(folder.config, lambda partial: partial.write_text(text))
+        write_text(folder.config, yaml.safe_dump(_shared(settings), sort_keys=False, allow_unicode=True))
 
 
 def _shared(settings: Settings) -> dict[str, Any]:

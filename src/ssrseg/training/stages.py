@@ -14,44 +14,40 @@ from ssrseg.errors import UserError
 from ssrseg.inference.evaluate import evaluate
 from ssrseg.label_shift.correct import adjust, estimate_priors
 from ssrseg.label_shift.pseudo_labels import label_target, labelled_by
-from ssrseg.runs.atomic import write_atomically, write_json
-from ssrseg.runs.folder import RunFolder
-from ssrseg.runs.groups import STAGES
+from ssrseg.runs.atomic import write_json, write_text
+from ssrseg.runs.folder import ADJUSTED, PRIORS, REFINED, TRAINED, RecipeFolder, RunFolder
 from ssrseg.training.environment import environment
 
 Run = TypeVar("Run")
 
-LEFT = {"train": "student-last.safetensors", "priors": "priors.json", "adjust": "student-last.safetensors"}
-"""What a stage leaves in its folder; `label` leaves `labels/`."""
-
-PRIORS_OF = StageConfig(name="priors", does="priors")
+PRIORS_OF = StageConfig(name=PRIORS, does="priors")
 CORRECTIONS: dict[str, tuple[StageConfig, ...]] = {
-    "ia": (PRIORS_OF, StageConfig(name="adjusted", does="adjust")),
+    "ia": (PRIORS_OF, StageConfig(name=ADJUSTED, does="adjust")),
     "cr": (
         PRIORS_OF,
         StageConfig(
-            name="refined",
+            name=REFINED,
             settings={
-                "model": {"start": "{trained}"},
+                "model": {"start": f"{{{TRAINED}}}"},
                 "method": {
                     "trains": "head",
                     **dict.fromkeys(("teacher", "mixed", "masked", "feature_distance", "regularizer", "alignment")),
-                    "segmentation": {"priors": "{priors}"},
+                    "segmentation": {"priors": f"{{{PRIORS}}}"},
                 },
             },
         ),
     ),
 }
-"""The stages after a training that correct for label shift: inference adjustment, classifier refinement."""
+"""Stages after a training that correct for label shift: inference adjustment, classifier refinement."""
 
 
 def corrected(settings: Settings, how: str) -> Settings:
-    """The same training, then a correction of `CORRECTIONS`; raises `UserError` for another word or a staged recipe."""
+    """Add a correction of `CORRECTIONS` after the training; raises `UserError` for another word or a staged recipe."""
     if how not in CORRECTIONS:
         raise UserError(f"There is no prior correction {how!r}: choose {' or '.join(CORRECTIONS)}.")
     if settings.stages:
         raise UserError("This recipe has stages of its own: its prior correction is one of them.")
-    return settings.model_copy(update={"stages": (StageConfig(name="trained"), *CORRECTIONS[how])})
+    return settings.model_copy(update={"stages": (StageConfig(name=TRAINED), *CORRECTIONS[how])})
 
 
 def train_stages(
@@ -77,23 +73,21 @@ def train_stages(
     Raises:
         UserError: a stage's settings are not valid (before anything is trained), or a stage fails.
     """
-    out = Path(out)
+    recipe = RecipeFolder(out)
     if resume:
-        settings = resolve(read_yaml(out / STAGES))
-    elif (out / STAGES).exists():
+        settings = resolve(read_yaml(recipe.config))
+    elif recipe.exists:
         raise UserError(f"{out} holds a recipe already. Continue it with --resume or give another --out.")
     assert settings is not None
     stages = planned(settings, out)
-    out.mkdir(parents=True, exist_ok=True)
-    recipe = dump(settings)
-    write_atomically(out / STAGES, lambda partial: partial.write_text(recipe))
+    recipe.path.mkdir(parents=True, exist_ok=True)
+    write_text(recipe.config, dump(settings))
     last: Run | None = None
     for stage, resolved, left in stages:
         if console is not None:
             console.print(f"stage {stage.name}", highlight=False)
-        folder = RunFolder(out / stage.name)
         if stage.does == "train":
-            last = finish(resolved, folder.path)
+            last = finish(resolved, recipe.stage(stage.name).path)
         elif stage.does == "label":
             label_target(_of(stage.model), resolved, left)
         elif not left.exists():
@@ -122,7 +116,7 @@ def _of(path: str | None) -> Path:
 
 
 def planned(settings: Settings, out: Path) -> list[tuple[StageConfig, Settings, Path]]:
-    """Every stage with its names replaced, its settings resolved, and what it will leave.
+    """Resolve every stage: its names replaced, its settings, and the path of what it will leave.
 
     Raises:
         UserError: a name that no earlier stage has, two stages of one name, or settings that are not valid.
@@ -134,7 +128,7 @@ def planned(settings: Settings, out: Path) -> list[tuple[StageConfig, Settings, 
     for stage in settings.stages:
         if stage.name in left:
             raise UserError(f"Two stages are called {stage.name!r}.")
-        place = out / stage.name / LEFT.get(stage.does, "labels")
+        place = _product(stage.does, RecipeFolder(out).stage(stage.name))
         resolved = resolve(merge(base, _filled(stage.settings, left, stage.name)))
         model, priors = (
             _filled(getattr(stage, kind), left, stage.name) or latest.get(kind) for kind in ("model", "priors")
@@ -150,8 +144,13 @@ def planned(settings: Settings, out: Path) -> list[tuple[StageConfig, Settings, 
     return plan
 
 
+def _product(does: str, folder: RunFolder) -> Path:
+    """Path of what a stage leaves for the next ones."""
+    return {"priors": folder.priors, "label": folder.labels}.get(does, folder.student_last)
+
+
 def _filled(value: Any, left: Mapping[str, Any], stage: str) -> Any:
-    """`{name}` anywhere in a tree replaced by what the stage of that name leaves."""
+    """Replace `{name}` anywhere in a tree by what the stage of that name leaves."""
     if isinstance(value, Mapping):
         return {key: _filled(inner, left, stage) for key, inner in value.items()}
     if isinstance(value, str) and value.startswith("{") and value.endswith("}"):

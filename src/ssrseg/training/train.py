@@ -13,8 +13,7 @@ from ssrseg.config import Settings
 from ssrseg.data import check_data, train_batches
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Segmenter, load_segmenter
-from ssrseg.runs.folder import RunFolder
-from ssrseg.runs.groups import STAGES
+from ssrseg.runs.folder import RecipeFolder, RunFolder
 from ssrseg.training.checkpoint import ResumePoint, load_checkpoint
 from ssrseg.training.environment import changes, environment
 from ssrseg.training.loop import fit
@@ -63,14 +62,14 @@ def train(
         Interrupted: SIGINT, SIGTERM or SIGUSR1 has ended it; its state was saved.
     """
     out, extensions = Path(out), extensions or Extensions()
-    if settings.stages if settings is not None else (out / STAGES).exists():
+    if settings.stages if settings is not None else RecipeFolder(out).exists:
         return train_stages(
             settings, out, partial(finish, console=console, extensions=extensions), resume=resume, console=console
         )
     folder = RunFolder(out)
     settings = _settings(settings, folder, resume)
     check_trackers(settings.train)
-    if resume and folder.student_last.exists():
+    if resume and folder.finished:
         if console is not None:
             console.print(f"The run in {folder.path} is finished: nothing to resume.", soft_wrap=True, markup=False)
         return Run(folder.path, load_segmenter(folder.student_last))
@@ -95,9 +94,9 @@ def finish(
     The terms of `extensions` are copied: they stay as they are for the next run.
     """
     folder = RunFolder(out)
-    if folder.student_last.exists():
+    if folder.finished:
         return Run(out, load_segmenter(folder.student_last))
-    begun = folder.config.exists() or (out / STAGES).exists()
+    begun = folder.exists or RecipeFolder(out).exists
     return train(
         None if begun else settings, out, resume=begun, console=console, extensions=extensions and extensions.fresh()
     )
@@ -127,5 +126,6 @@ def _settings(settings: Settings | None, folder: RunFolder, resume: bool) -> Set
         return folder.settings()
     if settings is None:
         raise UserError("Training needs settings: a preset, a YAML file, or key.path=value words.")
-    folder.refuse_overwriting()
+    if folder.exists:
+        raise UserError(f"{folder.path} holds a run already. Continue it with --resume or give another --out.")
     return settings
