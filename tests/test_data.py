@@ -13,12 +13,20 @@ from torch import Generator
 
 from factories import CLASSES, random_image, random_labels, write_pairs
 from ssrseg.config import DataConfig, RareClassConfig, Settings, resolve
-from ssrseg.data import SPACES, LabelCode, check_data, find_images, find_pairs, read_image, read_labels, train_batches
+from ssrseg.data import (
+    SPACES,
+    LabelCode,
+    find_images,
+    find_pairs,
+    read_image,
+    read_labels,
+    refuse_bad_data,
+    train_batches,
+)
 from ssrseg.data.class_statistics import ClassStatistics, class_statistics
 from ssrseg.data.label_mapping import code_for, lookup_table, map_ids, resolve_space, space_of
 from ssrseg.data.label_spaces import MAPPINGS
-from ssrseg.data.loader import Raw
-from ssrseg.data.loaders import eval_samples
+from ssrseg.data.loader import RawBatch, eval_samples
 from ssrseg.data.samplers import (
     RareClassSampler,
     Shuffled,
@@ -325,7 +333,7 @@ def test_no_image_twice_in_an_epoch() -> None:
 # --- batches
 
 
-def same(one: Raw, other: Raw) -> bool:
+def same(one: RawBatch, other: RawBatch) -> bool:
     """Bitwise equality."""
     parts = ("source", "labels", "target", "valid")
     return one.names == other.names and all(torch.equal(getattr(one, p), getattr(other, p)) for p in parts)
@@ -369,35 +377,35 @@ def test_a_small_image_is_padded_with_ignored_pixels(tmp_path: Path) -> None:
 
 
 def test_good_data_pass(tmp_path: Path) -> None:
-    assert check_data(settings_for(tmp_path)) == []
+    assert refuse_bad_data(settings_for(tmp_path)) == []
 
 
 def test_a_value_beyond_the_classes_is_named(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     Image.fromarray(np.full((64, 64), 9, np.uint8)).save(tmp_path / "game" / "labels" / "01.png")
     with pytest.raises(UserError, match=r"01\.png holds the value 9, but there are 4 classes"):
-        check_data(settings)
+        refuse_bad_data(settings)
 
 
 def test_sizes_that_differ_are_named(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     Image.fromarray(random_labels(64, 32)).save(tmp_path / "game" / "labels" / "01.png")
     with pytest.raises(UserError, match=r"differ in size: 64x64 and 32x64"):
-        check_data(settings)
+        refuse_bad_data(settings)
 
 
 def test_the_source_as_target_is_refused(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     same_folder = settings.model_copy(update={"target": DataConfig(root=tmp_path / "game")})
     with pytest.raises(UserError, match="images are all in the source"):
-        check_data(same_folder)
+        refuse_bad_data(same_folder)
 
 
 def test_small_images_and_absent_classes_are_said(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, crop=[128, 128])
     for label in (tmp_path / "game" / "labels").iterdir():
         Image.fromarray(np.zeros((64, 64), np.uint8)).save(label)
-    notes = check_data(settings)
+    notes = refuse_bad_data(settings)
     assert any("no pixel of wall, tree, car" in note for note in notes)
     assert any("source: smaller than the crop (4 files)" in note for note in notes)
 

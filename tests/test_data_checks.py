@@ -7,7 +7,7 @@ from PIL import Image
 
 from factories import CLASSES, random_labels, write_pairs
 from ssrseg.config import resolve
-from ssrseg.data import check_data
+from ssrseg.data import refuse_bad_data
 from ssrseg.errors import UserError
 
 
@@ -25,10 +25,10 @@ def settings(root, *, val=None, source=None, classes=CLASSES):
 
 
 def test_scored_images_that_were_learnt_from_are_said(tmp_path):
-    assert check_data(settings(tmp_path, val="street")) == []
-    (note,) = check_data(settings(tmp_path, val="game"))
+    assert refuse_bad_data(settings(tmp_path, val="street")) == []
+    (note,) = refuse_bad_data(settings(tmp_path, val="game"))
     assert "val: also in the source (4 files), for example" in note
-    (note,) = check_data(settings(tmp_path, val="camera"))
+    (note,) = refuse_bad_data(settings(tmp_path, val="camera"))
     assert "val: also in the target (4 files), for example" in note
 
 
@@ -37,18 +37,18 @@ def test_a_value_outside_an_id_map_is_only_ignored(tmp_path):
     labels = random_labels()
     labels[:32] = 9
     Image.fromarray(labels).save(tmp_path / "game" / "labels" / "01.png")
-    assert check_data(run) == []
+    assert refuse_bad_data(run) == []
 
 
 def test_labels_in_which_nothing_is_known_are_refused(tmp_path):
     with pytest.raises(UserError, match="shows any class"):
-        check_data(settings(tmp_path, source={"id_map": {200: 0}}))
+        refuse_bad_data(settings(tmp_path, source={"id_map": {200: 0}}))
 
 
 def test_a_target_that_overlaps_the_source_in_part_is_said(tmp_path):
     run = settings(tmp_path)
     (tmp_path / "camera" / "images" / "linked.png").symlink_to(tmp_path / "game" / "images" / "00.png")
-    (note,) = check_data(run)
+    (note,) = refuse_bad_data(run)
     assert "target: also in the source: " in note
     assert "linked.png" in note
 
@@ -57,7 +57,7 @@ def test_broken_target_images_are_named(tmp_path):
     run = settings(tmp_path)
     (tmp_path / "camera" / "images" / "00.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(UserError, match=r"camera.*00\.png cannot be read"):
-        check_data(run)
+        refuse_bad_data(run)
 
 
 def test_a_photo_turned_by_its_camera_matches_its_label(tmp_path):
@@ -67,4 +67,4 @@ def test_a_photo_turned_by_its_camera_matches_its_label(tmp_path):
     image = Image.new("RGB", (48, 64))
     image.save(tmp_path / "game" / "images" / "00.png", exif=exif)
     Image.fromarray(random_labels(48, 64)).save(tmp_path / "game" / "labels" / "00.png")
-    assert check_data(run) == []
+    assert refuse_bad_data(run) == []

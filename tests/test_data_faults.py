@@ -22,7 +22,7 @@ from PIL import Image
 from factories import CLASSES, COLORS, random_image, random_labels
 from ssrseg.cli import main
 from ssrseg.config import Settings, resolve
-from ssrseg.data import check_data, train_batches
+from ssrseg.data import refuse_bad_data, train_batches
 from ssrseg.data.checks.problems import KINDS
 from ssrseg.errors import UserError
 from ssrseg.training.observers.journal import Journal
@@ -745,10 +745,10 @@ def before_training(fault: Fault, settings: Settings, fatal: bool, at: At) -> No
     """What `train` does first: it refuses what is fatal, says the rest, and then reads all images without a crash."""
     if fatal:
         with pytest.raises(UserError) as refused:
-            check_data(settings)
+            refuse_bad_data(settings)
         assert all(text in str(refused.value) for text in fragments(fault, at))
         return
-    said = check_data(settings)
+    said = refuse_bad_data(settings)
     expected = {kind for kind in fault.kinds if "same content" not in kind}
     assert len(said) == len(expected)
     assert all(any(line.startswith(kind) for line in said) for kind in expected)
@@ -764,7 +764,7 @@ def test_wrong_settings_are_refused_at_once(fault, tmp_path, capsys):
     printed = capsys.readouterr().err
     assert all(text in printed for text in fragments(fault, at))
     with pytest.raises(UserError):
-        check_data(resolve(tree))
+        refuse_bad_data(resolve(tree))
 
 
 def test_all_faults_of_files_together_are_all_named_and_nothing_else(tmp_path, capsys):
@@ -858,7 +858,7 @@ def test_one_cut_off_file_among_many_is_found_before_training(tmp_path):
         file = tmp_path / "game" / name
         file.write_bytes(file.read_bytes()[:-60])
     with pytest.raises(UserError, match="2 problems") as refused:
-        check_data(resolve(tree))
+        refuse_bad_data(resolve(tree))
     assert "images/07.png" in str(refused.value)
     assert "labels/101.png" in str(refused.value)
 
@@ -868,6 +868,6 @@ def test_an_error_shows_ten_files_and_counts_the_rest(tmp_path):
     for file in sorted((tmp_path / "game" / "labels").iterdir())[:25]:
         file.unlink()
     with pytest.raises(UserError, match="25 problems") as refused:
-        check_data(resolve(tree))
+        refuse_bad_data(resolve(tree))
     assert str(refused.value).count(" has no label") == 10
     assert "and 15 more" in str(refused.value)

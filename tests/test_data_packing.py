@@ -19,7 +19,7 @@ from ssrseg.data.label_mapping import lookup_table
 from ssrseg.data.pack import pack
 from ssrseg.data.storage import read_bytes, stamp
 from ssrseg.errors import UserError
-from test_data_loaders import settings
+from test_data_loader import settings
 
 pytest.importorskip("litdata", reason="the extra `litdata` is not installed")
 TABLE = LabelCode(lookup_table({i: i for i in range(4)}))

@@ -1,8 +1,9 @@
-"""Class statistics and rare-class sampling at their edges."""
+"""Class statistics, rare-class and class-balanced sampling."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import os
 import time
@@ -12,7 +13,7 @@ import torch
 from torch import Generator
 
 from factories import write_pairs
-from ssrseg.config import DataConfig, RareClassConfig
+from ssrseg.config import ClassBalancedConfig, DataConfig, RareClassConfig
 from ssrseg.data import LabelCode, find_pairs
 from ssrseg.data.class_statistics import ClassStatistics, class_statistics
 from ssrseg.data.label_mapping import lookup_table
@@ -20,8 +21,10 @@ from ssrseg.data.loader import DrawNumbers
 from ssrseg.data.samplers import (
     SOURCE,
     TARGET,
+    ClassBalancedSampler,
     RareClassSampler,
     Shuffled,
+    class_weights,
     generator_of,
     rare_class_probabilities,
 )
@@ -197,3 +200,51 @@ def test_without_a_users_cache_folder_the_run_still_counts(tmp_path, monkeypatch
     counted = class_statistics(pairs, TABLE, 4, cache=tmp_path / "mine.json").pixels
     assert torch.equal(counted, class_statistics(pairs, TABLE, 4).pixels)
     assert (tmp_path / "mine.json").exists()
+
+
+# --- class-balanced
+
+# 90 files show class 0 alone, 9 classes 0 and 1, one all three; class 3 never occurs.
+PIXELS = torch.zeros(100, 4, dtype=torch.int64)
+PIXELS[:, 0] = 10
+PIXELS[90:, 1] = 10
+PIXELS[99, 2] = 10
+
+
+def files_drawn(draws, numbers):
+    return [draws(number, Generator()).file for number in numbers]
+
+
+def test_class_balanced_weights_by_hand():
+    seen = torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64)
+    raw = [1 / math.log(1.01 + share) for share in (0.75, 0.25, 0.0)]
+    assert class_weights(seen, 1.01).tolist() == pytest.approx([value / sum(raw) for value in raw])
+    assert class_weights(torch.zeros(3), 1.01).tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_rare_classes_are_drawn_far_more_often_than_by_chance():
+    draws = ClassBalancedSampler(ClassStatistics(PIXELS), ClassBalancedConfig(block=500), seed=0)
+    drawn = files_drawn(draws, range(500))
+    assert sum(file >= 90 for file in drawn) > 250  # a tenth by chance
+    assert drawn.count(99) > 100  # a hundredth by chance
+
+
+def test_a_class_goes_through_its_files_before_one_comes_again():
+    everywhere = ClassStatistics(torch.ones(50, 1, dtype=torch.int64))
+    drawn = files_drawn(ClassBalancedSampler(everywhere, ClassBalancedConfig(block=100), seed=3), range(100))
+    assert sorted(drawn[:50]) == sorted(drawn[50:]) == list(range(50))
+
+
+def test_a_class_balanced_draw_is_a_function_of_seed_and_number():
+    config = ClassBalancedConfig(block=20)
+    one, other = (ClassBalancedSampler(ClassStatistics(PIXELS), config, seed=1) for _ in range(2))
+    whole = files_drawn(one, range(60))
+    assert files_drawn(other, range(35, 60)) == whole[35:]
+    assert files_drawn(other, range(5)) == whole[:5]
+    assert whole[:20] != whole[20:40]
+    assert files_drawn(ClassBalancedSampler(ClassStatistics(PIXELS), config, seed=2), range(60)) != whole
+
+
+def test_labels_without_any_class_cannot_be_balanced():
+    with pytest.raises(UserError, match="shows any of the classes"):
+        ClassBalancedSampler(ClassStatistics(torch.zeros(2, 3, dtype=torch.int64)), ClassBalancedConfig(), seed=0)

@@ -17,7 +17,7 @@ from ssrseg.data import png, read_image, train_batches
 from ssrseg.data.images import open_image
 from ssrseg.data.transforms import resize_crop
 from ssrseg.errors import UserError
-from test_data_loaders import same, settings
+from test_data_loader import same, settings
 
 INFLATERS = [pytest.param(zlib, id="isal-or-like-it"), pytest.param(None, id="without")]
 

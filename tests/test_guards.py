@@ -26,7 +26,7 @@ from factories import tiny_segmenter
 from ssrseg import cli
 from ssrseg.adapt import Batch, Pseudo, Term, View
 from ssrseg.data import train_batches
-from ssrseg.data.loader import Raw
+from ssrseg.data.loader import RawBatch
 from ssrseg.errors import UserError
 from ssrseg.models import Segmenter
 from ssrseg.runs.records import read_run
@@ -159,7 +159,7 @@ def said_of_a_student_on_its_own(root: Path) -> str:
 
 
 def said_of_a_slow_batch(root: Path) -> str:
-    def slow(*args: Any, **over: Any) -> Iterator[Raw]:
+    def slow(*args: Any, **over: Any) -> Iterator[RawBatch]:
         for number, raw in enumerate(train_batches(*args, **over)):
             time.sleep(1.2 if number == 2 else 0)
             yield raw

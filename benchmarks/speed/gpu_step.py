@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ssrseg.config import Settings, assignments, compose, merge, resolve
-from ssrseg.data import Raw, train_batches
+from ssrseg.data import RawBatch, train_batches
 from ssrseg.planning.fake_step import rehearse
 from ssrseg.planning.probe import noise
 from ssrseg.reporting.charts import Curve, chart
@@ -81,7 +81,7 @@ def settings_of(variant: str, options: argparse.Namespace, *, camvid: bool) -> S
     return resolve(merge(tree, assignments([*VARIANTS[variant], *(TINY if options.dry_run else [])])))
 
 
-def steps(settings: Settings, count: int, batches: Iterable[Raw]) -> Curves:
+def steps(settings: Settings, count: int, batches: Iterable[RawBatch]) -> Curves:
     """Train `count` steps."""
     settings = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": count})})
     context, curves = build_context(settings, RunFolder(Path("gpu-step"))), Curves()

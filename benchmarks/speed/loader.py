@@ -27,7 +27,7 @@ from PIL import Image
 from ssrseg.config import DataConfig, LoaderConfig, resolve
 from ssrseg.data import Pair, code_for, find_pairs, png
 from ssrseg.data.datasets import SourceImages
-from ssrseg.data.loaders import scaled_files
+from ssrseg.data.loader import scaled_files
 from ssrseg.data.samplers import SOURCE, Draw, generator_of
 from ssrseg.data.transforms import mirrored, random_box, rescale_size, retry
 

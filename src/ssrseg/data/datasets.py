@@ -29,7 +29,7 @@ from ssrseg.data.transforms import (
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImage:
     """A sample for evaluation."""
 
     image: Tensor  # (3, h, w) uint8, resized as the settings say
@@ -37,7 +37,7 @@ class Labelled:
     path: Path
 
 
-class LabelledImages(Dataset[Labelled]):
+class LabelledImages(Dataset[LabelledImage]):
     """Images with labels, in order, whole."""
 
     def __init__(self, pairs: list[Pair], code: LabelCode, resize: tuple[int, int] | None) -> None:
@@ -46,10 +46,10 @@ class LabelledImages(Dataset[Labelled]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> Labelled:
+    def __getitem__(self, index: int) -> LabelledImage:
         pair = self.pairs[index]
         image = whole(ScaledFiles(self._resize).image(pair.image))
-        return Labelled(image, read_labels(pair.label, self._code), pair.image)
+        return LabelledImage(image, read_labels(pair.label, self._code), pair.image)
 
 
 @dataclass(frozen=True)

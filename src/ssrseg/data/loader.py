@@ -1,15 +1,14 @@
-"""Draw numbers to batches of bytes, by workers that may die."""
+"""Settings to batches of bytes: every sample is a function of the seed and its draw number alone."""
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from types import FrameType
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,18 +16,23 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ssrseg.data.datasets import SourceImages, TargetImages
-from ssrseg.data.samplers import SOURCE, TARGET, generator_of
+from ssrseg.config import DataConfig, LoaderConfig, Settings
+from ssrseg.data import samplers
+from ssrseg.data.cache import ImageCache
+from ssrseg.data.class_statistics import class_statistics
+from ssrseg.data.datasets import LabelledImages, SourceImages, TargetImages
+from ssrseg.data.label_mapping import Classes, code_for, resolve_space
+from ssrseg.data.layouts import find_images, find_pairs
+from ssrseg.data.samplers import SOURCE, TARGET, ClassBalancedSampler, RareClassSampler, Shuffled, generator_of
+from ssrseg.data.scaled import ScaledFiles
 from ssrseg.errors import UserError
 
-LOOK = 5
-"""Seconds after which a wait for a batch is interrupted to look whether the workers live."""
-RESTARTS = 5
-"""How often dead workers are replaced before a run gives up."""
+POLL = 5
+"""Seconds after which a wait for a batch is interrupted to see whether all workers live."""
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawBatch:
     """A batch as the loader gives it: bytes."""
 
     source: Tensor  # (B, 3, H, W) uint8
@@ -38,18 +42,13 @@ class Raw:
     names: tuple[str, ...]
     """Image files, source then target, for messages."""
     notes: tuple[str, ...] = ()
-    """What the user should know of its making, once for every time that it happened."""
+    """Messages for the user about how it was made, one for each time that it happened."""
 
-    def pin_memory(self) -> Raw:
-        """The same batch in page-locked memory."""
-        return Raw(
-            self.source.pin_memory(),
-            self.labels.pin_memory(),
-            self.target.pin_memory(),
-            self.valid.pin_memory(),
-            self.names,
-            self.notes,
-        )
+    def pin_memory(self) -> RawBatch:
+        """Return the same batch in page-locked memory."""
+        parts = (self.source, self.labels, self.target, self.valid)
+        source, labels, target, valid = (part.pin_memory() for part in parts)
+        return RawBatch(source, labels, target, valid, self.names, self.notes)
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Draws(Dataset[Sample]):
         return Sample(source, target, (*notes, *self.target.files.take_notes()))
 
     def __getitems__(self, numbers: list[int]) -> list[Sample] | UserError:
-        """A batch of samples, or the user's mistake: raised in a worker, it would arrive with a worker's traceback."""
+        """Return a batch of samples, or the user's mistake: raised, it would arrive with a worker's traceback."""
         try:
             return [self[number] for number in numbers]
         except UserError as error:
@@ -102,12 +101,9 @@ class DrawNumbers(Sampler[list[int]]):
             first = (turn * self.world + self.rank) * self.batch
             yield list(range(first, first + self.batch))
 
-    def __len__(self) -> int:
-        return len(self.turns)
 
-
-def collate(samples: list[Sample] | UserError) -> Raw | UserError:
-    """Samples to a batch."""
+def collate(samples: list[Sample] | UserError) -> RawBatch | UserError:
+    """Stack samples to a batch; an error is passed on."""
     if isinstance(samples, UserError):
         return samples
     images, labels, names = zip(*(sample.source for sample in samples), strict=True)
@@ -115,105 +111,135 @@ def collate(samples: list[Sample] | UserError) -> Raw | UserError:
     source = torch.stack(images)
     targets = [sample.target for sample in samples if sample.target is not None]
     if not targets:
-        return Raw(source, torch.stack(labels), source[:0], source[:0, 0].bool(), names, notes)
+        return RawBatch(source, torch.stack(labels), source[:0], source[:0, 0].bool(), names, notes)
     target, valid, target_names = zip(*targets, strict=True)
-    return Raw(source, torch.stack(labels), torch.stack(target), torch.stack(valid), (*names, *target_names), notes)
+    names = (*names, *target_names)
+    return RawBatch(source, torch.stack(labels), torch.stack(target), torch.stack(valid), names, notes)
 
 
-class Batches(Iterator[Raw]):
-    """The batches of some turns, in order.
+def load(
+    draws: Draws, numbers: DrawNumbers, *, workers: int, timeout: int = 0, start_method: str | None = None
+) -> Iterator[RawBatch]:
+    """Yield the batch of every turn, in order, made by worker processes.
 
-    When a worker is killed, for example because memory ran out, all are started anew at the batch that was due, which
-    has a note of it: a batch is a function of its turn, so nothing is lost or seen twice.
+    Args:
+        draws: the samples.
+        numbers: of each turn.
+        workers: how many processes; 0 makes the batches in this one.
+        timeout: seconds without a batch after which to give up; 0 waits for ever.
+        start_method: of the workers: `fork`, `spawn` or `forkserver`; Python's own choice when absent.
+
+    Raises:
+        UserError: a file is at fault, a worker died, or the time is over.
     """
-
-    def __init__(
-        self, draws: Draws, numbers: DrawNumbers, *, workers: int, timeout: int = 0, start_method: str | None = None
-    ) -> None:
-        self._draws, self._numbers, self._workers, self._start_method = draws, numbers, workers, start_method
-        self._timeout = timeout
-        self._turn, self._restarts = numbers.turns.start, 0
-        self._processes: set[Any] = set()
-        self._iterator: Iterator[Raw | UserError] | None = None
-        self._notes: list[str] = []
-
-    def __next__(self) -> Raw:
-        """The batch of the next turn; raises `UserError` when a file is at fault, or workers keep dying."""
+    loader: DataLoader[Any] = DataLoader(
+        draws,
+        batch_sampler=numbers,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        generator=Generator().manual_seed(draws.seed),  # else it would take its seed from the global one
+        multiprocessing_context=start_method,
+        worker_init_fn=_prepare_worker,
+        timeout=min(POLL, timeout or POLL) if workers else 0,
+    )
+    others, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    processes = set(multiprocessing.active_children()) - others
+    if threading.current_thread() is threading.main_thread():
+        # torch's handler would raise in the midst of any step when a worker dies: here it is seen at the next batch.
+        signal.signal(signal.SIGCHLD, handler)
+    for turn in numbers.turns:
         began = time.monotonic()
         while True:
-            if self._iterator is None:
-                self._iterator = self._start()
             try:
-                raw = next(self._iterator)
+                batch = next(iterator)
                 break
             except (RuntimeError, OSError, EOFError) as error:
-                if any(process.exitcode not in (None, 0) for process in self._processes):
-                    self._bury(error)
-                elif "timed out after" not in str(error):
-                    raise
-                elif self._timeout and time.monotonic() - began >= self._timeout:
+                if codes := [process.exitcode for process in processes if process.exitcode]:
+                    how = ", ".join(f"signal {-code}" if code < 0 else f"exit code {code}" for code in sorted(codes))
                     raise UserError(
-                        f"No batch has come from the loader's workers for {self._timeout} seconds: a file that cannot "
+                        f"A worker of the data loader died before batch {turn + 1} ({how}): most often memory runs "
+                        f"out. Set loader.workers lower (now {workers}; 0 loads in the training process and shows what "
+                        "happens), loader.batch or loader.crop smaller; continue with --resume."
+                    ) from error
+                if "timed out after" not in str(error):
+                    raise
+                if timeout and time.monotonic() - began >= timeout:
+                    raise UserError(
+                        f"No batch has come from the loader's workers for {timeout} seconds: a file that cannot "
                         "be read to its end (a network disk that hangs?), or a worker that was stopped. Try "
                         "loader.workers=0 to see where, or raise loader.timeout (seconds; 0 waits for ever)."
                     ) from error
-        if isinstance(raw, UserError):
-            raise raw
-        self._turn += 1
-        notes, self._notes = self._notes, []
-        return replace(raw, notes=(*notes, *raw.notes)) if notes else raw
-
-    def _start(self) -> Iterator[Raw | UserError]:
-        numbers = self._numbers
-        turns = range(self._turn, numbers.turns.stop)
-        loader: DataLoader[Any] = DataLoader(
-            self._draws,
-            batch_sampler=DrawNumbers(turns, numbers.batch, numbers.rank, numbers.world),
-            num_workers=self._workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            generator=Generator().manual_seed(self._draws.seed),  # else it would take its seed from the global one
-            multiprocessing_context=self._start_method,
-            worker_init_fn=_prepare_worker,
-            timeout=min(LOOK, self._timeout or LOOK) if self._workers else 0,
-        )
-        others = set(multiprocessing.active_children())
-        iterator = iter(loader)
-        self._processes = set(multiprocessing.active_children()) - others
-        if self._processes and threading.current_thread() is threading.main_thread():
-            _let_workers_die()
-        return iterator
-
-    def _bury(self, error: Exception) -> None:
-        """Count a death; raises `UserError` after too many."""
-        codes = sorted(process.exitcode for process in self._processes if process.exitcode not in (None, 0))
-        self._iterator = None  # ends the workers that are left
-        self._restarts += 1
-        how = ", ".join(f"signal {-code}" if code < 0 else f"exit code {code}" for code in codes)
-        if self._restarts > RESTARTS:
-            raise UserError(
-                f"Workers of the data loader died {self._restarts} times, the last before batch {self._turn + 1} "
-                f"({how}): most often memory runs out. Set loader.workers lower (now {self._workers}; 0 loads in the "
-                "training process and shows what happens), loader.batch or loader.crop smaller."
-            ) from error
-        self._notes.append(f"a data loader worker died ({how}): all were started again at the batch that was due")
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
 def _prepare_worker(index: int) -> None:
     cv2.setNumThreads(0)  # a worker is one core's; and OpenCV's thread pool does not survive a fork
 
 
-def _let_workers_die() -> None:
-    """Where torch hears of a dead worker, in the midst of any step, keep still: `Batches` asks at the next batch."""
-    heard = signal.getsignal(signal.SIGCHLD)
-    if callable(heard) and not isinstance(heard, _Calm):
-        signal.signal(signal.SIGCHLD, _Calm(heard))
+def train_batches(
+    settings: Settings,
+    *,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    cache: Path | None = None,
+    start_method: str | None = None,
+) -> Iterator[RawBatch]:
+    """Yield the batches from step `start` to the last one, `train.accumulate` of them for each step.
+
+    Args:
+        settings: of the run.
+        start: completed steps. A resumed run draws exactly what the uninterrupted one would have.
+        rank: of this process; every process draws other samples.
+        world: number of processes.
+        cache: file that keeps the class statistics.
+        start_method: of the workers, see `load`.
+
+    Raises:
+        UserError: at once when files are missing or no label shows a class; later see `load`.
+    """
+    config, accumulate = settings.loader, settings.train.accumulate
+    draws = Draws(source_images(settings, cache), target_images(settings), settings.train.seed)
+    turns = range(start * accumulate, settings.train.steps * accumulate)
+    numbers = DrawNumbers(turns, config.batch, rank, world)
+    return load(draws, numbers, workers=config.workers, timeout=config.timeout, start_method=start_method)
 
 
-@dataclass(frozen=True)
-class _Calm:
-    handler: Any
+def source_images(settings: Settings, cache: Path | None = None) -> SourceImages:
+    """Return the labelled stream; `cache` keeps the class statistics."""
+    data, config, seed = settings.source, settings.loader, settings.train.seed
+    pairs, code = find_pairs(data), code_for(data, settings.classes)
+    sampler: samplers.Sampler = Shuffled(len(pairs), seed, SOURCE)
+    if config.rare_class is not None or config.class_balanced is not None:
+        classes = resolve_space(settings.classes, data).num_classes
+        statistics = class_statistics(pairs, code, classes, cache=cache)
+        if config.rare_class is not None:
+            sampler = RareClassSampler(statistics, config.rare_class, config.crop)
+        elif config.class_balanced is not None:
+            sampler = ClassBalancedSampler(statistics, config.class_balanced, seed)
+    return SourceImages(pairs, code, scaled_files(data, config), config, sampler)
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        with contextlib.suppress(RuntimeError):
-            self.handler(number, frame)
+
+def target_images(settings: Settings) -> TargetImages | None:
+    """Return the unlabelled stream; None for a method that only looks at the source."""
+    data = settings.target
+    if data is None or not settings.method.looks_at_target:
+        return None
+    images = find_images(data)
+    order = Shuffled(len(images), settings.train.seed, TARGET)
+    return TargetImages(images, scaled_files(data, settings.loader), data.margins, settings.loader, order)
+
+
+def scaled_files(data: DataConfig, config: LoaderConfig) -> ScaledFiles:
+    """Return the reader of a data set that is trained on."""
+    cache = None if config.cache is None else ImageCache(config.cache)
+    return ScaledFiles(data.resize, config.scale_jpeg, cache)
+
+
+def eval_samples(data: DataConfig, classes: Classes | None, source: DataConfig | None = None) -> LabelledImages:
+    """Return a labelled data set for evaluation; `classes` and `source` as for `code_for`."""
+    return LabelledImages(find_pairs(data), code_for(data, classes, source), data.resize)

@@ -1,30 +1,60 @@
-"""Which image comes next: each once per epoch, or by rare-class sampling (DAFormer, section 3.2)."""
+"""Which image comes next: each once per epoch, by rare-class sampling (DAFormer), or class-balanced (Undoing)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from ssrseg.config import RareClassConfig
+from ssrseg.config import ClassBalancedConfig, RareClassConfig
 from ssrseg.data.class_statistics import ClassStatistics
 from ssrseg.errors import UserError
 
 SOURCE, TARGET, SOURCE_ORDER, TARGET_ORDER = range(4)
 """Streams of draws, and of the orders of their epochs."""
+NO_CLASS = "No source label shows any of the classes: check `classes` and the raw values (`ids`)."
 
 
 def generator_of(seed: int, stream: int, number: int) -> Generator:
-    """The generator of one draw: a function of the run's seed, the stream and the draw number alone."""
+    """Return the generator of one draw: a function of the run's seed, the stream and the draw number alone."""
     # The CPU generator takes 32 bits of a seed. A golden-ratio step spreads the streams of all runs over them, so
     # that the draw numbers, counted from there, do not run from one stream into another.
     return Generator().manual_seed(((seed * 4 + stream) * 0x9E3779B1 + number) & 0xFFFFFFFF)
 
 
+@dataclass(frozen=True)
+class Draw:
+    """A drawn image; `rare` is the class it was drawn for, of which a crop should show more than `enough` pixels."""
+
+    file: int
+    rare: int | None = None
+    enough: float = 0.0
+
+
+Sampler = Callable[[int, Generator], Draw]
+"""Draw number and its generator -> which image."""
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Draws every image once per epoch, in an order that depends on seed, stream and epoch alone."""
+
+    count: int
+    seed: int
+    stream: int
+    """`SOURCE` or `TARGET`: with one order for both, equally many images would meet in the same pairs for ever."""
+
+    def __call__(self, number: int, generator: Generator) -> Draw:
+        """Return the image of a draw number."""
+        epoch, place = divmod(number, self.count)
+        order = torch.randperm(self.count, generator=generator_of(self.seed, self.stream + SOURCE_ORDER, epoch))
+        return Draw(int(order[place]))
+
+
 def rare_class_probabilities(totals: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """P(c) = softmax((1 - f_c) / T) over the classes that occur, f_c the share of their pixels (DAFormer, eq. 6-7).
+    """Return P(c) = softmax((1 - f_c) / T) over the classes that occur (DAFormer, eq. 6-7); f_c: share of the pixels.
 
     Args:
         totals: pixels per class (K,).
@@ -40,21 +70,12 @@ def rare_class_probabilities(totals: Tensor, temperature: float) -> tuple[Tensor
 
 
 def scaled_min_pixels(crop: tuple[int, int]) -> int:
-    """The references' 3000 pixels of a 512x512 crop, for another crop."""
+    """Scale the references' 3000 pixels of a 512x512 crop to another crop."""
     return max(1, round(3000 * crop[0] * crop[1] / 512**2))
 
 
-@dataclass(frozen=True)
-class Draw:
-    """A drawn image; `rare` is the class it was drawn for, of which a crop should show more than `enough` pixels."""
-
-    file: int
-    rare: int | None = None
-    enough: float = 0.0
-
-
 class RareClassSampler:
-    """Draws a class, then an image that shows enough of it.
+    """Rare-class sampling (DAFormer, section 3.2): draws a class, then an image that shows enough of it.
 
     A class that no image shows enough of draws from the images that show most of it; a class that never occurs is
     not drawn.
@@ -66,16 +87,16 @@ class RareClassSampler:
         self.enough = self.min_pixels * config.min_crop_ratio if config.min_crop_ratio > 0 else -1.0
         self.classes, self.probabilities = rare_class_probabilities(statistics.totals, config.temperature)
         if not len(self.classes):
-            raise UserError("No source label shows any of the classes: check `classes` and the raw values (`ids`).")
+            raise UserError(NO_CLASS)
         self._files = {int(c): self._files_of(statistics.pixels[:, c]) for c in self.classes}
 
     def files_of(self, class_id: int) -> list[int]:
-        """Indices of the files that are drawn for a class."""
+        """Return the indices of the files that are drawn for a class."""
         files: list[int] = self._files[class_id].tolist()
         return files
 
     def __call__(self, number: int, generator: Generator) -> Draw:
-        """Class by probability, file uniformly; the draw number has seeded the generator already."""
+        """Draw the class by its probability, the file uniformly; the draw number has seeded the generator already."""
         class_id = int(self.classes[int(torch.multinomial(self.probabilities, 1, generator=generator))])
         files = self._files[class_id]
         file = int(files[int(torch.randint(len(files), (), generator=generator))])
@@ -86,21 +107,55 @@ class RareClassSampler:
         return many if len(many) else (pixels > pixels.max() // 2).nonzero()[:, 0]
 
 
-@dataclass(frozen=True)
-class Shuffled:
-    """Draws every image once per epoch, in an order that depends on seed, stream and epoch alone."""
+class ClassBalancedSampler:
+    """Class-balanced source list (Undoing's code): a class that was seen less often so far is drawn more often.
 
-    count: int
-    seed: int
-    stream: int
-    """`SOURCE` or `TARGET`: with one order for both, equally many images would meet in the same pairs for ever."""
+    Draws blocks of images, each a function of the seed and the block's number alone. Within a block every draw takes
+    a class with weight 1 / ln(offset + r_c), r_c its share of the classes seen so far, then the next image that shows
+    it, and counts every class of that image as seen. The reference's files go on from one block to the next; here
+    every block shuffles them anew, so that a run can resume anywhere.
+    """
+
+    def __init__(self, statistics: ClassStatistics, config: ClassBalancedConfig, seed: int) -> None:
+        self.config, self.seed = config, seed
+        self._shows = (statistics.pixels > 0).double()  # (files, K)
+        self._classes = [c for c in range(self._shows.shape[1]) if self._shows[:, c].any()]
+        if not self._classes:
+            raise UserError(NO_CLASS)
+        self._block: tuple[int, list[int]] = (-1, [])
 
     def __call__(self, number: int, generator: Generator) -> Draw:
-        """The image of a draw number."""
-        epoch, place = divmod(number, self.count)
-        order = torch.randperm(self.count, generator=generator_of(self.seed, self.stream + SOURCE_ORDER, epoch))
-        return Draw(int(order[place]))
+        """Return the image of a draw number."""
+        block, place = divmod(number, self.config.block)
+        if self._block[0] != block:
+            self._block = (block, self._draw_block(block))
+        return Draw(self._block[1][place])
+
+    def _draw_block(self, block: int) -> list[int]:
+        generator = generator_of(self.seed, SOURCE_ORDER, block)
+        queues = {c: _shuffled_again_and_again(self._shows[:, c].nonzero()[:, 0], generator) for c in self._classes}
+        seen = torch.zeros(self._shows.shape[1], dtype=torch.float64)
+        files: list[int] = []
+        for _ in range(self.config.block):
+            weights = class_weights(seen, self.config.offset)[self._classes]
+            chosen = self._classes[int(torch.multinomial(weights, 1, generator=generator))]
+            files.append(next(queues[chosen]))
+            seen += self._shows[files[-1]]
+        return files
 
 
-Sampler = Callable[[int, Generator], Draw]
-"""Draw number and its generator -> which image."""
+def class_weights(seen: Tensor, offset: float) -> Tensor:
+    """Return weights 1 / ln(offset + r_c), normalised; r_c = n_c / sum n, and 0 before anything was seen.
+
+    Args:
+        seen: n_c, (K,).
+        offset: above 1.
+    """
+    shares = seen / seen.sum().clamp(min=1)
+    weights = 1 / (offset + shares).log()
+    return weights / weights.sum()
+
+
+def _shuffled_again_and_again(files: Tensor, generator: Generator) -> Iterator[int]:
+    while True:
+        yield from files[torch.randperm(len(files), generator=generator)].flip(0).tolist()

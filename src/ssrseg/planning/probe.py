@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ssrseg.config import Settings
-from ssrseg.data import Raw, resolve_space
+from ssrseg.data import RawBatch, resolve_space
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.loop import Observer, StepResult, fit
 from ssrseg.training.setup import build_context
@@ -56,7 +56,7 @@ def without_weights(settings: Settings) -> Settings:
     return settings.model_copy(update={"model": model, "method": method})
 
 
-def noise(settings: Settings, seed: int = 0) -> Raw:
+def noise(settings: Settings, seed: int = 0) -> RawBatch:
     """A batch of random pixels, and labels in blocks."""
     (height, width), count = settings.loader.crop, settings.loader.batch
     targets = count if settings.target is not None else 0
@@ -67,4 +67,4 @@ def noise(settings: Settings, seed: int = 0) -> Raw:
     labels = blocks.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, :height, :width].contiguous()
     valid = torch.ones(targets, height, width, dtype=torch.bool)
     names = tuple(f"noise {i}" for i in range(count + targets))
-    return Raw(images[:count], labels, images[count:], valid, names)
+    return RawBatch(images[:count], labels, images[count:], valid, names)

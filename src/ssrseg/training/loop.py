@@ -19,7 +19,7 @@ from ssrseg.adapt.batch import Batch, Pseudo, View
 from ssrseg.adapt.learner import ViewMaker, adapt
 from ssrseg.adapt.methods import Method
 from ssrseg.config import Settings
-from ssrseg.data.loader import Raw
+from ssrseg.data.loader import RawBatch
 from ssrseg.training.optim import set_learning_rates
 
 
@@ -51,7 +51,7 @@ class Observer:
     def labelled(self, pseudo: Pseudo, valid: Tensor) -> None:
         """The teacher labelled target images; `valid` (B', H, W) bool is where their labels may be trusted."""
 
-    def computed(self, step: int, raws: Sequence[Raw], losses: Sequence[Mapping[str, Tensor]]) -> None:
+    def computed(self, step: int, raws: Sequence[RawBatch], losses: Sequence[Mapping[str, Tensor]]) -> None:
         """The gradients of step number `step`, from 1, are there; the optimiser has not used them yet.
 
         `losses` are those of each of the step's batches `raws`, in this process.
@@ -75,7 +75,7 @@ def fit(
     fabric: Fabric,
     method: Method,
     optimizer: Optimizer,
-    batches: Iterable[Raw],
+    batches: Iterable[RawBatch],
     settings: Settings,
     *,
     start: int = 0,
@@ -138,13 +138,13 @@ def mean_of(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return dict(zip(parts[0], means, strict=True))
 
 
-class TimedIterator(Iterator[Raw]):
+class TimedIterator(Iterator[RawBatch]):
     """Batches, and how long the loop waited for them."""
 
-    def __init__(self, batches: Iterable[Raw]) -> None:
+    def __init__(self, batches: Iterable[RawBatch]) -> None:
         self._batches, self._waited = iter(batches), 0.0
 
-    def __next__(self) -> Raw:
+    def __next__(self) -> RawBatch:
         began = time.perf_counter()
         try:
             return next(self._batches)
@@ -157,7 +157,7 @@ class TimedIterator(Iterator[Raw]):
         return waited
 
 
-def to_batch(raw: Raw, device: torch.device) -> Batch:
+def to_batch(raw: RawBatch, device: torch.device) -> Batch:
     """Bytes to the device, then floats in [0, 1]: the only cast."""
     source, labels, target, valid = (
         part.to(device, non_blocking=True) for part in (raw.source, raw.labels, raw.target, raw.valid)

@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from ssrseg.config import Settings, flatten, read_yaml, resolve
-from ssrseg.data import check_data
+from ssrseg.data import refuse_bad_data
 from ssrseg.errors import UserError
 from ssrseg.runs.atomic import write_text
 from ssrseg.runs.folder import GroupFolder, RunFolder
@@ -62,7 +62,7 @@ def train_seeds(
     if settings.stages:
         raise UserError("A recipe with stages has no groups: train each seed into a folder of its own, train.seed=N.")
     check_trackers(settings.train)
-    check_data(settings)  # what is wrong for every seed is said once
+    refuse_bad_data(settings)  # what is wrong for every seed is said once
     _create(folder, settings, wanted)
     finished, failed = [], {}
     for seed in wanted:

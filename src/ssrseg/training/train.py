@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ssrseg.config import Settings
-from ssrseg.data import check_data, train_batches
+from ssrseg.data import refuse_bad_data, train_batches
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.runs.folder import RecipeFolder, RunFolder
@@ -74,7 +74,7 @@ def train(
             console.print(f"The run in {folder.path} is finished: nothing to resume.", soft_wrap=True, markup=False)
         return Run(folder.path, load_segmenter(folder.student_last))
     with deterministic_operations(settings.train.deterministic), signals_noted() as stop:
-        context = build_context(settings, folder, extensions=extensions, notes=check_data(settings))
+        context = build_context(settings, folder, extensions=extensions, notes=refuse_bad_data(settings))
         fabric, method, optimizer = context.fabric, context.method, context.optimizer
         with folder.held() if fabric.is_global_zero else nullcontext():
             point = resumed(context) if resume else begun(context)

@@ -10,7 +10,7 @@ LOOKED_AT = 50
 """Files of each data set that are decoded; of the others only the header and the last bytes are read."""
 
 
-def check_data(settings: Settings) -> list[str]:
+def refuse_bad_data(settings: Settings) -> list[str]:
     """Look at all headers and some files of a run; `ssrseg check-data` (`survey_data`) decodes every one.
 
     Returns:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssrseg.adapt import distributed
 from ssrseg.adapt.batch import View
-from ssrseg.data.loader import Raw
+from ssrseg.data.loader import RawBatch
 from ssrseg.errors import UserError
 from ssrseg.runs.atomic import write_atomically, write_json
 from ssrseg.training.loop import Observer, StepResult
@@ -52,7 +52,7 @@ class BadStep:
     """Of each batch of the step, named `view/term`."""
     gradients: Mapping[str, float]
     """Sum of absolute values by parameter."""
-    raws: tuple[Raw, ...]
+    raws: tuple[RawBatch, ...]
     """The batches of the step."""
     origin: tuple[int, str] | None = None
     """Batch and view whose backward made the gradients so, where it was one of this process."""
@@ -68,7 +68,7 @@ class BadStep:
         return {part: (len(names), len(parts[part]), names[0]) for part, names in bad.items() if names}
 
     @property
-    def suspects(self) -> list[Raw]:
+    def suspects(self) -> list[RawBatch]:
         """The batches with a NaN or infinite loss, else the one of the gradient, else all of the step."""
         bad = [not all(map(math.isfinite, part.values())) for part in self.losses]
         if not any(bad) and self.origin is not None:
@@ -130,7 +130,7 @@ class PendingStep:
     """A step whose numbers are on their way from the device."""
 
     step: int
-    raws: tuple[Raw, ...]
+    raws: tuple[RawBatch, ...]
     losses: tuple[tuple[str, ...], ...]
     """Names, for each batch."""
     parameters: tuple[str, ...]
@@ -237,7 +237,7 @@ class Guard(Observer):
             self._before.append(torch.stack(self._gradients()[1]).sum())
         self._views.append(view.name)
 
-    def computed(self, step: int, raws: Sequence[Raw], losses: Sequence[Mapping[str, Tensor]]) -> None:
+    def computed(self, step: int, raws: Sequence[RawBatch], losses: Sequence[Mapping[str, Tensor]]) -> None:
         """Set the optimiser's `found_inf`, and send the numbers to the host."""
         values = [loss.detach() for part in losses for loss in part.values()]
         parameters, norms = self._gradients()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ssrseg.data.loader import Raw
+from ssrseg.data.loader import RawBatch
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.console import Screen
@@ -171,7 +171,7 @@ class LoaderNotes(Observer):
     def restore(self, state: dict[str, Any]) -> None:
         self._counts = Counter(state["counts"])
 
-    def computed(self, step: int, raws: Sequence[Raw], losses: Sequence[Mapping[str, Tensor]]) -> None:
+    def computed(self, step: int, raws: Sequence[RawBatch], losses: Sequence[Mapping[str, Tensor]]) -> None:
         """Count the notes of a step's batches."""
         self._step = step
         for note in (note for raw in raws for note in raw.notes):

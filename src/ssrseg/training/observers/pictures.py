@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssrseg.adapt.batch import View
 from ssrseg.data import LabelledImages
-from ssrseg.data.datasets import Labelled
+from ssrseg.data.datasets import LabelledImage
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.transforms import resize_image
 from ssrseg.inference.evaluate import Scores
@@ -69,7 +69,7 @@ class PredictedPictures(Observer):
         record = {"classes": self._space.names, "colors": self._space.colors, "of": total, "images": images}
         write_json(self._folder / "images.json", record)
 
-    def _write(self, number: int, sample: Labelled) -> dict[str, Any]:
+    def _write(self, number: int, sample: LabelledImage) -> dict[str, Any]:
         """Save three pictures; returns the image's entry in the record."""
         height, width = sample.labels.shape
         student, device = self._context.method.learner.student, self._context.fabric.device

@@ -1,6 +1,11 @@
-"""Training batches: what a sample shows, and that nothing but seed and number decides it."""
+"""Training batches: what a sample shows, and that nothing but seed and number decides it, whoever makes it."""
 
 from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -117,3 +122,51 @@ def test_target_crops_differ_from_draw_to_draw(tmp_path):
     write_pairs(tmp_path / "camera", 1)
     target = torch.cat([raw.target for raw in train_batches(settings(tmp_path, flip=0))])
     assert len({bytes(image.flatten().tolist()) for image in target}) > 8  # of 12
+
+
+# --- processes and workers
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_no_image_is_seen_twice_in_an_epoch_over_all_processes(tmp_path, world, workers):
+    for domain in ("game", "camera"):
+        write_pairs(tmp_path / domain, 12, height=16, width=16)
+    run = settings(tmp_path, steps=12 // world, crop=[16, 16], batch=2, workers=workers)  # two epochs
+    ranks = [list(train_batches(run, rank=rank, world=world)) for rank in range(world)]
+    for domain, first in (("game", 0), ("camera", 2)):
+        seen = [name for step in zip(*ranks, strict=True) for raw in step for name in raw.names[first : first + 2]]
+        assert len(seen) == 24
+        assert all(domain in name for name in seen)
+        assert len(set(seen[:12])) == len(set(seen[12:])) == 12
+        assert seen[:12] != seen[12:]
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_that_share_nothing_draw_the_same(tmp_path, method):
+    run = settings(tmp_path, rare_class={}, steps=3, cache=tmp_path / "cache")
+    whole = list(train_batches(run))
+    spawned = settings(tmp_path, rare_class={}, steps=3, workers=1, cache=tmp_path / "cache")
+    others = list(train_batches(spawned, start_method=method))
+    assert [same(a, b) for a, b in zip(whole, others, strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_ends_the_run_with_a_reason(tmp_path, workers):
+    others = set(multiprocessing.active_children())
+    batches = train_batches(settings(tmp_path, steps=60, workers=workers))
+    next(batches)
+    (victim, *_) = set(multiprocessing.active_children()) - others
+    os.kill(victim.pid, signal.SIGKILL)
+    time.sleep(0.5)  # a step, which must not be interrupted where it stands
+    with pytest.raises(UserError, match=r"died before batch \d+ \(signal 9\).*loader.workers lower.*--resume"):
+        list(batches)
+    assert not set(multiprocessing.active_children()) - others
+
+
+def test_a_users_mistake_comes_from_a_worker_as_it_is(tmp_path):
+    run = settings(tmp_path, workers=1)
+    for path in (tmp_path / "game" / "images").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"\A\S+\d\d\.png cannot be read as an image: "):
+        list(train_batches(run))
