@@ -362,7 +362,6 @@ def test_ticks_are_round_and_cover_the_highest(highest: float, last: float | Non
 def test_spaced_keeps_both_ends() -> None:
     assert spaced([1, 2, 3, 4, 5], 3) == [1, 3, 5]
     assert spaced([1, 2], 6) == [1, 2]
-    assert spaced([1, 2], 1) == [2]
 
 
 def test_the_report_loads_no_torch() -> None:

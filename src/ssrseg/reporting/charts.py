@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from ssrseg.reporting.comparison import Comparison, Group
+from ssrseg.reporting.formats import fill
 from ssrseg.reporting.text_tables import cell, percent
 from ssrseg.runs.records import RunRecord, Score
 
@@ -48,15 +49,20 @@ def chart(title: str, curves: Sequence[Curve]) -> Markup:
         across, up = x / x_end, max(y, 0) / y_ticks[-1]
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    body = Markup("").join(
-        [
-            *(_rule(f"{y:g}", place(0, y)[1]) for y in y_ticks),
-            *(_mark(f"{x:g}", place(x, 0)[0]) for x in ticks(x_end) if x <= x_end),
-            *(_line(curve, [place(x, y) for x, y in curve.points], marked) for curve in drawn),
-        ]
+    return Markup(
+        fill(
+            "chart.svg.jinja",
+            title=title,
+            width=WIDTH,
+            height=HEIGHT,
+            left=LEFT,
+            right=WIDTH - RIGHT,
+            rules=[(y, place(0, y)[1]) for y in y_ticks],
+            marks=[(x, place(x, 0)[0]) for x in ticks(x_end) if x <= x_end],
+            curves=[(curve, [place(x, y) for x, y in curve.points]) for curve in drawn],
+            marked=marked,
+        )
     )
-    head = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, HEIGHT, title)
-    return head + body + Markup("</svg>")
 
 
 def ticks(highest: float, wanted: int = 4) -> list[float]:
@@ -65,32 +71,6 @@ def ticks(highest: float, wanted: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
     return [round(step * i, 12) for i in range(math.ceil(highest / step - 1e-9) + 1)] if highest > 0 else [0.0, step]
-
-
-def _rule(text: str, y: float) -> Markup:
-    line = Markup('<line class="rule" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(LEFT, WIDTH - RIGHT, y, y)
-    return line + Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(LEFT - 6, y + 4, text)
-
-
-def _mark(text: str, x: float) -> Markup:
-    anchor = "end" if x > WIDTH - RIGHT - 20 else "middle"
-    x = min(x, WIDTH - 2) if anchor == "middle" else WIDTH - RIGHT
-    return Markup('<text x="{:.1f}" y="{}" text-anchor="{}">{}</text>').format(x, HEIGHT - 8, anchor, text)
-
-
-def _line(curve: Curve, places: Sequence[tuple[float, float]], marked: bool) -> Markup:
-    kind = f"curve c{curve.colour % 6}" + (" dashed" if curve.dashed else "")
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    values = " ".join(f"{x:.6g},{y:.5g}" for x, y in curve.points)
-    dot = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.2"><title>{}, step {:g}: {:.4g}</title></circle>')
-    dots = [
-        dot.format(x, y, curve.name, step, value)
-        for (x, y), (step, value) in zip(places, curve.points, strict=True)
-        if marked or len(places) == 1
-    ]
-    line = Markup('<polyline points="{}"/>').format(path)
-    group = Markup('<g class="{}" data-name="{}" data-keys="{}" data-values="{}">')
-    return group.format(kind, curve.name, " ".join(curve.keys), values) + line + Markup("").join(dots) + Markup("</g>")
 
 
 def _thinned(points: Sequence[tuple[float, float]], most: int) -> tuple[tuple[float, float], ...]:
@@ -166,44 +146,20 @@ def _group_bar(group: Group, colour: int, name: str) -> Bar:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Pixels of one true class that one predicted class has, and their share of the true class's."""
-
-    share: float
-    text: str
-    """Per cent, whole; empty below a half."""
-    pixels: int
-
-
-@dataclass(frozen=True)
 class Matrix:
-    """Of the pixels of a true class (row), the share that each predicted class (column) has."""
+    """Pixels of a true class (row) that the students call each class (column), over all runs of a group."""
 
     name: str
     classes: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    """A row is empty for a class that the labels do not contain."""
-    runs: int
-    """How many were added up."""
+    rows: tuple[tuple[int, ...], ...]
 
 
-def matrices(groups: Sequence[Group]) -> list[Matrix]:
+def matrices(groups: Sequence[Group]) -> Iterator[Matrix]:
     """Add up the confusion matrices of each group's runs; none for groups without."""
-    return [matrix for matrix in map(_matrix, groups) if matrix]
-
-
-def _matrix(group: Group) -> Matrix | None:
-    known = [(run.classes, score.confusion) for run, score in group.scores if score and score.confusion]
-    if not known:
-        return None
-    classes = known[0][0]
-    alike = [counts for names, counts in known if names == classes]
-    rows = tuple(_row([sum(values) for values in zip(*lines, strict=True)]) for lines in zip(*alike, strict=True))
-    return Matrix(group.name, classes, rows, len(alike))
-
-
-def _row(pixels: Sequence[int]) -> tuple[Cell, ...]:
-    whole = sum(pixels)
-    if not whole:
-        return ()
-    return tuple(Cell(n / whole, f"{100 * n / whole:.0f}" if n / whole >= 0.005 else "", n) for n in pixels)
+    for group in groups:
+        known = [(run.classes, score.confusion) for run, score in group.scores if score and score.confusion]
+        if known:
+            classes = known[0][0]
+            alike = [counts for names, counts in known if names == classes]
+            rows = (tuple(map(sum, zip(*lines, strict=True))) for lines in zip(*alike, strict=True))
+            yield Matrix(group.name, classes, tuple(rows))

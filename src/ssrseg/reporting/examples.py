@@ -223,35 +223,24 @@ class Picture:
     height: int
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """The pictures of one run's views over time."""
-
-    run: str
-    steps: tuple[tuple[int, tuple[Picture, ...]], ...]
-    """In the order of the steps."""
-    hidden: int
-    """Pictures that stay in the run folder only."""
+Gallery = tuple[str, list[tuple[int, list[Picture]]], int]
+"""A run, its pictures by step, and how many more stay in the run folder."""
 
 
-def galleries(runs: Sequence[tuple[str, RunRecord]], budget: int) -> list[Gallery]:
-    """Show each run, by name, that left pictures; they share the budget, in characters."""
+def galleries(runs: Sequence[tuple[str, RunRecord]], budget: int) -> Iterator[Gallery]:
+    """Show what each student saw, by the name of its run; all share the budget, in characters."""
     shown = [(name, run) for name, run in runs if run.views]
-    return [_gallery(name, run, budget // len(shown), 5 if len(runs) > 1 else 10) for name, run in shown]
-
-
-def _gallery(name: str, run: RunRecord, budget: int, most: int) -> Gallery:
-    """Embed the latest pictures first, so that a spent budget costs the oldest."""
-    steps: list[tuple[int, tuple[Picture, ...]]] = []
-    for step in reversed(spaced(sorted({file.step for file in run.views}), most)):
-        pictures = []
-        for file in run.views:
-            if file.step == step and budget > 0 and (picture := _embedded(file)):
-                budget -= len(picture.uri)
-                pictures.append(picture)
-        steps += [(step, tuple(pictures))] if pictures else []
-    hidden = len(run.views) - sum(len(pictures) for _, pictures in steps)
-    return Gallery(name, tuple(reversed(steps)), hidden)
+    for name, run in shown:
+        left, steps = budget // len(shown), []
+        # the latest first, so that a spent budget costs the oldest
+        for step in reversed(spaced(sorted({file.step for file in run.views}), 5 if len(runs) > 1 else 10)):
+            pictures = []
+            for file in run.views:
+                if file.step == step and left > 0 and (picture := _embedded(file)):
+                    left -= len(picture.uri)
+                    pictures.append(picture)
+            steps += [(step, pictures)] if pictures else []
+        yield name, steps[::-1], len(run.views) - sum(len(pictures) for _, pictures in steps)
 
 
 def _embedded(file: PictureFile) -> Picture | None:
@@ -268,9 +257,7 @@ def _embedded(file: PictureFile) -> Picture | None:
 
 
 def spaced(numbers: Sequence[int], count: int) -> list[int]:
-    """Pick at most `count` of the numbers, evenly spaced, the first and last among them; the last when count is 1."""
+    """Pick at most `count` of the numbers, two or more, evenly spaced, the first and last among them."""
     if len(numbers) <= count:
         return list(numbers)
-    if count == 1:
-        return [numbers[-1]]
     return [numbers[round(i * (len(numbers) - 1) / (count - 1))] for i in range(count)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
-from importlib import resources
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,7 +18,16 @@ from ssrseg.errors import UserError
 from ssrseg.reporting.comparison import Comparison, Contrast
 from ssrseg.reporting.paper import paper_tables, published
 from ssrseg.reporting.statistics import Difference, Spread
-from ssrseg.reporting.text_tables import TextTable, general, scores, sentence, signed
+from ssrseg.reporting.text_tables import (
+    TextTable,
+    class_differences,
+    differences,
+    per_class,
+    percent,
+    scores,
+    sentence,
+    signed,
+)
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -49,7 +58,8 @@ COLUMNS = (
 
 def all_tables(comparison: Comparison) -> list[TextTable]:
     """List all tables, the paper's first where they are wanted."""
-    return [*paper_tables(comparison), *general(comparison)]
+    ours = (scores(comparison), differences(comparison), per_class(comparison))
+    return [*paper_tables(comparison), *ours, *map(class_differences, comparison.contrasts)]
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -109,9 +119,8 @@ def latex(text: str) -> str:
 
 def to_html(comparison: Comparison) -> str:
     """Write one self-contained page, light or dark as the reader's system is."""
-    template = (resources.files("ssrseg.reporting") / "compare.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
+    return fill(
+        "compare.html.jinja",
         tables=all_tables(comparison),
         statements=[sentence(contrast) for contrast in comparison.contrasts],
         caveats=comparison.caveats,
@@ -184,6 +193,24 @@ def _paper_rows(tables: Sequence[int]) -> Iterator[dict[str, Any]]:
         yield row(each["method"], "miou", "", each["miou"], each["source"])
         for name, value in zip(two["classes"], each["iou"], strict=True):
             yield row(each["method"], "iou", name, value, each["source"])
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ssrseg.reporting", "assets"),
+        autoescape=select_autoescape(["html.jinja", "svg.jinja"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    return environment
+
+
+def fill(template: str, **values: Any) -> str:
+    """Fill one of the templates in `assets`; what goes into HTML is escaped."""
+    return _environment().get_template(template).render(values)
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {

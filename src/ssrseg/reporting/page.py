@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from ssrseg.errors import UserError
 from ssrseg.reporting.charts import class_bars, loss_charts, matrices, miou_chart
 from ssrseg.reporting.comparison import Group, compare_records
 from ssrseg.reporting.examples import examples, galleries
-from ssrseg.reporting.formats import table_markdown
+from ssrseg.reporting.formats import fill, table_markdown
 from ssrseg.reporting.grouping import members
 from ssrseg.reporting.statistics import spearman
-from ssrseg.reporting.text_tables import ABSENT, legend, overview, percent, signed, statements, subsets
+from ssrseg.reporting.text_tables import ABSENT, legend, overview, statements, subsets
 from ssrseg.runs.records import RunRecord, read_run, setting
 
 BUDGET = 8_000_000
@@ -94,13 +93,10 @@ def render(runs: Sequence[RunRecord]) -> str:
         title = f"{titles[0]}: {names[0]}"
     else:
         title = " · ".join(titles) if len(titles) <= 3 else f"{titles[0]} and {len(titles) - 1} other settings"
-    environment = Environment(
-        loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent, "signed": signed}
     script = "\n".join(map(_file, SCRIPTS))
     compared = examples(groups, BUDGET // 2)
-    return environment.get_template("page.html.jinja").render(
+    return fill(
+        "page.html.jinja",
         style=Markup(_file("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -123,15 +119,15 @@ def render(runs: Sequence[RunRecord]) -> str:
         labellers=[name for name, run, _ in drawn if run.shares],
         labelled=_labelled([run for run in runs if run.shares]),
         bars=class_bars(comparison),
-        matrices=matrices(groups),
+        matrices=list(matrices(groups)),
         selections=[(name, choices(run)) for name, run, _ in drawn],
         examples=compared,
-        galleries=galleries([(name, run) for name, run, _ in drawn], BUDGET - (compared.size if compared else 0)),
+        galleries=list(galleries([*zip(names, runs, strict=True)], BUDGET - (compared.size if compared else 0))),
     )
 
 
 def _file(name: str) -> str:
-    """Read a template, style sheet or script of the page."""
+    """Read a style sheet or script of the page."""
     return (resources.files("ssrseg.reporting") / "assets" / name).read_text(encoding="utf-8")
 
 
@@ -178,13 +174,10 @@ def _facts(run: RunRecord) -> str:
     return f"{text}{', unfinished' if wanted and seen < wanted else ''}{speed}"
 
 
-def _labelled(runs: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """List each class with its last and its largest share of the pseudo-labels, for each run."""
-    rows = []
-    for name in dict.fromkeys(name for run in runs for shares in run.shares for name in shares):
-        seen = [[shares[name] for shares in run.shares if name in shares] for run in runs]
-        rows.append((name, [(f"{100 * s[-1]:.3g}", f"{100 * max(s):.3g}") if s else (ABSENT, ABSENT) for s in seen]))
-    return rows
+def _labelled(runs: Sequence[RunRecord]) -> list[tuple[str, list[list[float]]]]:
+    """List each class with its shares of the pseudo-labels over time, for each run."""
+    classes = dict.fromkeys(name for run in runs for shares in run.shares for name in shares)
+    return [(name, [[each[name] for each in run.shares if name in each] for run in runs]) for name in classes]
 
 
 @dataclass(frozen=True)

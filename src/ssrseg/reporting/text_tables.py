@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ssrseg.reporting.comparison import Comparison, Contrast
@@ -149,14 +148,6 @@ def class_differences(contrast: Contrast) -> TextTable:
     )
     title = f"Per class: {contrast.group.name} against {contrast.base.name}"
     return TextTable(title, header, tuple(rows), (note,), left=2)
-
-
-def general(comparison: Comparison) -> Iterator[TextTable]:
-    """Yield all tables but the paper's."""
-    yield scores(comparison)
-    yield differences(comparison)
-    yield per_class(comparison)
-    yield from map(class_differences, comparison.contrasts)
 
 
 def percent(value: float | None) -> str:
