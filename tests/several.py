@@ -39,8 +39,8 @@ class Recorder(Observer):
         self.trust: list[Tensor] = []
 
     def saw(self, step: int, view: View) -> None:
-        if view.name == "masked" and view.weights is not None:
-            self.trust.append(view.weights.amax())
+        if view.name == "masked" and view.trust is not None:
+            self.trust.append(view.trust.amax())
 
     def stepped(self, result: StepResult) -> None:
         gradients = {name: p.grad.clone() for name, p in self.learner.named_parameters() if p.grad is not None}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from factories import CLASSES, tiny_segmenter
 from ssrseg.adapt import Learner, Term, View
-from ssrseg.adapt.alignment import Alignment, Discriminator, Entropy, OutputAlignment, domain_loss
+from ssrseg.adapt.alignment import Alignment, Discriminator, domain_loss
 from ssrseg.config import OptimConfig
 from ssrseg.training.optim import build_optimizer, set_learning_rates
 
@@ -81,22 +81,6 @@ def test_the_alignment_loss_is_the_formula() -> None:
     own = -(soft * answers[:, K:]).sum(1).mean()
     other = -(soft * answers[:, :K]).sum(1).mean()
     assert term(seen, features, student).item() == pytest.approx((0.5 * own + 0.5 * other).item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("entropy", [False, True])
-def test_output_alignment_moves_head_and_backbone_on_the_target_only(entropy: bool) -> None:
-    source = gradients(OutputAlignment(K, entropy=entropy), "source")
-    target = gradients(OutputAlignment(K, entropy=entropy), "target")
-    assert all(name.startswith("terms.") for name in source)
-    assert any(name.startswith("student.head.") for name in target)
-    assert all(torch.isfinite(value).all() for value in target.values())
-
-
-def test_entropy_is_one_for_a_uniform_prediction() -> None:
-    student = tiny_segmenter().eval()
-    torch.nn.init.zeros_(student.head.classify.weight)
-    seen = view("target")
-    assert Entropy(weight=1.0)(seen, student.encode(seen.images), student).item() == pytest.approx(1, abs=1e-6)
 
 
 def test_student_and_discriminator_have_optimisers_of_their_own() -> None:

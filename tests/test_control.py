@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from ssrseg.adapt.control import DISTURBANCES, next_images, shuffled_channels, shuffled_pixels
-from ssrseg.adapt.foundation import build_encoder
+from ssrseg.adapt import build_encoder
 from ssrseg.adapt.regularizer import Stage
 from ssrseg.config import FoundationConfig
 from ssrseg.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "accuracy"))
+
+import embedded
+from controls import CONTROLS, control_of, next_images, shuffled_channels, shuffled_pixels
 
 FEATURES = torch.arange(2 * 3 * 4 * 5, dtype=torch.float64).view(2, 3, 4, 5)
 
@@ -36,22 +43,25 @@ def test_another_images_features_are_whole() -> None:
         next_images(FEATURES[:1])
 
 
-@pytest.mark.parametrize(("how", "changes"), [("pixels", False), ("channels", True), ("images", True)])
+@pytest.mark.parametrize(
+    ("how", "changes"), [("locations shuffled", False), ("channels shuffled", True), ("of another image", True)]
+)
 def test_attention_knows_no_order_of_the_tokens_so_shuffled_pixels_are_no_control(how: str, changes: bool) -> None:
     torch.manual_seed(1)
     stage, level = Stage(6, 8, 2).double(), torch.rand(2, 8, 4, 4, dtype=torch.float64)
     features = torch.rand(2, 6, 3, 5, dtype=torch.float64)
-    plain, disturbed = (stage(level, each.flatten(2).mT) for each in (features, DISTURBANCES[how](features)))
+    plain, disturbed = (stage(level, each.flatten(2).mT) for each in (features, CONTROLS[how](features)))
     assert torch.allclose(plain, disturbed, atol=1e-12) is not changes
 
 
-def test_a_disturbed_encoder_says_that_it_is_a_control() -> None:
-    config = FoundationConfig(encoder="demo", input_size="native", disturb="images")
-    encoder, images = build_encoder(config, (64, 64)), torch.rand(2, 3, 64, 64)
-    plain = build_encoder(config.model_copy(update={"disturb": None}), (64, 64))
+def test_the_rows_of_the_embedded_study_name_their_controls(tmp_path: Path) -> None:
+    settings = embedded.row("other-images", 0, tmp_path)
+    encoder, images = control_of(settings), torch.rand(2, 3, 64, 64)
+    plain = build_encoder(FoundationConfig(encoder="demo", input_size="native"), (64, 64))
+    assert encoder is not None
     assert "control" in encoder.note
-    assert plain.note == ""
     assert torch.equal(encoder(images), plain(images)[[1, 0]])
+    assert control_of(embedded.row("daformer-ssr", 0, tmp_path)) is None
 
 
 def test_the_demos_encoder_takes_a_square_where_one_is_asked_for() -> None:

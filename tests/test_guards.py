@@ -62,7 +62,7 @@ class Spread(Term):
 def standardised(batch: Batch, pseudo: Pseudo) -> View:
     """The target, each image by its own mean and deviation: a black picture becomes 0 / 0, a NaN image."""
     mean, deviation = (part(batch.target, dim=(1, 2, 3), keepdim=True) for part in (torch.mean, torch.std))
-    return View("target", (batch.target - mean) / deviation, pseudo.labels, pseudo.weights)
+    return View("target", (batch.target - mean) / deviation, pseudo.labels, pseudo.trust)
 
 
 def black(root: Path) -> None:

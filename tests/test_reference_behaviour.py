@@ -73,7 +73,7 @@ def test_the_trust_is_one_share_per_batch_taken_before_rows_are_cut():
     logits[0, 0] = 10  # the first image is sure, the second is not
     valid = torch.ones(2, 4, 4, dtype=torch.bool)
     valid[:, :2] = False
-    weights = pseudo_label(logits, valid, 0.968).weights
+    weights = pseudo_label(logits, valid, 0.968).trust
     assert (weights[:, 2:] == 0.5).all()
     assert (weights[:, :2] == 0).all()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from factories import CLASSES, tiny_frozen, tiny_segmenter
-from ssrseg.adapt import Batch, Learner, Method, Regularizer, View, adapt, build_method, settling
+from ssrseg.adapt import Batch, Learner, Method, Regularizer, View, adapt, build_method, learner
 from ssrseg.config import (
     FeatureDistanceConfig,
     MaskedConfig,
@@ -140,7 +140,7 @@ def test_under_autocast_gradients_are_those_of_a_backward_pass_outside_of_it():
     with torch.autocast("cpu", torch.bfloat16):
         with torch.autocast("cpu", enabled=False):
             product = left @ right
-        (found,) = settling.gradients(product.sum(), [left])
+        (found,) = learner.gradients(product.sum(), [left])
     assert found is not None
     assert torch.equal(found, torch.ones(16, 16) @ right.T)
 
@@ -206,30 +206,6 @@ def test_shadow_statistics_are_those_of_the_plain_method():
         not torch.equal(value, running_statistics(plain)[name]) for name, value in running_statistics(shared).items()
     )
     assert_equal(gradients(shadow), gradients(shared))
-
-
-def test_both_branches_label_by_their_mean_probability():
-    shadow, both = method(with_ssr(), dropout=0), method(with_ssr(pseudo_labels="both"), dropout=0)
-    seen = batch()
-    student, regularizer = both.teacher.segmenter, both.learner.terms["regularizer"]
-    features = student.encode(seen.target)
-    enhanced = regularizer.enhance(features, regularizer.encoder(seen.target))
-    branches = [student.decode(each, seen.target.shape[-2:]).softmax(dim=1) for each in (features, enhanced)]
-    mean = sum(branches) / 2
-    assert not torch.equal(mean.argmax(dim=1), branches[0].argmax(dim=1))  # the second branch has a say
-    pseudo = both.teacher(seen.target, seen.valid)
-    assert torch.equal(pseudo.labels, mean.argmax(dim=1))
-    trust = (mean.amax(dim=1) >= 0.3).float().mean()
-    torch.testing.assert_close(pseudo.weights, seen.valid * trust)
-    # the learner's parts are not the teacher's, and its statistics are those of the shadow branch
-    assert both.teacher.state_dict().keys() == shadow.teacher.state_dict().keys()
-    assert_equal(teacher_statistics(shadow), teacher_statistics(both))
-
-
-def teacher_statistics(made: Method) -> dict[str, Tensor]:
-    made.teacher.segmenter.load_state_dict(made.learner.student.state_dict())
-    made.teacher(batch().target, batch().valid)
-    return {name: b for name, b in made.teacher.named_buffers() if "running" in name}
 
 
 def test_what_is_deployed_does_not_depend_on_the_regularizer():

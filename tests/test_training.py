@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from factories import CLASSES, tiny_frozen, write_pairs
-from ssrseg.adapt import Term, View, target_view
+from ssrseg.adapt import Target, Term, View
 from ssrseg.config import Settings, merge, resolve
 from ssrseg.errors import UserError
 from ssrseg.inference.evaluate import Scores
@@ -201,14 +201,14 @@ def test_a_term_of_ones_own_takes_part(tmp_path: Path) -> None:
 
     terms = {"entropy": Entropy({"target"}, weight=0.005)}
     settings = settings_for(tmp_path, method={"regularizer": None})
-    folder = train(settings, tmp_path / "run", extensions=Extensions(terms=terms, makers=[target_view])).folder
+    folder = train(settings, tmp_path / "run", extensions=Extensions(terms=terms, makers=[Target()])).folder
     assert 0 < records(folder, "train")[-1]["losses"]["target/entropy"] < 0.005 * 1.4
 
 
 def test_a_view_without_a_term_is_said(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, method={"regularizer": None})
     with pytest.raises(UserError, match="no term asks anything of"):
-        train(settings, tmp_path / "run", extensions=Extensions(makers=[target_view]))
+        train(settings, tmp_path / "run", extensions=Extensions(makers=[Target()]))
 
 
 def test_what_was_not_measured_is_null_in_the_journal() -> None:

@@ -72,7 +72,7 @@ class Confident(Regularizer):
         size = view.labels.shape[-2:]
         with torch.no_grad(), self.looking(student.head):
             sure = probability(student.decode(features, size), view.labels)
-        weights = sure if view.weights is None else sure * view.weights
+        weights = sure if view.trust is None else sure * view.trust
         logits = student.decode(self.enhance(features, self.encoder(view.images)), size)
         return segmentation_loss(logits, view.labels, weights)
 
@@ -106,7 +106,7 @@ class ConfidentOwn(Regularizer):
         """Segmentation loss of the regularised features, weighted by the label's probability with them."""
         logits = student.decode(self.enhance(features, self.encoder(view.images)), view.labels.shape[-2:])
         sure = probability(logits.detach(), view.labels)
-        return segmentation_loss(logits, view.labels, sure if view.weights is None else sure * view.weights)
+        return segmentation_loss(logits, view.labels, sure if view.trust is None else sure * view.trust)
 
 
 class Counted(Regularizer):

@@ -60,14 +60,12 @@ ROWS: dict[str, Tree] = {
     "upscaled": ssr(DAFORMER, foundation={"input_size": 192}),
     # controls: what of a gain is owed to what the encoder knows
     "random-encoder": ssr(DAFORMER, foundation={"weights": "none"}),
-    "shuffled-channels": ssr(DAFORMER, foundation={"disturb": "channels"}),
-    "other-images": ssr(DAFORMER, foundation={"disturb": "images"}),
+    "shuffled-channels": ssr(DAFORMER, foundation={"encoder": "demo, channels shuffled"}),
+    "other-images": ssr(DAFORMER, foundation={"encoder": "demo, of another image"}),
     "mic-random-encoder": ssr(MIC, foundation={"weights": "none"}),
-    "mic-other-images": ssr(MIC, foundation={"disturb": "images"}),
+    "mic-other-images": ssr(MIC, foundation={"encoder": "demo, of another image"}),
     # SSR asks source and mixed twice, so the masked view counts for less beside them: without SSR, by its weight
     "mic-half-masked": merge(MIC, {"method": {"masked": {"weight": 0.5}}}),
-    # a candidate for an improvement
-    "both-branches": ssr(MIC, pseudo_labels="both"),
 }
 
 

@@ -32,7 +32,7 @@ UNDOING: dict[str, Any] = {
     "method": {
         "segmentation": {"temperature": 1.8, "over_labelled": ["source"]},
         "jitter": {"strength": 0.5, "hue": 0.2},
-        "alignment": {"of": "class"},
+        "alignment": {},
     },
 }
 """Undoing's parts with the optimiser, student and crops of the other methods."""

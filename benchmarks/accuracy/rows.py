@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
+from controls import control_of
 from rich.console import Console
 
 from ssrseg.config import Settings, dump, read_yaml
 from ssrseg.data import resolve_space
 from ssrseg.runs.atomic import write_json
 from ssrseg.runs.folder import RecipeFolder, RunFolder
-from ssrseg.training import finish
+from ssrseg.training import Extensions, finish
 from ssrseg.training.stages import planned
 
 Maker = Callable[[str, int], Settings]
@@ -32,7 +33,9 @@ def run_rows(make: Maker, rows: Sequence[str], seeds: Sequence[int], out: Path) 
             if is_finished(folder):
                 continue
             print(f"== {folder.name}", flush=True)
-            finish(make(row, seed), folder, console=Console(force_terminal=False))
+            settings = make(row, seed)
+            extensions = Extensions(foundation=control_of(settings))
+            finish(settings, folder, console=Console(force_terminal=False), extensions=extensions)
 
 
 def restore(record: Path, make: Maker, out: Path) -> None:

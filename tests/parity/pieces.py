@@ -124,14 +124,14 @@ def pseudo_labels(case, same):
     threshold = params["threshold"]
     found = pseudo_label(logits, anywhere, threshold)
     same("label", found.labels, case.arrays["label"])
-    same("weight_value", found.weights.max(), case.arrays["weight_value"])
-    same.exactly("constant", bool(found.weights.min() == found.weights.max()), bool(case.arrays["weight_is_constant"]))
+    same("weight_value", found.trust.max(), case.arrays["weight_value"])
+    same.exactly("constant", bool(found.trust.min() == found.trust.max()), bool(case.arrays["weight_is_constant"]))
     cut = pseudo_label(logits, anywhere & kept[:, None], threshold)
-    same("weight_after_margins", cut.weights, case.arrays["weight_after_margins"])
+    same("weight_after_margins", cut.trust, case.arrays["weight_after_margins"])
     masked = pseudo_label(logits, valid, threshold)
-    same("weight_after_valid_mask", masked.weights, case.arrays["weight_after_valid_mask"])
+    same("weight_after_valid_mask", masked.trust, case.arrays["weight_after_valid_mask"])
     free = pseudo_label(logits, anywhere, None)
-    same("weight_no_threshold", free.weights.mean(), case.arrays["weight_no_threshold"])
+    same("weight_no_threshold", free.trust.mean(), case.arrays["weight_no_threshold"])
 
 
 def decode_loss(case, same):

@@ -156,7 +156,7 @@ class Run:
         if "stub" not in self.case.params:
             return pseudo
         # The SSR authors' code kept the trust in float32 while the rest of these cases ran in float64.
-        return replace(pseudo, weights=pseudo.weights.float().double())
+        return replace(pseudo, trust=pseudo.trust.float().double())
 
     def _batch(self, iteration, same):
         params, uda, rule = self.case.params, self.case.params["uda"], self.case.rule
@@ -206,7 +206,7 @@ class Run:
 
     def _compare_trust(self, at, same):
         if at + "mix_weight_values" in self.case.arrays:
-            weights = self.views["mixed"].weights
+            weights = self.views["mixed"].trust
             same(at + "distinct trusts", weights.unique(), self.case.arrays[at + "mix_weight_values"])
             same(at + "mean trust", weights.mean(), self.case.arrays[at + "mix_weight_mean"])
 

@@ -1,8 +1,9 @@
-"""The algorithm: views, terms, teacher, learner, and the step that joins them."""
+"""The algorithm: views, terms, teacher, learner, and the step that combines them."""
 
-from ssrseg.adapt.alignment import Alignment, Discriminator, Entropy, OutputAlignment
+from ssrseg.adapt.alignment import Alignment, Discriminator, frozen_call
 from ssrseg.adapt.augment import StrongAugment, color_jitter, gaussian_blur
 from ssrseg.adapt.batch import IGNORE, Batch, Pseudo, View
+from ssrseg.adapt.foundation import Frozen, build_encoder, feature_map
 from ssrseg.adapt.learner import Learner, ViewMaker, adapt
 from ssrseg.adapt.methods import Method, build_method
 from ssrseg.adapt.regularizer import CrossAttention, Regularizer
@@ -25,7 +26,6 @@ from ssrseg.adapt.views import (
     block_mask,
     class_mask,
     mix,
-    target_view,
 )
 
 __all__ = [
@@ -36,14 +36,13 @@ __all__ = [
     "ClassMix",
     "CrossAttention",
     "Discriminator",
-    "Entropy",
     "FeatureDistance",
+    "Frozen",
     "Learner",
     "Masked",
     "Method",
     "Mixed",
     "NoTeacher",
-    "OutputAlignment",
     "Pseudo",
     "Regularizer",
     "Segmentation",
@@ -56,14 +55,16 @@ __all__ = [
     "ViewMaker",
     "adapt",
     "block_mask",
+    "build_encoder",
     "build_method",
     "class_mask",
     "color_jitter",
     "downscale_labels",
     "feature_distance",
+    "feature_map",
+    "frozen_call",
     "gaussian_blur",
     "mix",
     "pseudo_label",
     "segmentation_loss",
-    "target_view",
 ]

@@ -1,4 +1,4 @@
-"""What travels through a step: a batch, the teacher's answer, and the views made of both."""
+"""The data of a step: a batch, the teacher's pseudo-labels, and the views made of both."""
 
 from __future__ import annotations
 
@@ -10,35 +10,38 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's data. Images are RGB in [0, 1]."""
+    """Hold the images and labels of one step; images are RGB in [0, 1]."""
 
     source: Tensor  # (B, 3, H, W)
     labels: Tensor  # (B, H, W) int64, IGNORE where unlabelled
     target: Tensor  # (B', 3, H, W); B' is 0 for a method without a target
-    valid: Tensor  # (B', H, W) bool: may a pseudo-label here be trusted?
+    valid: Tensor  # (B', H, W) bool: where a pseudo-label may be used (not on the own car, say)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device, without waiting for the copy."""
+        """Copy the batch to another device without waiting for the copy."""
         moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()}
         return replace(self, **moved)
 
 
 @dataclass(frozen=True)
 class Pseudo:
-    """The teacher's labels for the target and the trust in each pixel."""
+    """Hold the teacher's labels of the target images and the trust in each pixel."""
 
     labels: Tensor  # (B', H, W) int64
-    weights: Tensor  # (B', H, W) in [0, 1]
+    trust: Tensor  # (B', H, W) in [0, 1]
 
 
 @dataclass(frozen=True)
 class View:
-    """What the student looks at: images, labels, and a trust per pixel travel together."""
+    """Hold what the student is trained on: images, their labels, and the trust in each label.
+
+    The trust is a factor of a pixel's loss: 1 for true labels, the teacher's confidence for pseudo-labels.
+    """
 
     name: str
     images: Tensor  # (B, 3, H, W) in [0, 1]
     labels: Tensor  # (B, H, W) int64
-    weights: Tensor | None = None  # (B, H, W); 1 everywhere when absent
+    trust: Tensor | None = None  # (B, H, W) in [0, 1]; 1 everywhere when absent
 
 
 IGNORE = 255

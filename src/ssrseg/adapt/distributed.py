@@ -1,8 +1,8 @@
-"""The processes of a run: sums over all of them, and each one's rows of what is drawn for the whole batch.
+"""Reductions over the processes of a run, and each one's rows of what is drawn for the whole batch.
 
 n processes with batches of b do what one process with a batch of n * b does: what a method computes over the batch is
-summed over the processes, and draws are made for the whole batch, from generators that are alike in every process.
-Nothing here waits for the device. In one process, `total` and `mean` give back what they got.
+reduced over the processes, and draws are made for the whole batch, from generators that are alike in every process.
+Nothing here waits for the device. In one process the reductions return their argument.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def world() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if _several() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if _several() else 0
 
 
@@ -26,12 +26,12 @@ def _several() -> bool:
 
 
 def rows(batch: int) -> slice:
-    """Where this process's `batch` rows lie among the `world() * batch` of the whole batch."""
+    """Return where this process's `batch` rows lie among the `world() * batch` of the whole batch."""
     return slice(rank() * batch, (rank() + 1) * batch)
 
 
-def total(tensor: Tensor) -> Tensor:
-    """Sum over the processes, without gradient; every process must ask for it, in the same order."""
+def all_sum(tensor: Tensor) -> Tensor:
+    """Sum over the processes, without gradient; every process must call this, in the same order."""
     if world() == 1:
         return tensor
     summed = tensor.detach().clone()
@@ -39,11 +39,11 @@ def total(tensor: Tensor) -> Tensor:
     return summed
 
 
-def mean(tensor: Tensor) -> Tensor:
-    """Mean over the processes, without gradient."""
-    return total(tensor) / world()
+def all_mean(tensor: Tensor) -> Tensor:
+    """Average over the processes, without gradient."""
+    return all_sum(tensor) / world()
 
 
-def union(mask: Tensor) -> Tensor:
-    """Where a bool mask is true in any process."""
-    return mask if world() == 1 else total(mask.int()) > 0
+def all_any(mask: Tensor) -> Tensor:
+    """Return where a bool mask is true in any process."""
+    return mask if world() == 1 else all_sum(mask.int()) > 0

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssrseg.adapt import sam_attention
-from ssrseg.adapt.control import DISTURBANCES
 from ssrseg.config import FoundationConfig
 from ssrseg.cpu import matmul
 from ssrseg.errors import UserError
@@ -120,16 +119,10 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
     Raises:
         UserError: unknown encoder, or its weights cannot be had.
     """
-    encoder, controls = _build(config, crop), []
+    encoder = _build(config, crop)
     if config.weights == "none":
-        controls.append("random weights")
-    if config.disturb is not None:
-        features, disturb = encoder.features, DISTURBANCES[config.disturb]
-        encoder.features = lambda images: disturb(features(images))
-        controls.append(f"disturbed {config.disturb}")
-    if controls:
-        told = f"{config.encoder}: {' and '.join(controls)}, which is a control and not a method"
-        encoder.note = "; ".join(filter(None, (encoder.note, told)))
+        control = f"{config.encoder}: random weights, which is a control and not a method"
+        encoder.note = "; ".join(filter(None, (encoder.note, control)))
     return encoder
 
 

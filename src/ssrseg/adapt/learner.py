@@ -1,4 +1,4 @@
-"""The learner and the step."""
+"""The learner, its early backward, and the step."""
 
 from __future__ import annotations
 
@@ -6,28 +6,57 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ssrseg.adapt.batch import Batch, Pseudo, View
-from ssrseg.adapt.settling import gradients, settled
 from ssrseg.adapt.terms import Term
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Segmenter
 
 
 class ViewMaker(Protocol):
-    """Makes what the student looks at from the batch and the teacher's labels."""
+    """Make a view from the batch and the teacher's labels."""
 
     def __call__(self, batch: Batch, pseudo: Pseudo, /) -> View:
-        """The view."""
+        """Return the view."""
         ...
 
 
+def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """Differentiate a loss by every input, `None` where it does not depend on it, and free its graph.
+
+    As in a backward pass outside of autocast, every operation runs in the type of its forward.
+    """
+    with torch.autocast(loss.device.type, enabled=False):
+        return torch.autograd.grad(loss, inputs, allow_unused=True)
+
+
+class _WithGradients(torch.autograd.Function):
+    """Attach gradients that are known already: the loss of its inputs, whose backward returns them times its factor."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, found: list[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*found)
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(factor * gradient for gradient in ctx.saved_tensors)
+
+
 class Learner(nn.Module):
-    """The student and its terms: everything that is trained.
+    """Hold the student and its terms, which is all that is trained.
 
     Data parallelism wraps this and nothing else: an encoder or head called outside the wrapped `forward` gives
     every process other gradients, without any error.
+
+    Args:
+        student: the segmenter to train.
+        terms: losses by name.
+        head_only: freeze the backbone: no gradients, and its BatchNorm as at inference.
     """
 
     def __init__(self, student: Segmenter, terms: Mapping[str, Term], *, head_only: bool = False) -> None:
@@ -35,42 +64,47 @@ class Learner(nn.Module):
         self.student = student
         self.terms = nn.ModuleDict(dict(terms))
         self.head_only = head_only
-        """The backbone stands still: no gradients, and its BatchNorm as at inference."""
         self.gradients: Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor | None]] = gradients
-        """Takes a term's gradients; a tool that measures puts its own around it."""
+        """Computes a term's gradients; a tool that measures wraps it."""
         if head_only:
             student.backbone.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Learner:
-        """Training mode, but for a backbone that stands still."""
+        """Set training mode, but for a frozen backbone."""
         super().train(mode)
         if self.head_only:
             self.student.backbone.eval()
         return self
 
     def forward(self, view: View) -> dict[str, Tensor]:
-        """Encode the view once; its terms share the features. Losses are named `view/term`.
+        """Encode the view once and return the losses of its terms, named `view/term`.
 
-        Of a term, what the backward pass needs is gone before the next begins: the two branches of SSR are never in
-        memory together. The losses' own backward pass is that of the backbone.
+        Early backward: each term is back-propagated to the shared features as soon as its loss is computed, which frees
+        its activations before the next term begins, so the two branches of SSR are never in memory together. The
+        backward pass of the returned losses goes through the backbone.
         """
         features = self.student.encode(view.images)
         return {
-            f"{view.name}/{name}": self._ask(term, view, features)
+            f"{view.name}/{name}": self._early_backward(term, view, features)
             for name, term in cast(Mapping[str, Term], self.terms).items()
             if view.name in term.views
         }
 
-    def _ask(self, term: Term, view: View, features: list[Tensor]) -> Tensor:
+    def _early_backward(self, term: Term, view: View, features: list[Tensor]) -> Tensor:
         leaves = [level.detach().requires_grad_(level.requires_grad) for level in features]
-        # Views, since hooks on the inputs of a module do not work on leaves whose gradient is asked for.
+        # Views of the leaves, since hooks on the inputs of a module do not work on leaves whose gradient is asked for.
         loss: Tensor = term.weight * term(view, [leaf.view_as(leaf) for leaf in leaves], self.student)
         if not loss.requires_grad:
             return loss
         inputs = [(level, leaf) for level, leaf in zip(features, leaves, strict=True) if level.requires_grad]
         inputs += [(weight, weight) for weight in self.parameters() if weight.requires_grad]
-        handed_on, differentiated = zip(*inputs, strict=True)
-        return settled(loss, handed_on, self.gradients(loss, differentiated))
+        outer, inner = zip(*inputs, strict=True)
+        pairs = zip(outer, self.gradients(loss, inner), strict=True)
+        reached = [(tensor, gradient) for tensor, gradient in pairs if gradient is not None]
+        settled: Tensor = _WithGradients.apply(
+            loss.detach(), [gradient for _, gradient in reached], *(tensor for tensor, _ in reached)
+        )
+        return settled
 
 
 def adapt(
@@ -81,19 +115,19 @@ def adapt(
     backward: Callable[[Tensor], None],
     around: Callable[[bool], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Tensor]:
-    """One step's gradients: the teacher labels the target; each view has its own backward, which frees its graph.
+    """Compute one step's gradients: the teacher labels the target, then each view has its own forward and backward.
 
-    The gradients are those of the sum of all losses, at a fraction of the saved activations. The optimiser and
-    the teacher's average are the caller's: `teacher.update` comes before, `optimizer.step` after.
+    The gradients are those of the sum of all losses, with the activations of one view in memory. The caller calls
+    `teacher.update` before and `optimizer.step` after.
 
     Args:
-        learner: a view's losses.
-        teacher: labels target images.
-        makers: of the views, in order.
+        learner: view -> losses.
+        teacher: target images, valid -> pseudo-labels.
+        makers: make the views, in order.
         batch: of this process.
-        backward: of a loss.
-        around: the context of each view's forward and backward, told whether the view is the last: processes
-            exchange their gradients then, and only then.
+        backward: back-propagates a loss.
+        around: whether the view is the last -> context of its forward and backward. Processes exchange their gradients
+            in the last view's.
 
     Returns:
         Detached losses, named `view/term`.
@@ -110,7 +144,7 @@ def adapt(
 
 
 def sum_of(losses: Mapping[str, Tensor]) -> Tensor:
-    """The sum of a view's losses.
+    """Sum a view's losses.
 
     Raises:
         UserError: no term names the view.

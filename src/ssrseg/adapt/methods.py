@@ -1,4 +1,4 @@
-"""`build_method` composes views and terms: the only place that does."""
+"""Compose views and terms to methods: `build_method` is the only place that does."""
 
 from __future__ import annotations
 
@@ -9,31 +9,21 @@ import torch
 from torch import Generator, Tensor
 
 from ssrseg.adapt import views
-from ssrseg.adapt.alignment import Alignment, Entropy, OutputAlignment
-from ssrseg.adapt.augment import PhotometricDistortion, StrongAugment
+from ssrseg.adapt.alignment import Alignment
+from ssrseg.adapt.augment import Jitter, PhotometricDistortion, StrongAugment
 from ssrseg.adapt.foundation import Frozen, build_encoder, frozen_backbone
-from ssrseg.adapt.jitter import Jitter
 from ssrseg.adapt.learner import Learner, ViewMaker
 from ssrseg.adapt.regularizer import Regularizer
 from ssrseg.adapt.teacher import NoTeacher, Teacher
 from ssrseg.adapt.terms import FeatureDistance, Segmentation, Term
-from ssrseg.config import (
-    AlignmentConfig,
-    AugmentConfig,
-    FeatureDistanceConfig,
-    MaskedConfig,
-    MethodConfig,
-    MixedConfig,
-    RegularizerConfig,
-    SegmentationConfig,
-)
+from ssrseg.config import AugmentConfig, FeatureDistanceConfig, MaskedConfig, MethodConfig
 from ssrseg.label_shift import find_priors
 from ssrseg.models.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method, composed: what is trained, who labels, what the student looks at."""
+    """Hold a composed method: what is trained, what labels the target, and what makes the views."""
 
     learner: Learner
     teacher: Teacher | NoTeacher
@@ -41,12 +31,12 @@ class Method:
     generator: Generator
     """Every draw of the view makers comes from here; its state belongs into a checkpoint."""
     frozen: tuple[Frozen, ...]
-    """Used in training, registered nowhere."""
+    """Encoders used in training, registered in no module."""
     notes: tuple[str, ...] = ()
     """What the user should know about this composition."""
 
     def to(self, device: torch.device | str) -> Method:
-        """All parts moved in place; the generator stays on the CPU."""
+        """Move all parts in place; the generator stays on the CPU."""
         self.learner.to(device)
         self.teacher.to(device)
         for encoder in self.frozen:
@@ -65,8 +55,9 @@ def build_method(
     imagenet: Callable[[Tensor], Tensor] | None = None,
     terms: Mapping[str, Term] | None = None,
     makers: Sequence[ViewMaker] = (),
+    teacher: type[Teacher] = Teacher,
 ) -> Method:
-    """The method that `config` describes, around `student`.
+    """Build the method that `config` describes around `student`.
 
     Args:
         config: which views and terms.
@@ -78,108 +69,67 @@ def build_method(
         imagenet: images in [0, 1] -> frozen ImageNet features, instead of the copied backbone.
         terms: terms of your own, by name, beside the method's.
         makers: view makers of your own, after the method's.
+        teacher: class of the teacher, where the config has one.
 
     Raises:
         UserError: the foundation encoder is unknown or its weights cannot be loaded.
     """
-    generator, notes = Generator().manual_seed(seed), list[str]()
-    composed: dict[str, Term] = {"segmentation": _segmentation(config.segmentation, classes)}
-    frozen: list[Frozen] = []
+    generator, notes, frozen = Generator().manual_seed(seed), list[str](), list[Frozen]()
+    composed: dict[str, Term] = {
+        "segmentation": Segmentation(
+            ("source", "mixed", "masked"),
+            temperature=config.segmentation.temperature,
+            shift=None if (file := config.segmentation.priors) is None else -find_priors(file).of(classes).shift,
+            over_labelled=config.segmentation.over_labelled,
+        )
+    }
     if config.regularizer is not None and not config.regularizer.stages:
         notes.append("regularizer: no stage is regularised, which is the plain method")
     elif config.regularizer is not None:
         foundation = foundation or build_encoder(config.regularizer.foundation, crop)
         frozen.append(foundation)
         notes += [foundation.note] if foundation.note else []
-        composed["regularizer"] = _regularizer(config.regularizer, student, foundation)
+        composed["regularizer"] = Regularizer(
+            foundation,
+            foundation.channels,
+            student.backbone.channels,
+            stages=config.regularizer.stages,
+            heads=config.regularizer.heads,
+            own_statistics=config.regularizer.bn_stats == "shared",
+            views=config.regularizer.views,
+            weight=config.regularizer.weight,
+        )
+    elif foundation is not None:
+        notes.append("a foundation encoder was given, but the method has no regularizer: nothing uses it")
+    if config.teacher is None and teacher is not Teacher:
+        notes.append(f"{teacher.__name__} was given, but method.teacher is absent: nothing labels the target")
     if config.feature_distance is not None:
         if imagenet is None:
             imagenet = frozen_backbone(student.backbone)
             frozen.append(imagenet)
-        composed["feature_distance"] = _feature_distance(config.feature_distance, imagenet, classes, notes)
+        composed["feature_distance"] = FeatureDistance(
+            imagenet,
+            len(classes),
+            classes=_things(config.feature_distance, classes, notes),
+            min_share=config.feature_distance.min_share,
+            weight=config.feature_distance.weight,
+        )
     if config.alignment is not None:
-        composed["alignment"] = _alignment(config.alignment, student)
-    if config.entropy is not None:
-        composed["entropy"] = Entropy(weight=config.entropy.weight)
+        composed["alignment"] = Alignment(
+            student.backbone.channels[-1],
+            student.num_classes,
+            weight=config.alignment.weight,
+            temperature=config.alignment.temperature,
+            clip=config.alignment.clip,
+        )
     return Method(
         learner=Learner(student, {**composed, **(terms or {})}, head_only=config.trains == "head"),
-        teacher=_teacher(config, student, composed),
+        teacher=NoTeacher() if config.teacher is None else teacher(student, **config.teacher.model_dump()),
         makers=(*_makers(config, generator, student.mean), *makers),
         generator=generator,
         frozen=tuple(frozen),
         notes=tuple(notes),
     )
-
-
-def _makers(config: MethodConfig, generator: Generator, mean: Tensor) -> Iterator[ViewMaker]:
-    jitter = config.jitter and Jitter(generator, config.jitter.strength, config.jitter.hue)
-    yield views.Source(PhotometricDistortion(generator) if config.distort else jitter or views.unchanged)
-    if config.alignment is not None or config.entropy is not None:
-        yield views.Target(jitter or views.unchanged)
-    if config.mixed is not None:
-        yield _mixed(config.mixed, generator)
-    if config.masked is not None:
-        yield _masked(config.masked, generator, mean)
-
-
-def _teacher(config: MethodConfig, student: Segmenter, terms: Mapping[str, Term]) -> Teacher | NoTeacher:
-    if config.teacher is None:
-        return NoTeacher()
-    return Teacher(
-        student,
-        decay=config.teacher.decay,
-        threshold=config.teacher.threshold,
-        after_step=config.teacher.after_step,
-        look=_look(config.regularizer, terms),
-    )
-
-
-def _segmentation(config: SegmentationConfig, classes: Sequence[str]) -> Segmentation:
-    return Segmentation(
-        ("source", "mixed", "masked"),
-        temperature=config.temperature,
-        shift=None if config.priors is None else -find_priors(config.priors).of(classes).shift,
-        over_labelled=config.over_labelled,
-    )
-
-
-def _alignment(config: AlignmentConfig, student: Segmenter) -> Term:
-    if config.of != "class":
-        return OutputAlignment(student.num_classes, entropy=config.of == "entropy", weight=config.weight)
-    return Alignment(
-        student.backbone.channels[-1],
-        student.num_classes,
-        weight=config.weight,
-        temperature=config.temperature,
-        clip=config.clip,
-    )
-
-
-def _regularizer(config: RegularizerConfig, student: Segmenter, foundation: Frozen) -> Regularizer:
-    return Regularizer(
-        foundation,
-        foundation.channels,
-        student.backbone.channels,
-        stages=config.stages,
-        heads=config.heads,
-        own_statistics=config.bn_stats == "shared",
-        views=config.views,
-        weight=config.weight,
-    )
-
-
-def _look(config: RegularizerConfig | None, terms: Mapping[str, Term]) -> Callable[[Segmenter, Tensor], Tensor]:
-    regularizer = terms.get("regularizer")
-    if config is not None and config.pseudo_labels == "both" and isinstance(regularizer, Regularizer):
-        return regularizer.by_both
-    return Segmenter.__call__
-
-
-def _feature_distance(
-    config: FeatureDistanceConfig, imagenet: Callable[[Tensor], Tensor], classes: Sequence[str], notes: list[str]
-) -> FeatureDistance:
-    things = _things(config, classes, notes)
-    return FeatureDistance(imagenet, len(classes), classes=things, min_share=config.min_share, weight=config.weight)
 
 
 def _things(config: FeatureDistanceConfig, classes: Sequence[str], notes: list[str]) -> list[int] | None:
@@ -193,17 +143,23 @@ def _things(config: FeatureDistanceConfig, classes: Sequence[str], notes: list[s
     return found or None
 
 
-def _mixed(config: MixedConfig, generator: Generator) -> views.Mixed:
-    draw = views.ClassMix(generator, of_batch=config.classes_of == "batch")
-    return views.Mixed(draw, _augment(config.augment, generator, per_image=True))
+def _makers(config: MethodConfig, generator: Generator, mean: Tensor) -> Iterator[ViewMaker]:
+    jitter = config.jitter and Jitter(generator, config.jitter.strength, config.jitter.hue)
+    yield views.Source(PhotometricDistortion(generator) if config.distort else jitter or views.unchanged)
+    if config.alignment is not None:
+        yield views.Target(jitter or views.unchanged)
+    if config.mixed is not None:
+        draw = views.ClassMix(generator, of_batch=config.mixed.classes_of == "batch")
+        yield views.Mixed(draw, _augment(config.mixed.augment, generator, per_image=True))
+    if config.masked is not None:
+        yield _masked(config.masked, generator, mean)
 
 
 def _masked(config: MaskedConfig, generator: Generator, mean: Tensor) -> views.Masked:
-    select = {"target": views.of_target, "source": views.of_source, "both": views.of_both}[config.images_of]
+    select: dict[str, ViewMaker] = {"target": views.Target(), "source": views.Source(), "both": views.first_of_both}
+    draw = views.BlockMask(generator, config.ratio, config.block)
     augment = _augment(config.augment, generator, per_image=False)
-    return views.Masked(
-        views.BlockMask(generator, config.ratio, config.block), mean.cpu(), select, config.weight, augment
-    )
+    return views.Masked(draw, mean.cpu(), select[config.images_of], config.weight, augment)
 
 
 def _augment(config: AugmentConfig | None, generator: Generator, *, per_image: bool) -> views.Images:

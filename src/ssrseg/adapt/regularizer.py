@@ -1,15 +1,13 @@
-"""SSR: the backbone's features attend to a frozen foundation encoder's, in a second decoding (arXiv 2401.14686, II-A).
+"""SSR's regularisation branch: decode features that attend to a frozen foundation encoder's (arXiv 2401.14686, II-A).
 
-Training only. The regularised branch shares backbone and head with the shadow branch; nothing here is deployed.
+Training only: it shares backbone and head with the shadow branch, and nothing here is deployed.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,7 +19,7 @@ from ssrseg.models.segmenter import Segmenter
 
 
 class CrossAttention(nn.Module):
-    """Backbone tokens ask, foundation tokens answer: no norm, no dropout, no spatial reduction."""
+    """Attend from backbone tokens (queries) to foundation tokens: no norm, no dropout, no spatial reduction."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -33,7 +31,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
-        """Queries (B, N, C) and context (B, M, C) -> (B, N, C)."""
+        """Map queries (B, N, C) and context (B, M, C) to (B, N, C)."""
         keys, values = self.kv(context).chunk(2, dim=-1)
         q, k, v = (self._split(tokens) for tokens in (self.q(queries), keys, values))
         attended = F.scaled_dot_product_attention(q, k, v)  # scale 1 / sqrt(C / heads)
@@ -46,7 +44,7 @@ class CrossAttention(nn.Module):
 
 
 class Stage(nn.Module):
-    """One regularised stage: F + CrossAttention(F, Embed(S))."""
+    """Regularise one backbone stage: F + CrossAttention(F, Embed(S))."""
 
     def __init__(self, foundation_channels: int, channels: int, heads: int) -> None:
         super().__init__()
@@ -54,14 +52,14 @@ class Stage(nn.Module):
         self.attend = CrossAttention(channels, heads)
 
     def forward(self, level: Tensor, foundation: Tensor) -> Tensor:
-        """A feature map (B, C, h, w) and foundation tokens (B, M, D) -> (B, C, h, w)."""
+        """Map features (B, C, h, w) and foundation tokens (B, M, D) to regularised features (B, C, h, w)."""
         queries = level.flatten(2).transpose(1, 2)
         attended: Tensor = self.attend(queries, self.embed(foundation))
         return level + attended.transpose(1, 2).reshape(level.shape)
 
 
 class Regularizer(Term):
-    """The regularisation branch: the segmentation loss of features that have attended to the foundation encoder's.
+    """Train the regularisation branch: the segmentation loss of features that attended to the foundation encoder's.
 
     Args:
         encoder: images in [0, 1] -> foundation features (B, D, h, w), frozen.
@@ -93,7 +91,7 @@ class Regularizer(Term):
         self._statistics = nullcontext if own_statistics else still_statistics
 
     def enhance(self, features: Sequence[Tensor], foundation: Tensor) -> list[Tensor]:
-        """Features F_i and the foundation map (B, D, h, w) -> the regularised features R_i."""
+        """Map features F_i (B, C_i, h_i, w_i) and the foundation map (B, D, h, w) to regularised features R_i."""
         tokens = foundation.flatten(2).transpose(1, 2)
         enhanced = list(features)
         for i, stage in self.stages.items():
@@ -101,22 +99,13 @@ class Regularizer(Term):
         return enhanced
 
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
-        """Segmentation loss of the regularised features."""
+        """Return the segmentation loss of the regularised features."""
         enhanced = self.enhance(features, self.encoder(view.images))
         with self._statistics(student.head):
             logits = student.decode(enhanced, view.labels.shape[-2:])
-        return segmentation_loss(logits, view.labels, view.weights)
-
-    def by_both(self, segmenter: Segmenter, images: Tensor) -> Tensor:
-        """Images in [0, 1] -> the log of the mean of both branches' class probabilities (B, K, H, W)."""
-        features = segmenter.encode(images)
-        shadow = segmenter.decode(features, images.shape[-2:])
-        with still_statistics(segmenter.head):
-            regularized = segmenter.decode(self.enhance(features, self.encoder(images)), images.shape[-2:])
-        both = torch.stack([shadow, regularized]).log_softmax(dim=2)
-        return both.logsumexp(dim=0) - math.log(2)
+        return segmentation_loss(logits, view.labels, view.trust)
 
 
 def default_heads(channels: int) -> int:
-    """The most heads of at least 64 channels each that divide the channels evenly; at least one."""
+    """Return the most heads of at least 64 channels each that divide the channels evenly; at least one."""
     return next(heads for heads in range(max(1, channels // 64), 0, -1) if channels % heads == 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
 
 import torch
@@ -16,10 +15,10 @@ from ssrseg.models.segmenter import Segmenter
 
 
 class Teacher(nn.Module):
-    """EMA of the segmenter's parameters; buffers are its own.
+    """Average the segmenter's parameters over the steps (EMA), and label target images; buffers are its own.
 
     It labels in training mode without dropout and drop path: its BatchNorm uses the statistics of the target
-    batch, as in the references.
+    batch, as in the references. A teacher of your own overrides `logits`, or `forward`.
 
     Args:
         student: copied.
@@ -27,27 +26,18 @@ class Teacher(nn.Module):
         threshold: the trust in every pixel of a batch is the share of its pixels that are at least this
             confident; 1 when absent.
         after_step: average after the student's step, as DACS does, instead of before it.
-        look: the averaged segmenter and images -> logits; its own forward when absent.
     """
 
     def __init__(
-        self,
-        student: Segmenter,
-        *,
-        decay: float = 0.999,
-        threshold: float | None = 0.968,
-        after_step: bool = False,
-        look: Callable[[Segmenter, Tensor], Tensor] = Segmenter.__call__,
+        self, student: Segmenter, *, decay: float = 0.999, threshold: float | None = 0.968, after_step: bool = False
     ) -> None:
         super().__init__()
         self.segmenter = deepcopy(student).requires_grad_(False)
-        self._look = [look]  # in a list: a module in there is the learner's, not a part of the teacher
-        self.decay, self.threshold = decay, threshold
-        self._behind = int(after_step)
+        self.decay, self.threshold, self._behind = decay, threshold, int(after_step)
         self.train()
 
     def train(self, mode: bool = True) -> Teacher:
-        """Training mode means: batch statistics, but nothing dropped."""
+        """Set training mode, which means batch statistics, but nothing dropped."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, _DropoutNd | DropPath):
@@ -56,7 +46,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: Segmenter, step: int) -> None:
-        """Move towards the student, who has completed `step` steps. Step 0 copies it.
+        """Move the average towards the student, which has completed `step` steps; step 0 copies it.
 
         An average taken after step i is the one taken before step i + 1, with the factor of step i.
         """
@@ -67,37 +57,41 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, valid: Tensor) -> Pseudo:
-        """Labels and trust for target images in [0, 1]; trust is 0 where not `valid` (B, H, W)."""
-        (look,) = self._look
-        return pseudo_label(look(self.segmenter, images), valid, self.threshold)
+        """Label target images (B, 3, H, W) in [0, 1]; the trust is 0 where not `valid` (B, H, W)."""
+        return pseudo_label(self.logits(images), valid, self.threshold)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits (B, K, H, W) of images (B, 3, H, W) in [0, 1]."""
+        logits: Tensor = self.segmenter(images)
+        return logits
 
 
 def pseudo_label(logits: Tensor, valid: Tensor, threshold: float | None) -> Pseudo:
-    """Argmax labels, and one confidence share for the whole batch as weight (DACS), taken before `valid` cuts rows.
+    """Label by the largest logit; the trust is one confidence share for the whole batch (DACS), 0 where not `valid`.
 
-    The whole batch is that of all processes.
+    The share is taken over all pixels, before `valid` cuts rows, and over the batches of all processes.
 
     Args:
         logits: (B, K, H, W).
         valid: (B, H, W) bool.
-        threshold: confidence in [0, 1]; weight 1 when absent.
+        threshold: the confidence in [0, 1] that counts; the trust is 1 when absent.
     """
     confidence, labels = logits.softmax(dim=1).max(dim=1)
-    weights = valid.to(confidence.dtype)
+    trust = valid.to(confidence.dtype)
     if threshold is not None:
-        weights = weights * distributed.mean((confidence >= threshold).to(confidence.dtype).mean())
-    return Pseudo(labels, weights)
+        trust = trust * distributed.all_mean((confidence >= threshold).to(confidence.dtype).mean())
+    return Pseudo(labels, trust)
 
 
 class NoTeacher(nn.Module):
-    """For methods without pseudo-labels: every target pixel is ignored."""
+    """Stand for the teacher in methods without pseudo-labels: every target pixel is ignored."""
 
     segmenter: Segmenter | None = None
 
     def update(self, student: Segmenter, step: int) -> None:
-        """Nothing to average."""
+        """Do nothing: there is nothing to average."""
 
     def forward(self, images: Tensor, valid: Tensor) -> Pseudo:
-        """Labels that say nothing."""
+        """Return labels `IGNORE` and trust 0 for every pixel."""
         ignored = torch.full(valid.shape, IGNORE, device=valid.device)
         return Pseudo(ignored, torch.zeros(valid.shape, device=valid.device))

@@ -1,4 +1,4 @@
-"""Terms: what the student is asked of a view."""
+"""Terms: the losses on a view."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from ssrseg.models.segmenter import Segmenter
 
 
 class Term(nn.Module):
-    """A loss on the views it names. A subclass writes `forward` and returns a scalar.
+    """Compute a loss on the views that it names; a subclass writes `forward`, which returns a scalar.
 
-    The gradients of several processes are averaged: a mean over the local batch becomes the mean over the whole one.
-    A loss that divides by something counted in the batch counts with `distributed.total`, as `feature_distance` does.
-    A term's gradients are taken as soon as its loss is there (`Learner.forward`) and its graph is gone: detach what it
-    leaves for another term, and let no weight's own hook change gradients, for it would run twice.
+    A term is a module: parameters of its own are trained, and those in a submodule called `discriminator` have an
+    optimiser of their own (Adam).
+
+    - The gradients of several processes are averaged: a mean over the local batch becomes the mean over the whole one.
+      A loss that divides by something counted in the batch counts with `distributed.all_sum` (see `feature_distance`).
+    - Early backward: a term is back-propagated as soon as its loss is computed, and its graph is freed
+      (`Learner.forward`). Detach what it keeps for another term; let no hook of a weight change its gradient, as hooks
+      run twice.
+
+    Args:
+        views: names of the views that it applies to.
+        weight: factor of the loss.
     """
 
     def __init__(self, views: Iterable[str], weight: float = 1.0) -> None:
@@ -27,30 +35,36 @@ class Term(nn.Module):
         self.views, self.weight = frozenset(views), weight
 
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
-        """The loss of `view`, whose images the student has encoded to `features`."""
+        """Return the loss of a view, a scalar.
+
+        Args:
+            view: images (B, 3, H, W), labels (B, H, W), and trust (B, H, W) or `None`.
+            features: the backbone's maps (B, C_i, h_i, w_i) of the view's images, finest first.
+            student: whose `decode(features, size)` gives logits.
+        """
         raise NotImplementedError
 
 
 def segmentation_loss(
-    logits: Tensor, labels: Tensor, weights: Tensor | None = None, *, over_labelled: bool = False
+    logits: Tensor, labels: Tensor, trust: Tensor | None = None, *, over_labelled: bool = False
 ) -> Tensor:
-    """Cross entropy, averaged over *all* pixels: ignored and untrusted ones count in the divisor, as in the references.
+    """Average the cross entropy over *all* pixels: ignored and untrusted ones count in the divisor (the references).
 
     Args:
         logits: (B, K, H, W).
         labels: (B, H, W) int64, `IGNORE` where unlabelled.
-        weights: (B, H, W) trust per pixel.
+        trust: (B, H, W), factor of each pixel's loss; 1 when absent.
         over_labelled: average over the labelled pixels only, as DACS and Undoing do with the source.
     """
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-    losses = losses if weights is None else losses * weights
+    losses = losses if trust is None else losses * trust
     if not over_labelled:
         return losses.mean()
     return losses.sum() / (labels != IGNORE).sum().clamp(min=1)
 
 
 class Segmentation(Term):
-    """The shadow branch: decode the features as they are. It is the whole of inference.
+    """Train the shadow branch: decode the features as they are, as at inference.
 
     Args:
         views: views it applies to.
@@ -75,18 +89,18 @@ class Segmentation(Term):
         self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
-        """Segmentation loss of the decoded features."""
+        """Return the segmentation loss of the decoded features."""
         logits = student.decode(features, view.labels.shape[-2:])
         if self.temperature != 1:
             logits = logits / self.temperature
         if self.shift is not None:
             logits = logits + self.shift.view(1, -1, 1, 1)
         over_labelled = view.name in self.over_labelled
-        return segmentation_loss(logits, view.labels, view.weights, over_labelled=over_labelled)
+        return segmentation_loss(logits, view.labels, view.trust, over_labelled=over_labelled)
 
 
 class FeatureDistance(Term):
-    """Distance of the deepest features to the frozen ImageNet model's on thing classes (DAFormer, section 3.3).
+    """Keep the deepest features near the frozen ImageNet model's on thing classes (DAFormer, section 3.3).
 
     Args:
         frozen: images in [0, 1] -> the ImageNet model's deepest features (B, C, h, w).
@@ -116,7 +130,7 @@ class FeatureDistance(Term):
         self.register_buffer("things", things, persistent=False)
 
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
-        """Mean distance where a thing class dominates."""
+        """Return the mean distance where a thing class dominates."""
         deepest = features[-1]
         mask = None
         if self.things is not None:
@@ -126,9 +140,9 @@ class FeatureDistance(Term):
 
 
 def feature_distance(features: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over the masked locations of the L2 distance over channels; 0, with zero gradient, where the mask is empty.
+    """Average the L2 distance over channels over the masked locations; 0, with zero gradient, for an empty mask.
 
-    Of several processes, each gives its share times their number: averaged, they are the mean over the whole batch.
+    Of several processes, each returns its share times their number: averaged, they are the mean over the whole batch.
 
     Args:
         features: (B, C, h, w).
@@ -138,12 +152,12 @@ def feature_distance(features: Tensor, reference: Tensor, mask: Tensor | None = 
     distance: Tensor = torch.linalg.vector_norm(features - reference, dim=1)
     if mask is None:
         return distance.mean()
-    count = distributed.total(mask.sum()).clamp(min=1)
+    count = distributed.all_sum(mask.sum()).clamp(min=1)
     return torch.where(mask, distance, 0).sum() * distributed.world() / count
 
 
 def downscale_labels(labels: Tensor, factor: int, num_classes: int, min_share: float) -> Tensor:
-    """The label that covers at least `min_share` of each `factor` x `factor` cell, else `IGNORE`; remainders are cut.
+    """Label each `factor` x `factor` cell by what covers at least `min_share` of it, else `IGNORE`; remainders are cut.
 
     Args:
         labels: (B, H, W) int64.

@@ -1,4 +1,4 @@
-"""View makers: what the student looks at."""
+"""View makers: what the student is trained on, made of the batch and the teacher's labels."""
 
 from __future__ import annotations
 
@@ -16,39 +16,35 @@ Images = Callable[[Tensor], Tensor]
 
 
 def unchanged(images: Tensor) -> Tensor:
-    """No augmentation."""
+    """Return the images as they are: no augmentation."""
     return images
 
 
 @dataclass(frozen=True)
 class Source:
-    """The labelled domain as it is, or distorted."""
+    """Make the source view: the labelled domain, augmented or not."""
 
     augment: Images = unchanged
 
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
-        """Source images and labels."""
+        """Return source images and labels."""
         return View("source", self.augment(batch.source), batch.labels)
 
 
 @dataclass(frozen=True)
 class Target:
-    """The unlabelled domain as it is, or distorted, with the teacher's labels: for alignment and terms of your own."""
+    """Make the target view: the unlabelled domain with the teacher's labels, for alignment and terms of your own."""
 
     augment: Images = unchanged
 
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
-        """Target images, and what the teacher says."""
-        return View("target", self.augment(batch.target), pseudo.labels, pseudo.weights)
-
-
-target_view = Target()
-"""The unlabelled domain as it is."""
+        """Return target images with the teacher's labels and trust."""
+        return View("target", self.augment(batch.target), pseudo.labels, pseudo.trust)
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """Classes of the source pasted onto the target (ClassMix, as DACS and DAFormer use it).
+    """Paste classes of the source onto the target (ClassMix, as DACS and DAFormer use it).
 
     Args:
         draw: source labels (B, H, W) -> which pixels to paste (B, H, W) bool.
@@ -59,22 +55,22 @@ class Mixed:
     augment: Images = unchanged
 
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
-        """Mixed images, labels and trust; pasted pixels are trusted fully."""
+        """Return mixed images, labels and trust; pasted pixels have trust 1."""
         pasted = self.draw(batch.labels)
         images = mix(pasted[:, None], batch.source, batch.target)
         labels = mix(pasted, batch.labels, pseudo.labels)
-        weights = mix(pasted, torch.ones_like(pseudo.weights), pseudo.weights)
-        return View("mixed", self.augment(images), labels, weights)
+        trust = mix(pasted, torch.ones_like(pseudo.trust), pseudo.trust)
+        return View("mixed", self.augment(images), labels, trust)
 
 
 def mix(pasted: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Source where pasted, target elsewhere."""
+    """Take the source where `pasted`, the target elsewhere."""
     return torch.where(pasted, source, target)
 
 
 @dataclass(frozen=True)
 class ClassMix:
-    """Draws half of the classes (rounded up) for every image; a class may be absent from an image.
+    """Draw half of the classes (rounded up) for every image; a class may be absent from an image.
 
     Ignored pixels count as a class: pasted, they bring no loss. The draw is made of random keys on the CPU
     and a sort on the device: nothing waits for the labels.
@@ -89,40 +85,40 @@ class ClassMix:
     of_batch: bool = True
 
     def __call__(self, labels: Tensor) -> Tensor:
-        """Labels (B, H, W) -> pasted pixels (B, H, W) bool."""
+        """Map labels (B, H, W) to the pixels to paste (B, H, W) bool."""
         present = classes_present(labels)
         if self.of_batch:
-            present = distributed.union(present.any(dim=0, keepdim=True)).expand_as(present)
+            present = distributed.all_any(present.any(dim=0, keepdim=True)).expand_as(present)
         count, values = present.shape
         keys = torch.rand(distributed.world() * count, values, generator=self.generator)[distributed.rows(count)]
         return class_mask(labels, choose_half(present, keys.to(labels.device, non_blocking=True)))
 
 
 def classes_present(labels: Tensor) -> Tensor:
-    """Which of the 256 label values occur in each image: (B, 256) bool."""
+    """Return which of the 256 label values occur in each image: (B, 256) bool."""
     present = torch.zeros(len(labels), 256, dtype=torch.bool, device=labels.device)
     return present.scatter_(1, labels.flatten(1), True)
 
 
 def choose_half(present: Tensor, keys: Tensor) -> Tensor:
-    """The ceil(n / 2) present classes with the smallest keys, per image: (B, 256) bool."""
+    """Choose the ceil(n / 2) present classes with the smallest keys, per image: (B, 256) bool."""
     rank = torch.where(present, keys, torch.inf).argsort(dim=1).argsort(dim=1)
     return rank < (present.sum(dim=1, keepdim=True) + 1) // 2
 
 
 def class_mask(labels: Tensor, chosen: Tensor) -> Tensor:
-    """Pixels whose class is chosen for their image: labels (B, H, W), chosen (B, 256) bool -> (B, H, W) bool."""
+    """Select the pixels whose class is chosen for their image: (B, H, W) and (B, 256) bool -> (B, H, W) bool."""
     return chosen.gather(1, labels.flatten(1)).view_as(labels)
 
 
 @dataclass(frozen=True)
 class Masked:
-    """Images of which most blocks are hidden: the student must label them from context (MIC).
+    """Hide most blocks of the images, which the student must label from context (MIC).
 
     Args:
         draw: image shape (B, 3, H, W) -> visible pixels (B, 1, H, W) bool.
         fill: the colour of hidden pixels (1, 3, 1, 1): the mean colour of the network's normalisation.
-        select: which images, labels and trusts: `of_target`, `of_source` or `of_both`.
+        select: makes the images, labels and trust to mask: `Target()`, `Source()` or `first_of_both`.
         weight: lambda of the paper, a factor of the trust.
         augment: applied before masking.
     """
@@ -134,41 +130,31 @@ class Masked:
     augment: Images = unchanged
 
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
-        """Masked images with the labels and trusts of the whole ones."""
+        """Return masked images with the labels and trust of the whole ones."""
         view = self.select(batch, pseudo)
         images = self.augment(view.images)
         visible = self.draw(images.shape).to(images.device, non_blocking=True)
-        weights = torch.ones_like(images[:, 0]) if view.weights is None else view.weights
-        return View("masked", torch.where(visible, images, self.fill.to(images)), view.labels, self.weight * weights)
+        trust = torch.ones_like(images[:, 0]) if view.trust is None else view.trust
+        return View("masked", torch.where(visible, images, self.fill.to(images)), view.labels, self.weight * trust)
 
 
-def of_target(batch: Batch, pseudo: Pseudo) -> View:
-    """All target images with the teacher's labels; the trust is the unmixed one."""
-    return target_view(batch, pseudo)
-
-
-def of_source(batch: Batch, pseudo: Pseudo) -> View:
-    """All source images."""
-    return View("source", batch.source, batch.labels)
-
-
-def of_both(batch: Batch, pseudo: Pseudo) -> View:
-    """The first source and the first target image of this process (the reference's mode `separate`)."""
-    weights = torch.stack([torch.ones_like(pseudo.weights[0]), pseudo.weights[0]])
+def first_of_both(batch: Batch, pseudo: Pseudo) -> View:
+    """Select the first source and the first target image of this process (the reference's mode `separate`)."""
+    trust = torch.stack([torch.ones_like(pseudo.trust[0]), pseudo.trust[0]])
     images = torch.stack([batch.source[0], batch.target[0]])
-    return View("both", images, torch.stack([batch.labels[0], pseudo.labels[0]]), weights)
+    return View("both", images, torch.stack([batch.labels[0], pseudo.labels[0]]), trust)
 
 
 @dataclass(frozen=True)
 class BlockMask:
-    """Draws which square blocks stay visible (MIC, section 3.2)."""
+    """Draw which square blocks stay visible (MIC, section 3.2)."""
 
     generator: Generator
     ratio: float = 0.7
     block: int = 32
 
     def __call__(self, shape: torch.Size) -> Tensor:
-        """Image shape (B, C, H, W) -> visible pixels (B, 1, H, W) bool."""
+        """Map an image shape (B, C, H, W) to visible pixels (B, 1, H, W) bool."""
         batch, _, height, width = shape
         grid = (distributed.world() * batch, 1, round(height / self.block), round(width / self.block))
         draw = torch.rand(grid, generator=self.generator)[distributed.rows(batch)]
@@ -176,5 +162,5 @@ class BlockMask:
 
 
 def block_mask(draw: Tensor, ratio: float, size: tuple[int, int]) -> Tensor:
-    """Blocks whose draw exceeds `ratio` are visible: draw (B, 1, h, w) in [0, 1) -> (B, 1, *size) bool."""
+    """Show the blocks whose draw exceeds `ratio`: draw (B, 1, h, w) in [0, 1) -> (B, 1, *size) bool."""
     return F.interpolate((draw > ratio).float(), size, mode="nearest").bool()

@@ -67,9 +67,6 @@ class FoundationConfig(Strict):
     """Images are resized to this square, or go in at crop size."""
     precision: Literal["fp32", "half", "auto"] = "fp32"
     """`half` keeps and runs the encoder in bfloat16; `auto` does so on CUDA. The published runs have `fp32`."""
-    disturb: Literal["pixels", "channels", "images"] | None = None
-    """A control, not a method: features with their locations shuffled, with each channel shuffled by itself, or those
-    of another image of the batch."""
 
 
 class JitterConfig(Strict):
@@ -93,23 +90,15 @@ class SegmentationConfig(Strict):
 
 
 class AlignmentConfig(Strict):
-    """A discriminator that cannot tell the domains apart; it has an optimiser of its own."""
+    """Class-level adversarial alignment of the deepest features (FADA, Undoing)."""
 
-    of: Literal["class", "output", "entropy"] = "class"
-    """Features with their soft classes (FADA, Undoing), probabilities (AdaptSegNet), self-information (AdvEnt)."""
     weight: Rate = 0.001
-    """Of fooling the discriminator."""
+    """Of the student's loss, to pass as the other domain."""
     temperature: Rate = 1.8
     clip: Fraction = 0.9
     """Largest probability of a soft class."""
     lr: Rate = 1e-4
     """Of the discriminator: Adam, betas 0.9 and 0.99, the student's schedule."""
-
-
-class EntropyConfig(Strict):
-    """Entropy of the predictions on target images, minimised (MinEnt)."""
-
-    weight: Rate = 0.001
 
 
 class RegularizerConfig(Strict):
@@ -123,8 +112,6 @@ class RegularizerConfig(Strict):
     """Attention heads per stage; channels / 64, at least 1, when absent."""
     bn_stats: Literal["shared", "shadow"] = "shared"
     """Whether the regularised pass updates the head's BatchNorm statistics (the authors) or not."""
-    pseudo_labels: Literal["shadow", "both"] = "shadow"
-    """Whether the teacher labels by the shadow branch (the authors) or by the mean of both branches' probabilities."""
 
 
 class MethodConfig(Strict):
@@ -138,7 +125,6 @@ class MethodConfig(Strict):
     """`head`: the backbone stands still, its BatchNorm too."""
     segmentation: SegmentationConfig = SegmentationConfig()
     alignment: AlignmentConfig | None = None
-    entropy: EntropyConfig | None = None
     teacher: TeacherConfig | None = None
     mixed: MixedConfig | None = None
     masked: MaskedConfig | None = None
@@ -148,7 +134,7 @@ class MethodConfig(Strict):
     @property
     def looks_at_target(self) -> bool:
         """Whether any part needs target images."""
-        parts = (self.teacher, self.mixed, self.masked, self.alignment, self.entropy)
+        parts = (self.teacher, self.mixed, self.masked, self.alignment)
         return any(part is not None for part in parts)
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from ssrseg.adapt.foundation import Frozen
-from ssrseg.adapt.settling import gradients
+from ssrseg.adapt.learner import gradients
 
 REST = "terms"
 """What happens outside the networks belongs to the terms."""
@@ -56,7 +56,7 @@ class Flops:
         self._owned.clear()
 
     def gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """Those of `ssrseg.adapt.settling.gradients`."""
+        """Compute those of `ssrseg.adapt.learner.gradients`."""
         with self._going_back(loss):
             return gradients(loss, inputs)
 

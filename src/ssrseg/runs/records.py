@@ -148,10 +148,6 @@ def setting(config: dict[str, Any], path: str) -> Any:
     return value
 
 
-ALIGNMENTS = {"class": "FADA", "output": "AdaptSegNet", "entropy": "AdvEnt"}
-"""What a discriminator compares -> whose method that is."""
-
-
 def method_name(config: dict[str, Any]) -> str:
     """Name the published method that the settings compose; `custom` for another composition."""
     names = {  # (mixed, masked, feature distance)
@@ -165,10 +161,8 @@ def method_name(config: dict[str, Any]) -> str:
         setting(config, f"method.{part}") is not None for part in ("mixed", "masked", "feature_distance", "regularizer")
     )
     parts = [names.get((mixed, masked, distance), "custom")]
-    if (aligned := setting(config, "method.alignment.of")) is not None:
-        parts.append(ALIGNMENTS.get(str(aligned), "alignment"))
-    if setting(config, "method.entropy") is not None:
-        parts.append("MinEnt")
+    if setting(config, "method.alignment") is not None:
+        parts.append("FADA")
     if len(parts) > 1 and parts[0] == "source-only":
         parts = parts[1:]
     return " + ".join([*parts, "SSR"] if regularizer else parts)

@@ -134,7 +134,7 @@ def fit(
 
 def mean_of(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Mean losses over the batches of a step and over all processes."""
-    means = distributed.mean(torch.stack([torch.stack(list(part.values())) for part in parts]).mean(dim=0))
+    means = distributed.all_mean(torch.stack([torch.stack(list(part.values())) for part in parts]).mean(dim=0))
     return dict(zip(parts[0], means, strict=True))
 
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from ssrseg.adapt.foundation import Frozen
 from ssrseg.adapt.learner import ViewMaker
 from ssrseg.adapt.methods import Method, build_method
+from ssrseg.adapt.teacher import Teacher
 from ssrseg.adapt.terms import Term
 from ssrseg.config import Settings
 from ssrseg.cpu.allocation import keep_memory
@@ -42,6 +43,8 @@ class Extensions:
     """Make further views of every batch, after the method's."""
     foundation: Frozen | None = None
     """SSR's frozen encoder, instead of the one that `method.regularizer.foundation` names."""
+    teacher: type[Teacher] = Teacher
+    """Class of the teacher; it is built with the options of `method.teacher`, which must not be absent."""
     observers: Sequence[Observer] = ()
     """Watch the run in the first process, beside the package's own; checkpoints keep their `state`, by their place."""
 
@@ -94,6 +97,7 @@ def build_context(
         foundation=extensions.foundation,
         terms=extensions.terms,
         makers=extensions.makers,
+        teacher=extensions.teacher,
     )
     if settings.train.sync_batchnorm:
         sync_batchnorm(method, fabric)

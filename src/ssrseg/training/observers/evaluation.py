@@ -67,7 +67,7 @@ class Evaluation(Observer):
         device, classes = self._context.fabric.device, self._context.space.names
         same_buffers(model)
         own = evaluate_model(model, self._dataset, self._infer, device=device, classes=classes)
-        return Scores(own.classes, distributed.total(own.confusion.to(device)).cpu())
+        return Scores(own.classes, distributed.all_sum(own.confusion.to(device)).cpu())
 
     def _write(self, step: int, student: Scores, teacher: Scores | None) -> None:
         folder, record, means = self._context.folder, dict[str, Any](step=step), dict[str, Any]()

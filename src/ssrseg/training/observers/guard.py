@@ -242,7 +242,7 @@ class Guard(Observer):
         values = [loss.detach() for part in losses for loss in part.values()]
         parameters, norms = self._gradients()
         numbers = torch.stack([*values, *norms, *self._before])
-        found = distributed.union(numbers.isfinite().all().logical_not()).float()
+        found = distributed.all_any(numbers.isfinite().all().logical_not()).float()
         self._optimizer.found_inf = found  # type: ignore[attr-defined]
         self._backup.settle(found.bool())
         names, views = tuple(tuple(part) for part in losses), tuple(self._views)

@@ -142,11 +142,11 @@ def palette(colors: Sequence[tuple[int, int, int]]) -> Pixels:
 
 def draw_view(view: View, colors: Pixels) -> Pixels:
     """Draw a view (B images) as rows of image | labels | trust."""
-    weights = view.weights if view.weights is not None else view.images.new_ones(view.labels.shape)
+    trusts = view.trust if view.trust is not None else view.images.new_ones(view.labels.shape)
     return grid(
         [
             [pixels_of(image), colors[labels.cpu().numpy()], pixels_of(trust.expand(3, -1, -1))]
-            for image, labels, trust in zip(view.images, view.labels, weights, strict=True)
+            for image, labels, trust in zip(view.images, view.labels, trusts, strict=True)
         ]
     )
 
