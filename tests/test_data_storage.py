@@ -15,7 +15,7 @@ from PIL import Image
 from factories import CLASSES, random_image, random_labels, write_pairs
 from ssrseg.config import DataConfig, resolve
 from ssrseg.data import find_images, find_pairs, read_image, refuse_bad_data, train_batches
-from ssrseg.data.checks.headers import read_header
+from ssrseg.data.checks.inspect import read_header
 from ssrseg.data.class_statistics import class_statistics
 from ssrseg.data.label_mapping import code_for
 from ssrseg.data.storage import list_files, list_members, open_file, read_bytes, stamp

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssrseg.config import Settings, resolve
     from ssrseg.config import preset_summaries as presets
-    from ssrseg.data.checks.report import report_data as check_data
+    from ssrseg.data.checks.report import check_data
     from ssrseg.data.pack import pack
     from ssrseg.errors import UserError
     from ssrseg.inference.evaluate import evaluate
@@ -32,7 +32,7 @@ _WHERE = {
     "Observer": "ssrseg.training:Observer",
     "Settings": "ssrseg.config:Settings",
     "UserError": "ssrseg.errors:UserError",
-    "check_data": "ssrseg.data.checks.report:report_data",
+    "check_data": "ssrseg.data.checks.report:check_data",
     "adjust": "ssrseg.label_shift.correct:adjust",
     "compare": "ssrseg.reporting:compare",
     "convert": "ssrseg.models.weights:convert",

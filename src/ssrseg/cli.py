@@ -77,10 +77,10 @@ def check_data(
     out: Annotated[Path, typer.Option(help="where report, contact sheet and class statistics go")] = Path("runs/check"),
 ) -> None:
     """Decode every image and label of a run: counts, colours, classes, and all that is wrong. Code 2: cannot train."""
-    from ssrseg.data.checks.report import report_data
+    from ssrseg.data.checks import report
 
-    report = report_data(_settings(preset, config, source, target, val, words), out, console=_screen())
-    if not report.trainable:
+    found = report.check_data(_settings(preset, config, source, target, val, words), out, console=_screen())
+    if not found.trainable:
         raise typer.Exit(2)
 
 

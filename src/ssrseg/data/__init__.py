@@ -1,6 +1,6 @@
 """Folders of images and labels to batches of bytes."""
 
-from ssrseg.data.checks.check import refuse_bad_data
+from ssrseg.data.checks.survey import refuse_bad_data
 from ssrseg.data.datasets import LabelledImage, LabelledImages
 from ssrseg.data.images import read_image
 from ssrseg.data.label_files import read_labels

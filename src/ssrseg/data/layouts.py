@@ -91,8 +91,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Listing:
-    """All files that the globs of a labelled data set match, faults included."""
+    """All files that the globs of a data set match, faults included."""
 
+    images: list[Path]
+    """Sorted; those that `stems` names, or all."""
     pairs: list[Pair]
     """Sorted by image."""
     without_label: list[Path]
@@ -104,75 +106,85 @@ class Listing:
 
 
 def spec_of(data: DataConfig) -> Spec:
-    """The layout that the settings name; raises `UserError` when there is no such layout."""
+    """Return the layout that the settings name; raises `UserError` when there is no such layout."""
     if data.spec not in SPECS:
         raise UserError(f"There is no data layout {data.spec!r}: use {', '.join(SPECS)}.")
     return SPECS[data.spec]
 
 
-def find_images(data: DataConfig) -> list[Path]:
-    """All images of a data set, sorted; labels need not exist.
+def listing_of(data: DataConfig, *, labelled: bool = True) -> Listing:
+    """List the files of a data set, faults included.
+
+    Args:
+        data: the data set.
+        labelled: whether to look for labels.
 
     Raises:
-        UserError: no such folder, or no image in it.
+        UserError: no such folder, or no list of stems.
     """
-    return list(_images(data).values())
+    twice: list[tuple[Path, Path]] = []
+    images = _match(_root(data), _glob(data, "images"), twice)
+    labels = _match(data.labels_root or _root(data), _glob(data, "labels"), twice) if labelled else {}
+    stems = None if data.stems is None else _stems(data.stems if data.stems.exists() else data.root / data.stems)
+    used = {key: path for key, path in images.items() if stems is None or path.stem in stems}
+    pairs = [Pair(used[key], labels[key]) for key in used.keys() & labels.keys()]
+    return Listing(
+        images=sorted(used.values()),
+        pairs=sorted(pairs, key=lambda pair: pair.image),
+        without_label=sorted(path for key, path in used.items() if labelled and key not in labels),
+        without_image=sorted(path for key, path in labels.items() if key not in images),
+        twice=twice,
+        missing_stems=sorted((stems or set()) - {path.stem for path in images.values()}),
+    )
+
+
+def no_image(data: DataConfig) -> str:
+    """Return the message for a data set without images."""
+    return f"No image matches {_glob(data, 'images')!r} in {data.root}. Set `images` to a glob below the root."
+
+
+def find_images(data: DataConfig) -> list[Path]:
+    """Find all images of a data set, sorted; labels need not exist.
+
+    Raises:
+        UserError: no such folder, no image in it, or two files that the wildcards cannot tell apart.
+    """
+    listing = listing_of(data, labelled=False)
+    _refuse(listing, data)
+    return listing.images
 
 
 def find_pairs(data: DataConfig) -> list[Pair]:
-    """All images with their labels, sorted by image.
+    """Find all images with their labels, sorted by image.
 
     Raises:
         UserError: no image, an image without label, or two files that the wildcards cannot tell apart.
     """
-    images, glob = _images(data), _glob(data, "labels")
-    labels = _match(data.labels_root or _root(data), glob)
-    lonely = [path for key, path in images.items() if key not in labels]
-    if lonely:
+    listing = listing_of(data)
+    _refuse(listing, data)
+    if lonely := listing.without_label:
         shown = "\n".join(f"  {path}" for path in lonely[:3])
-        unused = len(labels.keys() - images.keys())
+        unused = len(listing.without_image)
         raise UserError(
-            f"{len(lonely)} of {len(images)} images matching {_glob(data, 'images')!r} in {data.root} "
-            f"have no label matching {glob!r} "
-            f"({len(labels)} labels found, {unused} of them without image):\n{shown}\n"
+            f"{len(lonely)} of {len(listing.images)} images matching {_glob(data, 'images')!r} in {data.root} "
+            f"have no label matching {_glob(data, 'labels')!r} "
+            f"({len(listing.pairs) + unused} labels found, {unused} of them without image):\n{shown}\n"
             "A label is the file for which the wildcards of `labels` match the same text as those of `images`."
         )
-    return [Pair(path, labels[key]) for key, path in images.items()]
+    return listing.pairs
 
 
-def listing_of(data: DataConfig) -> Listing:
-    """What `find_pairs` would find or refuse, all of it; raises `UserError` without a folder or a list of stems."""
-    twice: list[tuple[Path, Path]] = []
-    images = _match(_root(data), _glob(data, "images"), twice)
-    labels = _match(data.labels_root or _root(data), _glob(data, "labels"), twice)
-    wanted = None if data.stems is None else _stems(data.stems if data.stems.exists() else data.root / data.stems)
-    used = {key: path for key, path in images.items() if wanted is None or path.stem in wanted}
-    return Listing(
-        pairs=sorted(
-            (Pair(used[key], labels[key]) for key in used.keys() & labels.keys()), key=lambda pair: pair.image
-        ),
-        without_label=sorted(path for key, path in used.items() if key not in labels),
-        without_image=sorted(path for key, path in labels.items() if key not in images),
-        twice=twice,
-        missing_stems=sorted((wanted or set()) - {path.stem for path in images.values()}),
-    )
-
-
-def _images(data: DataConfig) -> dict[tuple[str, ...], Path]:
-    glob = _glob(data, "images")
-    images = _match(_root(data), glob)
-    if data.stems is not None:
-        wanted = _stems(data.stems if data.stems.exists() else data.root / data.stems)
-        missing = wanted - {path.stem for path in images.values()}
-        if missing:
-            raise UserError(
-                f"{len(missing)} stems of {data.stems} have no image matching {glob!r} in {data.root}, "
-                f"for example {min(missing)!r}."
-            )
-        images = {key: path for key, path in images.items() if path.stem in wanted}
-    if not images:
-        raise UserError(f"No image matches {glob!r} in {data.root}. Set `images` to a glob below the root.")
-    return dict(sorted(images.items(), key=lambda item: item[1]))
+def _refuse(listing: Listing, data: DataConfig) -> None:
+    if listing.twice:
+        one, other = listing.twice[0]
+        raise UserError(f"{one} and {other} are the same to the wildcards: only the ending differs. Remove one.")
+    if missing := listing.missing_stems:
+        raise UserError(
+            f"{len(missing)} stems of {data.stems} have no image matching {_glob(data, 'images')!r} in {data.root}, "
+            f"for example {missing[0]!r}."
+        )
+    if not listing.images:
+        raise UserError(no_image(data))
 
 
 def _stems(path: Path) -> set[str]:
@@ -193,17 +205,14 @@ def _glob(data: DataConfig, kind: str) -> str:
     return glob.replace("{split}", data.split or spec.split)
 
 
-Twice = list[tuple[Path, Path]]
-
-
 def _root(data: DataConfig) -> Path:
     if data.url is not None:
         connect(data.root, data.url)
     return data.root
 
 
-def _match(root: Path, glob: str, twice: Twice | None = None) -> dict[tuple[str, ...], Path]:
-    """Image files below `root`, by the text that each wildcard matches; what is there `twice` is an error or listed.
+def _match(root: Path, glob: str, twice: list[tuple[Path, Path]]) -> dict[tuple[str, ...], Path]:
+    """Find image files below `root`, keyed by the text that each wildcard matches; second ones are added to `twice`.
 
     What is unpacked wins: archives are looked into for a glob that no unpacked file matches.
     """
@@ -211,7 +220,7 @@ def _match(root: Path, glob: str, twice: Twice | None = None) -> dict[tuple[str,
     return _keyed(list_files(root, below), glob, twice) or _keyed(list_members(root, below), glob, twice)
 
 
-def _keyed(files: list[tuple[str, Path]], glob: str, twice: Twice | None) -> dict[tuple[str, ...], Path]:
+def _keyed(files: list[tuple[str, Path]], glob: str, twice: list[tuple[Path, Path]]) -> dict[tuple[str, ...], Path]:
     pattern, any_ending = _pattern(glob.removesuffix(".*")), glob.endswith(".*")
     endings = {".json"} if glob.endswith(".json") else IMAGE_SUFFIXES
     found: dict[tuple[str, ...], Path] = {}
@@ -224,11 +233,9 @@ def _keyed(files: list[tuple[str, Path]], glob: str, twice: Twice | None) -> dic
         *folders, last = (*match.groups(),) or ("",)
         key = (*folders, last if any_ending else _without_suffix(last))
         if key in found:
-            if twice is not None:
-                twice.append((found[key], path))
-                continue
-            raise UserError(f"{found[key]} and {path} are the same to {glob!r}: only the ending differs. Remove one.")
-        found[key] = path
+            twice.append((found[key], path))
+        else:
+            found[key] = path
     return found
 
 

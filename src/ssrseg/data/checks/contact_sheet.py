@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from ssrseg.data.images import read_image
 from ssrseg.data.label_files import read_labels
@@ -17,6 +16,7 @@ from ssrseg.data.label_spaces import LabelSpace
 CELL = (240, 180)
 """(width, height) that bounds a picture."""
 GAP, LINE, COLUMNS = 8, 20, 6
+WIDTH = GAP + COLUMNS * (CELL[0] + GAP)
 OPACITY = 0.6
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
@@ -25,7 +25,7 @@ Row = tuple[str, Sequence[tuple[Path, Path | None]], LabelCode | None]
 
 
 def contact_sheet(rows: Sequence[Row], space: LabelSpace, shares: Sequence[float] | None = None) -> Image.Image:
-    """Each row's images, `COLUMNS` of them at most, above the same with their labels laid over; a legend below.
+    """Draw each row's images, `COLUMNS` at most, above the same with their labels overlaid, and a legend below.
 
     Args:
         rows: files that can be read.
@@ -47,7 +47,7 @@ def _strip(
 ) -> Image.Image:
     shown = files[:COLUMNS]
     lines = 2 if any(label for _, label in shown) else 1
-    strip = Image.new("RGB", (_width(), LINE + 2 * GAP + lines * (CELL[1] + GAP)), WHITE)
+    strip = Image.new("RGB", (WIDTH, LINE + 2 * GAP + lines * (CELL[1] + GAP)), WHITE)
     ImageDraw.Draw(strip).text((GAP, GAP), title, BLACK, ImageFont.load_default())
     for column, (path, label) in enumerate(shown):
         left, top = GAP + column * (CELL[0] + GAP), LINE + GAP
@@ -57,22 +57,17 @@ def _strip(
         small = image.resize(size)
         strip.paste(small, (left, top))
         if label is not None and code is not None:
-            marks = _coloured(read_labels(label, code), space).resize(size, Image.Resampling.NEAREST)
+            palette = np.zeros((256, 3), np.uint8)  # ignored pixels are black
+            palette[: space.num_classes] = space.colors
+            marks = Image.fromarray(palette[read_labels(label, code).numpy()]).resize(size, Image.Resampling.NEAREST)
             strip.paste(Image.blend(small, marks, OPACITY), (left, top + CELL[1] + GAP))
     return strip
 
 
-def _coloured(ids: Tensor, space: LabelSpace) -> Image.Image:
-    """Ignored pixels are black."""
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: space.num_classes] = space.colors
-    return Image.fromarray(palette[ids.numpy()])
-
-
 def _legend(space: LabelSpace, shares: Sequence[float] | None) -> Image.Image:
-    per_line = _width() // (CELL[0] + GAP)
+    per_line = WIDTH // (CELL[0] + GAP)
     lines = -(-(space.num_classes + 1) // per_line)
-    strip = Image.new("RGB", (_width(), 2 * GAP + lines * LINE), WHITE)
+    strip = Image.new("RGB", (WIDTH, 2 * GAP + lines * LINE), WHITE)
     draw, font = ImageDraw.Draw(strip), ImageFont.load_default()
     names = [*space.names, "ignored"]
     for i, (name, color) in enumerate(zip(names, [*space.colors, BLACK], strict=True)):
@@ -81,7 +76,3 @@ def _legend(space: LabelSpace, shares: Sequence[float] | None) -> Image.Image:
         share = f"  {shares[i]:.2%}" if shares is not None and i < len(shares) else ""
         draw.text((left + LINE + GAP, top), f"{name}{share}", BLACK, font)
     return strip
-
-
-def _width() -> int:
-    return GAP + COLUMNS * (CELL[0] + GAP)

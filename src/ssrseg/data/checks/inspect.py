@@ -1,32 +1,119 @@
-"""One image, with its label or without: what it shows and what is wrong with it."""
+"""One image, with its label or without: what its header and pixels show, and what is wrong with it."""
 
 from __future__ import annotations
 
 import hashlib
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ssrseg.data.checks.colours import Colour, colour_of
-from ssrseg.data.checks.headers import Header, read_header
-from ssrseg.data.checks.problems import Problem, problem
-from ssrseg.data.images import read_image
+from ssrseg.data.checks.problems import Problem
+from ssrseg.data.idd_polygons import polygons_size
+from ssrseg.data.images import BROKEN, ORIENTATION, first_line, read_image
 from ssrseg.data.label_files import read_labels, read_raw_labels
 from ssrseg.data.label_mapping import LabelCode, map_ids
 from ssrseg.data.label_spaces import IGNORE
-from ssrseg.data.storage import read_bytes
+from ssrseg.data.storage import open_file, read_bytes
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
 
 EXTREME = 8
-"""Long side by short side."""
+"""Ratio of the long to the short side above which an image is reported."""
+PIXELS = 256
+"""Rows and columns, about, from which the colour statistics of an image are computed."""
+LUMA = np.array([0.299, 0.587, 0.114])
+"""Weights of red, green and blue in perceived brightness (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the files of a data set are expected to be."""
+class Header:
+    """What the first and last bytes of an image file tell, without decoding it."""
+
+    stored: tuple[int, int]
+    """(width, height) of the pixels as they lie in the file: a label's size."""
+    shown: tuple[int, int]
+    """(width, height) as the camera held it: an image's size."""
+    orientation: int
+    """EXIF: 1 is upright, 2 to 4 keep width and height, 5 to 8 swap them."""
+    mode: str
+    """Pillow's."""
+    format: str
+    pages: int
+    complete: bool
+    """Whether the file ends as its format demands; only PNG and JPEG are examined."""
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of an image file; raises `UserError` for what is missing or no image."""
+    if path.suffix.lower() == ".json":
+        size = polygons_size(read_bytes(path), path)
+        return Header(size, size, 1, "L", "JSON", 1, True)
+    try:
+        with open_file(path) as file, Image.open(file) as image:
+            orientation = image.getexif().get(ORIENTATION, 1)
+            stored = image.size
+            shown = (stored[1], stored[0]) if orientation >= 5 else stored
+            # A phone's JPEG of format MPO holds a preview or depth beside the photograph.
+            pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            kind = image.format or ""
+            return Header(stored, shown, orientation, image.mode, kind, pages, _is_complete(file, kind))
+    except BROKEN as error:
+        read_bytes(path)  # an empty file has a message of its own
+        raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
+
+
+def _is_complete(file: IO[bytes], kind: str) -> bool:
+    length = file.seek(0, io.SEEK_END)
+    file.seek(max(0, length - 64))
+    return {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(kind, b"") in file.read()
+
+
+@dataclass(frozen=True)
+class Colour:
+    """Colour statistics of one image, or their mean over many; in 0..255 but for the saturation."""
+
+    mean: tuple[float, ...]
+    """Of red, green and blue."""
+    std: tuple[float, ...]
+    """Over all pixels of all images."""
+    brightness: float
+    """Mean luma (ITU-R BT.601)."""
+    contrast: float
+    """Standard deviation of the luma within an image, mean over images."""
+    saturation: float
+    """Mean of (max - min) / max over the three channels, that of HSV, in 0..1."""
+
+
+def colour_of(image: Tensor) -> Colour:
+    """Compute the statistics of one image: RGB bytes (3, H, W)."""
+    step = max(1, min(image.shape[1:]) // PIXELS)
+    rgb = image[:, ::step, ::step].numpy().astype(np.float64)
+    luma = np.tensordot(LUMA, rgb, axes=1)
+    high, low = rgb.max(axis=0), rgb.min(axis=0)
+    saturation = np.where(high > 0, (high - low) / np.maximum(high, 1), 0)
+    mean, std = (tuple(values.tolist()) for values in (rgb.mean(axis=(1, 2)), rgb.std(axis=(1, 2))))
+    return Colour(mean, std, float(luma.mean()), float(luma.std()), float(saturation.mean()))
+
+
+def mean_colour(colours: Sequence[Colour]) -> Colour:
+    """Average over images, each counted once whatever its size; at least one."""
+    means, stds = (np.array([getattr(one, name) for one in colours]) for name in ("mean", "std"))
+    mean = means.mean(axis=0)
+    std = np.sqrt((stds**2 + means**2).mean(axis=0) - mean**2)
+    plain = (float(np.mean([getattr(c, name) for c in colours])) for name in ("brightness", "contrast", "saturation"))
+    return Colour(tuple(mean.tolist()), tuple(std.tolist()), *plain)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the files of a data set must be for training."""
 
     domain: str
     crop: tuple[int, int]
@@ -38,18 +125,15 @@ class Wanted:
     strict: bool
     """Whether a raw value of no class is a fault: nothing maps the values, so it cannot be meant."""
 
-    @property
-    def trained(self) -> bool:
-        """Whether crops are cut from it."""
-        return self.domain != "val"
-
 
 @dataclass
-class Look:
-    """What was seen of one image and its label; what was not looked at is absent."""
+class Inspection:
+    """What was found in one image and its label; what was not examined is absent."""
 
     image: Path
     label: Path | None
+    """Absent for a target."""
+    expected: Expected
     problems: list[Problem] = field(default_factory=list)
     size: tuple[int, int] | None = None
     """(width, height), as shown."""
@@ -59,134 +143,116 @@ class Look:
     digest: bytes | None = None
     """Of the image file."""
 
+    def report(self, kind: str, path: Path, text: str) -> None:
+        """Add a problem."""
+        self.problems.append(Problem(kind, self.expected.domain, path, text))
 
-def look(image: Path, label: Path | None, wanted: Wanted, *, whole: bool) -> Look:
-    """Look at a file and its label.
+
+def inspect_files(image: Path, label: Path | None, expected: Expected, *, whole: bool) -> Inspection:
+    """Examine an image and its label.
 
     Args:
         image: the image.
         label: absent for a target.
-        wanted: what they should be.
+        expected: what they should be.
         whole: decode them; else only the headers are read, unless a file seems cut off.
     """
-    seen = Look(image, label)
-
+    seen = Inspection(image, label, expected)
     headers: dict[str, Header] = {}
     for name, path in (("image", image), ("label", label)):
         if path is not None:
             try:
                 headers[name] = read_header(path)
             except UserError as error:
-                seen.problems.append(problem(f"{name} cannot be read", wanted.domain, path, str(error)))
-    if "image" in headers:
-        seen.size = headers["image"].shown
-        _look_at_header(seen, headers["image"], wanted)
-        if whole or not headers["image"].complete:
-            _look_at_image(seen, headers["image"], wanted)
-    if label is not None and "label" in headers:
+                seen.report(f"{name} cannot be read", path, str(error))
+    if header := headers.get("image"):
+        seen.size = header.shown
+        _check_header(seen, header)
+        if whole or not header.complete:
+            _check_image(seen, header)
+    if label is not None and (header := headers.get("label")):
         if "image" in headers:
-            _compare(seen, headers["image"], headers["label"], wanted)
-        if headers["label"].format in ("JPEG", "MPO"):
-            seen.problems.append(problem("label is a JPEG", wanted.domain, label, f"{label} is a JPEG."))
-        elif whole or not headers["label"].complete:
-            _look_at_label(seen, label, headers["label"], wanted)
+            _compare(seen, headers["image"], header)
+        if header.format in ("JPEG", "MPO"):
+            seen.report("label is a JPEG", label, f"{label} is a JPEG.")
+        elif whole or not header.complete:
+            _check_label(seen, label, header)
     return seen
 
 
-def _look_at_header(seen: Look, header: Header, wanted: Wanted) -> None:
+def _check_header(seen: Inspection, header: Header) -> None:
     width, height = header.shown
+    crop, resize = seen.expected.crop, seen.expected.resize
     shown = f"{seen.image} ({width}x{height}"
     if header.pages > 1:
-        text = f"{seen.image} holds {header.pages} pictures."
-        seen.problems.append(problem("several pages", wanted.domain, seen.image, text))
-    if not wanted.trained:
+        seen.report("several pages", seen.image, f"{seen.image} holds {header.pages} pictures.")
+    if seen.expected.domain == "val":  # no crops are cut from it
         return
-    seen_size = rescale_size(width, height, wanted.resize) if wanted.resize else (width, height)
+    resized = rescale_size(width, height, resize) if resize else (width, height)
     if max(width, height) > EXTREME * min(width, height):
-        seen.problems.append(problem("extreme shape", wanted.domain, seen.image, f"{shown})."))
-    elif seen_size[1] < wanted.crop[0] or seen_size[0] < wanted.crop[1]:
-        text = f"{shown}, crop {wanted.crop[1]}x{wanted.crop[0]})."
-        seen.problems.append(problem("smaller than the crop", wanted.domain, seen.image, text))
+        seen.report("extreme shape", seen.image, f"{shown}).")
+    elif resized[1] < crop[0] or resized[0] < crop[1]:
+        seen.report("smaller than the crop", seen.image, f"{shown}, crop {crop[1]}x{crop[0]}).")
 
 
-def _compare(seen: Look, image: Header, label: Header, wanted: Wanted) -> None:
-    """Whether image and label are of one size; an image turned by EXIF is compared as it is shown."""
+def _compare(seen: Inspection, image: Header, label: Header) -> None:
+    """Report an image and a label that differ in size; an image turned by EXIF is compared as it is shown."""
     if image.shown != label.stored:
-        text = (
-            f"{seen.image} and its label {seen.label} differ in size: {_size(image.shown)} and {_size(label.stored)}."
-        )
+        sizes = "{}x{} and {}x{}".format(*image.shown, *label.stored)
+        text = f"{seen.image} and its label {seen.label} differ in size: {sizes}."
         if image.stored == label.stored:
             text += (
                 f" The camera's EXIF says that the image is to be shown turned (orientation {image.orientation}); "
                 "its label shows it as it is stored: turn the label."
             )
-        seen.problems.append(problem("sizes differ", wanted.domain, seen.image, text))
+        seen.report("sizes differ", seen.image, text)
     elif image.orientation > 1 and image.stored == image.shown:
         text = (
             f"{seen.image} is shown turned (EXIF orientation {image.orientation}), and the size does not tell whether "
             "its label is."
         )
-        seen.problems.append(problem("turned by its camera", wanted.domain, seen.image, text))
+        seen.report("turned by its camera", seen.image, text)
 
 
-def _look_at_image(seen: Look, header: Header, wanted: Wanted) -> None:
+def _check_image(seen: Inspection, header: Header) -> None:
+    code = seen.expected.code
     try:
         image = read_image(seen.image)
     except UserError as error:
-        seen.problems.append(problem("image cannot be read", wanted.domain, seen.image, str(error)))
+        seen.report("image cannot be read", seen.image, str(error))
         return
     seen.colour = colour_of(image)
     seen.digest = hashlib.blake2b(read_bytes(seen.image), digest_size=16).digest()
-    if seen.label is None and wanted.code is not None and _is_label_map(seen.image, image, header, wanted.code):
-        text = f"{seen.image} holds values of classes only."
-        seen.problems.append(problem("looks like a label map", wanted.domain, seen.image, text))
+    if seen.label is None and code is not None and header.mode in ("L", "P"):
+        values = torch.unique(image[0] if header.mode == "L" else read_raw_labels(seen.image)).int()
+        known = bool(((code.table[values] != IGNORE) | (values == IGNORE)).all())
+        if known and not set(values.tolist()) <= {0, IGNORE}:  # black and white alone is a picture
+            seen.report("looks like a label map", seen.image, f"{seen.image} holds values of classes only.")
 
 
-def _is_label_map(path: Path, image: Tensor, header: Header, code: LabelCode) -> bool:
-    """One channel, all of whose values mean a class or ignore; black and white alone is a picture."""
-    if header.mode not in ("L", "P"):
-        return False
-    values = torch.unique(image[0] if header.mode == "L" else read_raw_labels(path)).int()
-    known = bool(((code.table[values] != IGNORE) | (values == IGNORE)).all())
-    return known and not set(values.tolist()) <= {0, IGNORE}
-
-
-def _look_at_label(seen: Look, label: Path, header: Header, wanted: Wanted) -> None:
-    def report(kind: str, text: str) -> None:
-        seen.problems.append(problem(kind, wanted.domain, label, text))
-
+def _check_label(seen: Inspection, label: Path, header: Header) -> None:
+    code, count, strange = seen.expected.code, seen.expected.num_classes, list[int]()
     try:
-        ids, strange = _ids(label, header, wanted)
+        if code is not None and header.mode in ("RGB", "RGBA") and code.colors is not None:
+            ids = read_labels(label, code)  # colours: an unknown one is their reader's error
+        else:
+            raw = read_raw_labels(label)
+            if code is None:
+                return
+            ids, values = map_ids(raw, code.table), torch.unique(raw).int()
+            if seen.expected.strict:
+                strange = values[(code.table[values] == IGNORE) & (values != IGNORE)].tolist()
     except UserError as error:
-        report("label cannot be read", str(error))
+        seen.report("label cannot be read", label, str(error))
         return
-    if ids is None:
-        return
-    seen.pixels = torch.bincount(ids.flatten(), minlength=256)[: wanted.num_classes]
+    seen.pixels = torch.bincount(ids.flatten(), minlength=256)[:count]
     shown = int((seen.pixels > 0).sum())
     if strange:
-        values = ", ".join(map(str, strange[:5])) + (" ..." if len(strange) > 5 else "")
+        listed = ", ".join(map(str, strange[:5])) + (" ..." if len(strange) > 5 else "")
         plural = "s" if len(strange) > 1 else ""
-        classes = f"{wanted.num_classes} classes (0..{wanted.num_classes - 1}, and {IGNORE} to ignore)"
-        report("value of no class", f"{label} holds the value{plural} {values}, but there are {classes}.")
+        classes = f"{count} classes (0..{count - 1}, and {IGNORE} to ignore)"
+        seen.report("value of no class", label, f"{label} holds the value{plural} {listed}, but there are {classes}.")
     elif not shown:
-        report("label without any class", f"{label} shows no class.")
-    elif wanted.domain == "source" and shown == 1 and wanted.num_classes > 1:
-        report("label of one class", f"{label} shows class {int(seen.pixels.argmax())} only.")
-
-
-def _ids(label: Path, header: Header, wanted: Wanted) -> tuple[Tensor | None, list[int]]:
-    """Class ids, absent without a code, and the raw values that should mean a class but do not."""
-    code = wanted.code
-    if code is not None and header.mode in ("RGB", "RGBA") and code.colors is not None:
-        return read_labels(label, code), []  # colours: an unknown one is their reader's error
-    raw = read_raw_labels(label)
-    if code is None:
-        return None, []
-    values = torch.unique(raw).int()
-    strange = values[(code.table[values] == IGNORE) & (values != IGNORE)]
-    return map_ids(raw, code.table), strange.tolist() if wanted.strict else []
-
-
-def _size(size: tuple[int, int]) -> str:
-    return "{}x{}".format(*size)
+        seen.report("label without any class", label, f"{label} shows no class.")
+    elif seen.expected.domain == "source" and shown == 1 and count > 1:
+        seen.report("label of one class", label, f"{label} shows class {int(seen.pixels.argmax())} only.")

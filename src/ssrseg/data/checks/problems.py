@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ssrseg.errors import UserError
 
 SHOWN = 10
-"""Problems that an error shows."""
+"""Problems that an error lists in full."""
 
 
 @dataclass(frozen=True)
@@ -74,34 +74,32 @@ class Problem:
     path: Path
     text: str
     """What was found and, where it is not plain, what was expected; names the path."""
-    remedy: str
-    fatal: bool
-    """Whether training could not work."""
+
+    @property
+    def remedy(self) -> str:
+        """What the user can do."""
+        return KINDS[self.kind].remedy
+
+    @property
+    def fatal(self) -> bool:
+        """Whether training could not work."""
+        return KINDS[self.kind].fatal
 
 
-def problem(kind: str, domain: str, path: Path, text: str) -> Problem:
-    """A problem of a known kind."""
-    return Problem(kind, domain, path, text, KINDS[kind].remedy, KINDS[kind].fatal)
-
-
-Group = tuple[str, list[Problem]]
-
-
-def grouped(problems: Iterable[Problem]) -> list[Group]:
-    """Problems by domain and kind, fatal ones first, each group with its headline."""
+def grouped(problems: Iterable[Problem]) -> list[tuple[str, list[Problem]]]:
+    """Group problems by domain and kind, fatal ones first, each group with its headline."""
     groups: dict[tuple[bool, str, str], list[Problem]] = {}
     for one in problems:
         groups.setdefault((one.fatal, one.domain, one.kind), []).append(one)
     ordered = sorted(groups.items(), key=lambda item: not item[0][0])
-    return [(f"{domain}: {kind}{_times(found)}", found) for (_, domain, kind), found in ordered]
-
-
-def _times(found: Sequence[Problem]) -> str:
-    return f" ({len(found)} files)" if len(found) > 1 else ""
+    return [
+        (f"{domain}: {kind}" + (f" ({len(found)} files)" if len(found) > 1 else ""), found)
+        for (_, domain, kind), found in ordered
+    ]
 
 
 def refuse(problems: Iterable[Problem]) -> None:
-    """Raises one `UserError` that names the fatal problems, the first `SHOWN` in full."""
+    """Raise one `UserError` that names the fatal problems, the first `SHOWN` in full."""
     fatal = [one for one in problems if one.fatal]
     if not fatal:
         return
@@ -118,9 +116,6 @@ def refuse(problems: Iterable[Problem]) -> None:
 
 
 def notes(problems: Iterable[Problem]) -> list[str]:
-    """What does not prevent training: one line per domain and kind, counted, with an example."""
-    said = grouped(one for one in problems if not one.fatal)
-    return [
-        f"{head}, for example {f[0].text} {f[0].remedy}" if f[1:] else f"{head}: {f[0].text} {f[0].remedy}"
-        for head, f in said
-    ]
+    """Describe what does not prevent training: one line per domain and kind, counted, with an example."""
+    groups = grouped(one for one in problems if not one.fatal)
+    return [f"{head}{', for example' if f[1:] else ':'} {f[0].text} {f[0].remedy}" for head, f in groups]

@@ -1,26 +1,31 @@
-"""`check_data`, the word: all data of a run looked at, printed, and left in a folder."""
+"""`ssrseg check-data`: all data of a run examined, printed, and left in a folder."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from ssrseg.config import Settings
 from ssrseg.data.checks.contact_sheet import COLUMNS, Row, contact_sheet
-from ssrseg.data.checks.problems import Problem
-from ssrseg.data.checks.survey import DataSet, Survey, survey
-from ssrseg.data.checks.tables import print_data
+from ssrseg.data.checks.problems import Problem, grouped
+from ssrseg.data.checks.survey import InspectedData, Survey, survey
 from ssrseg.data.class_statistics import ClassStatistics, save_statistics
-from ssrseg.data.label_mapping import code_for
 from ssrseg.data.layouts import Pair
 from ssrseg.data.samplers import scaled_min_pixels
 from ssrseg.errors import UserError
 from ssrseg.runs.atomic import write_atomically, write_json
+
+SIZES = 4
+"""Different sizes that are listed."""
+EXAMPLES = 5
+"""Files that a warning lists; an error lists all."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class DataReport:
         return not any(one.fatal for one in self.problems)
 
 
-def report_data(settings: Settings, out: Path, *, console: Console | None = None) -> DataReport:
-    """Decode every image and label of a run, and say what they show and all that is wrong with them.
+def check_data(settings: Settings, out: Path, *, console: Console | None = None) -> DataReport:
+    """Decode every image and label of a run, and report what they show and all that is wrong with them.
 
     Args:
         settings: as for training.
@@ -53,80 +58,124 @@ def report_data(settings: Settings, out: Path, *, console: Console | None = None
             are in the report.
     """
     seen = survey(settings, console=console)
-    report = DataReport(Path(out), seen.problems, facts(seen, settings))
+    rare = settings.loader.rare_class
+    facts = {
+        "classes": list(seen.space.names),
+        "min_pixels": (rare and rare.min_pixels) or scaled_min_pixels(settings.loader.crop),
+        "domains": {name: _facts_of(data, seen.space.names) for name, data in seen.sets.items()},
+    }
+    report = DataReport(Path(out), seen.problems, facts)
     try:
         report.folder.mkdir(parents=True, exist_ok=True)
-        problems = [{**dataclasses.asdict(one), "path": str(one.path)} for one in seen.problems]
+        problems = [
+            {"kind": one.kind, "domain": one.domain, "path": str(one.path), "text": one.text}
+            | {"remedy": one.remedy, "fatal": one.fatal}
+            for one in seen.problems
+        ]
         write_json(report.folder / "report.json", {"trainable": report.trainable, **report.facts, "problems": problems})
-        write_atomically(report.folder / "contact-sheet.png", lambda part: _draw(seen, settings).save(part, "PNG"))
+        write_atomically(report.folder / "contact-sheet.png", lambda part: _draw(seen).save(part, "PNG"))
     except OSError as error:
         raise UserError(
             f"Cannot write the report into {out}: {error.strerror or error}. Give another --out."
         ) from error
-    _keep_statistics(seen, settings, report.folder / "class-statistics.json")
+    source = seen.sets["source"]
+    pairs = [Pair(one.image, one.label) for one in source.files if one.label is not None]
+    if source.code and pairs and len(source.pixels) == len(pairs):  # else training is refused for unreadable labels
+        place = report.folder / "class-statistics.json"
+        save_statistics(ClassStatistics(source.pixels), pairs, source.code, seen.space.num_classes, place)
     if console is not None:
-        print_data(report.facts, report.problems, console)
+        _print(report.facts, report.problems, console)
         verdict = "Training can start." if report.trainable else "Training would not work: mend the errors above."
         console.print(f"{verdict} The data in pictures: {out}/contact-sheet.png", soft_wrap=True, highlight=False)
     return report
 
 
-def facts(seen: Survey, settings: Settings) -> dict[str, Any]:
-    """What the data show, as plain values."""
-    rare = settings.loader.rare_class
-    given = rare.min_pixels if rare is not None else None
-    return {
-        "classes": list(seen.space.names),
-        "min_pixels": given or scaled_min_pixels(settings.loader.crop),
-        "domains": {name: _facts_of(data, seen.space.names) for name, data in seen.sets.items()},
-    }
-
-
-def _facts_of(data: DataSet, names: Sequence[str]) -> dict[str, Any]:
+def _facts_of(data: InspectedData, names: Sequence[str]) -> dict[str, Any]:
     pixels, colour = data.pixels, data.colour
+    sizes = Counter(one.size for one in data.files if one.size is not None)
     found: dict[str, Any] = {
         "root": str(data.config.root),
         "images": len(data.files),
-        "sizes": {f"{width}x{height}": count for (width, height), count in data.sizes.most_common()},
+        "sizes": {f"{width}x{height}": count for (width, height), count in sizes.most_common()},
         "colour": None if colour is None else dataclasses.asdict(colour),
     }
     if data.domain != "target":
         total = max(1, int(pixels.sum()))
+        counts = pixels.sum(0).tolist() or [0] * len(names)
+        images = (pixels > 0).sum(0).tolist() or [0] * len(names)
         found["labels"] = len(pixels)
         found["frequencies"] = {
-            name: {"pixels": count, "share": count / total, "images": images}
-            for name, count, images in zip(
-                names,
-                pixels.sum(0).tolist() or [0] * len(names),
-                (pixels > 0).sum(0).tolist() or [0] * len(names),
-                strict=True,
-            )
+            name: {"pixels": count, "share": count / total, "images": shown}
+            for name, count, shown in zip(names, counts, images, strict=True)
         }
     return found
 
 
-def _draw(seen: Survey, settings: Settings) -> Any:
+def _draw(seen: Survey) -> Any:
     rows: list[Row] = []
     shares = None
     for name, data in seen.sets.items():
-        whole = [one for one in data.looks if one.colour is not None and (one.pixels is not None or one.label is None)]
+        whole = [one for one in data.files if one.colour is not None and (one.pixels is not None or one.label is None)]
         step = max(1, -(-len(whole) // COLUMNS))
         files = [(one.image, one.label) for one in whole[::step]]
-        code = (
-            None
-            if name == "target" or not len(data.pixels)
-            else code_for(data.config, settings.classes, settings.source)
-        )
-        rows.append((f"{name}: {data.config.root} ({len(data.files)} images)", files, code))
+        rows.append((f"{name}: {data.config.root} ({len(data.files)} images)", files, data.code))
         if name == "source" and len(data.pixels):
             totals = data.pixels.sum(0)
             shares = (totals / totals.sum().clamp(min=1)).tolist()
     return contact_sheet(rows, seen.space, shares)
 
 
-def _keep_statistics(seen: Survey, settings: Settings, place: Path) -> None:
-    source = seen.sets["source"]
-    pairs = [Pair(one.image, one.label) for one in source.looks if one.label is not None]
-    if pairs and len(source.pixels) == len(pairs):  # else a label could not be read, and training is refused
-        code = code_for(settings.source, settings.classes)
-        save_statistics(ClassStatistics(source.pixels), pairs, code, seen.space.num_classes, place)
+def _print(facts: dict[str, Any], problems: Iterable[Problem], console: Console) -> None:
+    """Print the facts as tables, the domains side by side, then every problem with its remedy."""
+    console.print(_domains(facts["domains"]))
+    console.print()
+    console.print(_classes(facts["classes"], facts["domains"]))
+    console.print()
+    text = f"Rare-class sampling counts a file for a class with more than {facts['min_pixels']} pixels of it"
+    console.print(f"{text} (min_pixels).", soft_wrap=True, highlight=False)
+    for headline, found in grouped(problems):
+        word, style = ("error", "red") if found[0].fatal else ("warning", "yellow")
+        shown = found if found[0].fatal else found[:EXAMPLES]
+        lines = [f"{word}: {headline}", *(f"  {one.text}" for one in shown)]
+        if len(shown) < len(found):
+            lines.append(f"  ... and {len(found) - len(shown)} more, listed in report.json")
+        lines.append(f"  -> {found[0].remedy}")
+        text = "\n".join(lines).encode(errors="replace").decode()  # a name that is no UTF-8 cannot be printed
+        console.print(text, style=style, markup=False, soft_wrap=True, highlight=False)
+
+
+def _domains(domains: dict[str, Any]) -> Table:
+    table = Table("", *domains, box=None)
+    table.add_row("images", *(str(of["images"]) for of in domains.values()))
+    table.add_row("labels", *(str(of.get("labels", "-")) for of in domains.values()))
+    table.add_row("sizes", *(_sizes(of["sizes"]) for of in domains.values()))
+    for text, key, digits in (
+        ("mean red, green, blue", "mean", 0),
+        ("std red, green, blue", "std", 0),
+        ("brightness (0..255)", "brightness", 0),
+        ("contrast", "contrast", 0),
+        ("saturation (0..1)", "saturation", 2),
+    ):
+        colours = [of["colour"] for of in domains.values()]
+        table.add_row(text, *("-" if colour is None else _number(colour[key], digits) for colour in colours))
+    return table
+
+
+def _number(value: Any, digits: int) -> str:
+    values = value if isinstance(value, tuple | list) else [value]
+    return ", ".join(f"{one:.{digits}f}" for one in values)
+
+
+def _sizes(sizes: dict[str, int]) -> str:
+    shown = [f"{size}: {count}" for size, count in list(sizes.items())[:SIZES]]
+    rest = len(sizes) - SIZES
+    return "\n".join([*shown, f"and {rest} more"] if rest > 0 else shown) or "-"
+
+
+def _classes(names: list[str], domains: dict[str, Any]) -> Table:
+    labelled = {domain: of["frequencies"] for domain, of in domains.items() if "frequencies" in of}
+    table = Table("class", *(f"{domain} {what}" for domain in labelled for what in ("pixels", "images")), box=None)
+    for name in names:
+        counts = [of[name] for of in labelled.values()]
+        table.add_row(name, *(cell for one in counts for cell in (f"{one['share']:.3%}", str(one["images"]))))
+    return table

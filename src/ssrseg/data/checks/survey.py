@@ -1,12 +1,12 @@
-"""All data of a run, looked at: what they show, and everything that is wrong with them."""
+"""All data of a run, inspected: what they show, and everything that is wrong with them."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,18 +15,15 @@ from rich.progress import track
 from torch import Tensor
 
 from ssrseg.config import DataConfig, Settings
-from ssrseg.data.checks.colours import Colour, mean_colour
-from ssrseg.data.checks.inspect import Look, Wanted, look
-from ssrseg.data.checks.problems import Problem, problem
-from ssrseg.data.label_mapping import code_for, resolve_space
+from ssrseg.data.checks.inspect import Colour, Expected, Inspection, inspect_files, mean_colour
+from ssrseg.data.checks.problems import Problem, notes, refuse
+from ssrseg.data.label_mapping import LabelCode, code_for, resolve_space
 from ssrseg.data.label_spaces import LabelSpace
-from ssrseg.data.layouts import find_images, find_pairs, listing_of, spec_of
+from ssrseg.data.layouts import listing_of, no_image, spec_of
 from ssrseg.errors import UserError
 
-File = tuple[Path, Path | None]
-"""An image, and its label where labels are read."""
-
-
+DECODED = 50
+"""Files of each data set that are decoded before training; of the others only header and last bytes are read."""
 EFFECTS = {
     "cannot be listed": {"label without image"},
     "no class in any label": {"label without any class"},
@@ -34,50 +31,64 @@ EFFECTS = {
     "image is its own label": {"label cannot be read"},
     "target is the source's labels": {"looks like a label map"},
 }
-"""What follows from a problem in the same data set, and need not be said too."""
+"""What follows from a problem in the same data set, and need not be reported too."""
 
 
 @dataclass(frozen=True)
-class DataSet:
+class InspectedData:
     """One data set of a run."""
 
     domain: str
     """`source`, `target` or `val`."""
     config: DataConfig
-    files: list[File]
-    looks: list[Look]
-    """One per file."""
-
-    @property
-    def sizes(self) -> Counter[tuple[int, int]]:
-        """How many images there are of each (width, height)."""
-        return Counter(one.size for one in self.looks if one.size is not None)
+    code: LabelCode | None
+    """How its labels are read; absent when the settings give no valid one. A target has the source's."""
+    files: list[Inspection]
 
     @property
     def colour(self) -> Colour | None:
         """Mean over the images that were decoded; absent when none was."""
-        colours = [one.colour for one in self.looks if one.colour is not None]
+        colours = [one.colour for one in self.files if one.colour is not None]
         return mean_colour(colours) if colours else None
 
     @property
     def pixels(self) -> Tensor:
         """Per class, of every label that was decoded (labels, K) int64; (0, 0) when none was."""
-        pixels = [one.pixels for one in self.looks if one.pixels is not None]
+        pixels = [one.pixels for one in self.files if one.pixels is not None]
         return torch.stack(pixels) if pixels else torch.zeros(0, 0, dtype=torch.int64)
+
+    @cached_property
+    def images(self) -> set[str]:
+        """Where the images really lie, links followed."""
+        return {os.path.realpath(one.image) for one in self.files}
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was seen."""
+    """All data sets of a run and their problems."""
 
     space: LabelSpace
-    sets: dict[str, DataSet]
+    sets: dict[str, InspectedData]
     """By domain."""
     problems: list[Problem]
 
 
+def refuse_bad_data(settings: Settings) -> list[str]:
+    """Examine all headers and some files of a run before it trains; `ssrseg check-data` decodes every one.
+
+    Returns:
+        Notes for the user about what does not prevent training.
+
+    Raises:
+        UserError: everything that was found that does.
+    """
+    problems = survey(settings, some=DECODED).problems
+    refuse(problems)
+    return notes(problems)
+
+
 def survey(settings: Settings, *, some: int | None = None, console: Console | None = None) -> Survey:
-    """Look at all data of a run and collect every problem.
+    """Examine all data of a run and collect every problem.
 
     Args:
         settings: of the run.
@@ -90,154 +101,124 @@ def survey(settings: Settings, *, some: int | None = None, console: Console | No
     """
     space = resolve_space(settings.classes, settings.source)
     problems: list[Problem] = []
-    sets: dict[str, DataSet] = {}
+    sets: dict[str, InspectedData] = {}
     given = {"source": settings.source, "target": settings.target, "val": settings.val}
     domains = {domain: data for domain, data in given.items() if data is not None}
     for data in domains.values():
         spec_of(data)
     for domain, data in domains.items():
-        wanted = _wanted(domain, data, settings, space, problems)
-        files = _list(domain, data, problems)
-        looks = _look_at_all(files, wanted, some, console)
-        sets[domain] = DataSet(domain, data, files, looks)
-        problems += (found for one in looks for found in one.problems)
-        if domain != "target" and wanted.code is not None:
+        expected = _expected(domain, data, settings, space, problems)
+        pairs = _list(domain, data, problems)
+        files = _inspect_all(pairs, expected, some, console)
+        sets[domain] = InspectedData(domain, data, expected.code, files)
+        problems += (found for one in files for found in one.problems)
+        if domain != "target" and expected.code is not None:
             problems += _check_classes(sets[domain], space)
     problems += _between(sets, contents=some is None)
-    return Survey(space, sets, _causes(problems))
+    known = {(one.domain, one.kind) for one in problems}
+    effects = {(domain, effect) for domain, kind in known for effect in EFFECTS.get(kind, ())}
+    return Survey(space, sets, [one for one in problems if (one.domain, one.kind) not in effects])
 
 
-def _wanted(domain: str, data: DataConfig, settings: Settings, space: LabelSpace, problems: list[Problem]) -> Wanted:
-    code = None
+def _expected(
+    domain: str, data: DataConfig, settings: Settings, space: LabelSpace, problems: list[Problem]
+) -> Expected:
+    code, classes = None, settings.classes
     try:  # a target has no labels to map: its values are compared with the source's
-        code = code_for(settings.source if domain == "target" else data, settings.classes, settings.source)
+        code = code_for(settings.source if domain == "target" else data, classes, settings.source)
     except UserError as error:
         if domain != "target":
-            problems.append(problem("cannot be mapped", domain, data.root, str(error)))
-    own_ids = isinstance(settings.classes, tuple) and any(entry.ids is not None for entry in settings.classes)
+            problems.append(Problem("cannot be mapped", domain, data.root, str(error)))
+    own_ids = isinstance(classes, tuple) and any(entry.ids is not None for entry in classes)
     strict = data.id_map is None and not own_ids and spec_of(data).space is None
-    return Wanted(domain, settings.loader.crop, data.resize, code, space.num_classes, strict)
+    return Expected(domain, settings.loader.crop, data.resize, code, space.num_classes, strict)
 
 
-def _list(domain: str, data: DataConfig, problems: list[Problem]) -> list[File]:
-    """The files to look at; what is wrong with the listing itself is added to `problems`."""
+def _list(domain: str, data: DataConfig, problems: list[Problem]) -> list[tuple[Path, Path | None]]:
+    """Return images and their labels; what is wrong with the listing itself is added to `problems`."""
 
     def report(kind: str, path: Path, text: str) -> None:
-        problems.append(problem(kind, domain, path, text))
+        problems.append(Problem(kind, domain, path, text))
 
-    known = len(problems)
     try:
-        listing = listing_of(data)
+        listing = listing_of(data, labelled=domain != "target")
     except UserError as error:
         report("cannot be listed", data.root, str(error))
         return []
-    images = {pair.image for pair in listing.pairs} | {*listing.without_label}
     for one, other in listing.twice:
-        if domain != "target" or one in images:
-            report("one name twice", other, f"{one} and {other} differ in their ending only.")
+        report("one name twice", other, f"{one} and {other} differ in their ending only.")
     for stem in listing.missing_stems:
         report("stem without image", data.root, f"{data.stems} lists {stem!r}, but {data.root} has no such image.")
-    files: list[File] = [(pair.image, pair.label) for pair in listing.pairs]
+    for path in listing.without_label:
+        report("image without label", path, f"{path} has no label.")
+    for path in listing.without_image:
+        report("label without image", path, f"{path} has no image.")
+    if not listing.images:
+        report("cannot be listed", data.root, no_image(data))
     if domain == "target":
-        files = [(image, None) for image in sorted(images)]
-    else:
-        for path in listing.without_label:
-            report("image without label", path, f"{path} has no label.")
-        for path in listing.without_image:
-            report("label without image", path, f"{path} has no image.")
-    return files if len(problems) > known and images else _found(domain, data, problems)
+        return [(image, None) for image in listing.images]
+    return [(pair.image, pair.label) for pair in listing.pairs]
 
 
-def _found(domain: str, data: DataConfig, problems: list[Problem]) -> list[File]:
-    """What training will find: its own search has the last word where the listing has no complaint."""
-    try:
-        if domain == "target":
-            return [(image, None) for image in find_images(data)]
-        return [(pair.image, pair.label) for pair in find_pairs(data)]
-    except UserError as error:
-        problems.append(problem("cannot be listed", domain, data.root, str(error)))
-        return []
-
-
-def _look_at_all(files: Sequence[File], wanted: Wanted, some: int | None, console: Console | None) -> list[Look]:
+def _inspect_all(
+    files: Sequence[tuple[Path, Path | None]], expected: Expected, some: int | None, console: Console | None
+) -> list[Inspection]:
     step = 1 if some is None else max(1, -(-len(files) // some))
 
-    def seen(number: int) -> Look:
-        return look(*files[number], wanted, whole=number % step == 0)
+    def inspect(number: int) -> Inspection:
+        return inspect_files(*files[number], expected, whole=number % step == 0)
 
     quiet = console is None or not console.is_terminal
     with ThreadPoolExecutor((os.cpu_count() or 1) + 2) as pool:
-        looks = pool.map(seen, range(len(files)))
-        text = f"looking at {wanted.domain}"
-        return list(track(looks, text, len(files), transient=True, console=console, disable=quiet))
+        seen = pool.map(inspect, range(len(files)))
+        text = f"looking at {expected.domain}"
+        return list(track(seen, text, len(files), transient=True, console=console, disable=quiet))
 
 
-def _check_classes(data: DataSet, space: LabelSpace) -> list[Problem]:
-    """Classes that no label shows."""
+def _check_classes(data: InspectedData, space: LabelSpace) -> list[Problem]:
+    """Report classes that no label shows."""
     pixels, root = data.pixels, data.config.root
     seen = (pixels > 0).any(dim=0).tolist()
     absent = [name for name, known in zip(space.names, seen or [True] * len(space.names), strict=True) if not known]
     if len(absent) == len(space.names):
-        return [problem("no class in any label", data.domain, root, f"No label of {root} shows any class.")]
+        return [Problem("no class in any label", data.domain, root, f"No label of {root} shows any class.")]
     text = f"no pixel of {', '.join(absent)} in the {len(pixels)} labels looked at in {root}."
-    return [problem("class that never occurs", data.domain, root, text)] if absent else []
+    return [Problem("class that never occurs", data.domain, root, text)] if absent else []
 
 
-def _causes(problems: list[Problem]) -> list[Problem]:
-    """The problems without those that only follow from another one."""
-    known = {(one.domain, one.kind) for one in problems}
-    return [
-        one
-        for one in problems
-        if not any((one.domain, cause) in known for cause, effects in EFFECTS.items() if one.kind in effects)
-    ]
-
-
-def _between(sets: dict[str, DataSet], *, contents: bool) -> list[Problem]:
-    """What two data sets should not have in common: files and, when all were decoded, contents of files."""
+def _between(sets: dict[str, InspectedData], *, contents: bool) -> list[Problem]:
+    """Report files, and when all were decoded contents of files, that two data sets should not have in common."""
     found: list[Problem] = []
+    for data in sets.values():
+        if same := [one.image for one in data.files if one.image == one.label]:
+            text = f"{len(same)} files of {data.config.root} are both image and label."
+            found.append(Problem("image is its own label", data.domain, same[0], text))
     source, target, val = (sets.get(name) for name in ("source", "target", "val"))
-    for data in (source, val):
-        if data is not None:
-            found += _own_labels(data)
     if source is not None and target is not None:
-        found += _target_in_source(source, target, contents)
+        root = target.config.root
+        labels = {os.path.realpath(one.label) for one in source.files if one.label is not None}
+        if target.images and target.images <= source.images:
+            text = f"The target's images are all in the source: {root}."
+            found.append(Problem("target is the source", "target", root, text))
+        elif target.images and target.images <= labels:
+            text = f"The images of {root} are the source's labels."
+            found.append(Problem("target is the source's labels", "target", root, text))
+        else:
+            found += _shared(target, source, contents)
     if val is not None:
-        for trained in (source, target):
-            if trained is not None:
-                found += _shared(val, trained, contents)
+        found += (problem for trained in (source, target) if trained for problem in _shared(val, trained, contents))
     return found
 
 
-def _own_labels(data: DataSet) -> list[Problem]:
-    same = [image for image, label in data.files if image == label]
-    text = f"{len(same)} files of {data.config.root} are both image and label."
-    return [problem("image is its own label", data.domain, same[0], text)] if same else []
-
-
-def _target_in_source(source: DataSet, target: DataSet, contents: bool) -> list[Problem]:
-    shown = {os.path.realpath(image) for image, _ in target.files}
-    root = target.config.root
-    if shown and shown <= {os.path.realpath(image) for image, _ in source.files}:
-        return [problem("target is the source", "target", root, f"The target's images are all in the source: {root}.")]
-    if shown and shown <= {os.path.realpath(label) for _, label in source.files if label is not None}:
-        text = f"The images of {root} are the source's labels."
-        return [problem("target is the source's labels", "target", root, text)]
-    return _shared(target, source, contents)
-
-
-def _shared(data: DataSet, trained: DataSet, contents: bool) -> list[Problem]:
-    """One problem per image that is also among the trained ones: the same file, or the same content."""
-    files = {os.path.realpath(image) for image, _ in trained.files}
-    known = {one.digest: one.image for one in trained.looks if one.digest is not None and contents}
-    found = []
-    for one in data.looks:
+def _shared(data: InspectedData, trained: InspectedData, contents: bool) -> list[Problem]:
+    """Report each image that is also among the trained ones: the same file, or the same content."""
+    files, found = trained.images, list[Problem]()
+    known = {one.digest: one.image for one in trained.files if one.digest is not None and contents}
+    for one in data.files:
         if os.path.realpath(one.image) in files:
-            kind, text = f"also in the {trained.domain}", f"{one.image} is also in the {trained.domain}."
+            text = f"{one.image} is also in the {trained.domain}."
+            found.append(Problem(f"also in the {trained.domain}", data.domain, one.image, text))
         elif one.digest in known:
-            kind = f"same content as in the {trained.domain}"
             text = f"{one.image} is {known[one.digest]} again."
-        else:
-            continue
-        found.append(problem(kind, data.domain, one.image, text))
+            found.append(Problem(f"same content as in the {trained.domain}", data.domain, one.image, text))
     return found
