@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +51,14 @@ class At(Observer):
 
     def restore(self, state: dict[str, Any]) -> None:
         self.seen = state["seen"]
+
+
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """Heed SIGINT: in the background of a shell the tests have inherited that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def die() -> None:

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 
 from ssrseg.config import Settings
-from ssrseg.data import refuse_bad_data, train_batches
+from ssrseg.data import eval_samples, refuse_bad_data, train_batches
 from ssrseg.errors import UserError
+from ssrseg.inference.sliding_window import build_inference
 from ssrseg.models.segmenter import Segmenter, load_segmenter
+from ssrseg.runs.atomic import FULL
 from ssrseg.runs.folder import RecipeFolder, RunFolder
-from ssrseg.training.checkpoint import ResumePoint, load_checkpoint
+from ssrseg.training.checkpoint import CheckpointWriter, ResumePoint, load_checkpoint
+from ssrseg.training.distributed import StepTimeout
 from ssrseg.training.environment import changes, environment
-from ssrseg.training.loop import fit
-from ssrseg.training.observers.trackers import check_trackers
+from ssrseg.training.loop import Observer, fit
+from ssrseg.training.observers.alarms import ClassCollapse, DataWait, Divergence
+from ssrseg.training.observers.console import Screen
+from ssrseg.training.observers.evaluation import Evaluation
+from ssrseg.training.observers.guard import Fault, Guard
+from ssrseg.training.observers.journal import Journal, LoaderNotes, Losses
+from ssrseg.training.observers.pictures import PredictedPictures, ViewPictures
+from ssrseg.training.observers.selection import Selection
+from ssrseg.training.observers.trackers import check_trackers, start_trackers
 from ssrseg.training.randomness import deterministic_operations
 from ssrseg.training.setup import Extensions, RunContext, build_context
-from ssrseg.training.signals import signals_noted
+from ssrseg.training.signals import Interrupted, Stop, signals_noted
 from ssrseg.training.stages import train_stages
-from ssrseg.training.watching import watched
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,12 @@ def train(
             settings, out, partial(finish, console=console, extensions=extensions), resume=resume, console=console
         )
     folder = RunFolder(out)
-    settings = _settings(settings, folder, resume)
+    if resume:
+        settings = folder.settings()
+    elif settings is None:
+        raise UserError("Training needs settings: a preset, a YAML file, or key.path=value words.")
+    elif folder.exists:
+        raise UserError(f"{folder.path} holds a run already. Continue it with --resume or give another --out.")
     check_trackers(settings.train)
     if resume and folder.finished:
         if console is not None:
@@ -75,14 +91,14 @@ def train(
         return Run(folder.path, load_segmenter(folder.student_last))
     with deterministic_operations(settings.train.deterministic), signals_noted() as stop:
         context = build_context(settings, folder, extensions=extensions, notes=refuse_bad_data(settings))
-        fabric, method, optimizer = context.fabric, context.method, context.optimizer
+        fabric, method = context.fabric, context.method
         with folder.held() if fabric.is_global_zero else nullcontext():
-            point = resumed(context) if resume else begun(context)
+            point = open_folder(context, resume=resume)
             start, rank, world = point.step, fabric.global_rank, fabric.world_size
             with fabric.rank_zero_first():  # the others find the classes counted
                 batches = train_batches(settings, start=start, rank=rank, world=world, cache=folder.class_statistics)
-            with watched(context, console, extensions.observers, point, stop) as watching:
-                fit(fabric, method, optimizer, batches, settings, start=start, observers=watching)
+            with observed(context, console, extensions.observers, point, stop) as observers:
+                fit(fabric, method, context.optimizer, batches, settings, start=start, observers=observers)
     return Run(folder.path, method.learner.student.eval(), fabric.is_global_zero)
 
 
@@ -96,36 +112,104 @@ def finish(
     folder = RunFolder(out)
     if folder.finished:
         return Run(out, load_segmenter(folder.student_last))
-    begun = folder.exists or RecipeFolder(out).exists
-    return train(
-        None if begun else settings, out, resume=begun, console=console, extensions=extensions and extensions.fresh()
-    )
+    resume = folder.exists or RecipeFolder(out).exists
+    extensions = extensions and extensions.fresh()
+    return train(None if resume else settings, out, resume=resume, console=console, extensions=extensions)
 
 
-def begun(context: RunContext) -> ResumePoint:
-    """A new run: its folder is made."""
-    if context.fabric.is_global_zero:
-        context.folder.create(context.settings, environment(context.settings))
-    context.fabric.barrier()
-    return ResumePoint()
+def open_folder(context: RunContext, *, resume: bool) -> ResumePoint:
+    """Make the folder of a new run, or restore a run from its last checkpoint.
 
-
-def resumed(context: RunContext) -> ResumePoint:
-    """The run of the folder, at its last checkpoint; from the start when it was killed before there was one."""
-    folder, fabric = context.folder, context.fabric
-    changed = changes(folder.tidy(), environment(context.settings)) if fabric.is_global_zero else ()
-    point = load_checkpoint(folder.checkpoint, fabric, context.method, context.optimizer)
-    if point.step == 0 and fabric.is_global_zero:
-        folder.restart()
+    A run that was killed before its first checkpoint starts again.
+    """
+    folder, fabric, settings = context.folder, context.fabric, context.settings
+    point, changed = ResumePoint(), tuple[str, ...]()
+    if resume:
+        changed = changes(folder.tidy(), environment(settings)) if fabric.is_global_zero else ()
+        point = load_checkpoint(folder.checkpoint, fabric, context.method, context.optimizer)
+        if point.step == 0 and fabric.is_global_zero:
+            folder.restart()
+    elif fabric.is_global_zero:
+        folder.create(settings, environment(settings))
     fabric.barrier()
     return replace(point, warnings=(*changed, *point.warnings))
 
 
-def _settings(settings: Settings | None, folder: RunFolder, resume: bool) -> Settings:
-    if resume:
-        return folder.settings()
-    if settings is None:
-        raise UserError("Training needs settings: a preset, a YAML file, or key.path=value words.")
-    if folder.exists:
-        raise UserError(f"{folder.path} holds a run already. Continue it with --resume or give another --out.")
-    return settings
+@contextmanager
+def observed(
+    context: RunContext, console: Console | None, others: Sequence[Observer], point: ResumePoint, stop: Stop
+) -> Iterator[list[Observer]]:
+    """Yield the observers of this process with their states restored; close journal and screen at the end.
+
+    The first process prints and writes. The others have only the observers that compute with all processes.
+
+    Args:
+        context: the run.
+        console: shows progress; silent when absent.
+        others: the user's observers; their states are kept by their place.
+        point: where the run starts, and the states of its observers.
+        stop: whether a signal has asked the run to end.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    folder, start, first, train = context.folder, point.step, context.fabric.is_global_zero, context.settings.train
+    how_to_resume = f"Continue with: ssrseg train --resume --out {quote(str(folder.path))}"
+    try:
+        with ExitStack() as stack:
+            screen = stack.enter_context(closing(Screen(console if first else None, train.steps, start)))
+            trackers, failures = start_trackers(context)
+            journal = Journal(folder if first else None, screen, start=start, trackers=trackers)
+            stack.enter_context(closing(journal))
+            named = build_observers(context, journal)
+            named |= {f"other {place}": other for place, other in enumerate(others)}
+            named["journal"] = journal  # last: a guard that gives its state may have something to write
+            for name, state in point.observers.items():
+                if name in named:
+                    named[name].restore(state)
+            for text in context.notes:
+                screen.print(text)
+                if start == 0:  # else the journal has them already
+                    journal.write("note", start, text=text)
+            for text in (*point.warnings, *failures):
+                journal.warn(start, text)
+            saving = CheckpointWriter(context, named, stop, journal.warn)
+            timeout = stack.enter_context(StepTimeout(context.fabric, train.timeout_minutes))
+            try:
+                yield [timeout, *(each for each in (*named.values(), saving) if first or each.everywhere)]
+            except Fault as fault:
+                journal.write("warning", fault.step, text=str(fault))
+                saving.save(fault.completed)
+                raise
+            except Interrupted as stopped:
+                screen.print(f"{stopped.signal.name}: stopped after step {stopped.step}. {how_to_resume}")
+                raise
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"The run stopped, as {folder.path} cannot be written any more: {error}. Make room. {how_to_resume}"
+        ) from error
+
+
+def build_observers(context: RunContext, journal: Journal) -> dict[str, Observer]:
+    """The package's own observers by name, in their order; their states lie in a checkpoint under these names."""
+    settings = context.settings
+    infer = build_inference(settings.inference)
+    observers: dict[str, Observer] = {
+        "losses": Losses(journal, settings.train.log_every),
+        "loader": LoaderNotes(journal),
+        "pictures": ViewPictures(context),
+        "data_wait": DataWait(context, journal),
+        "divergence": Divergence(context, journal),
+        "collapse": (collapse := ClassCollapse(context, journal)),
+    }
+    if settings.val is not None:
+        samples = eval_samples(settings.val, settings.classes, settings.source)
+        observers["predicted"] = PredictedPictures(context, samples, infer)
+        observers["evaluation"] = Evaluation(context, samples, infer, journal, collapse.scored)
+    if settings.target is not None and settings.selection is not None:
+        # After the evaluation, whose result it notes beside its choices.
+        observers["selection"] = Selection(context, settings.target, settings.selection, infer, journal)
+    observers["guard"] = Guard(context, journal)  # the others have seen the step that it may stop at
+    return observers
