@@ -17,7 +17,7 @@ from ssrseg.inference.engines import ENGINES, Engine, open_engine
 from ssrseg.inference.predict import predict
 from ssrseg.inference.prefetch import Behind, ahead
 from ssrseg.inference.sliding_window import evaluating
-from ssrseg.models.fused import deployed_on_cpu
+from ssrseg.models.fused import fuse
 
 HERE = [name for name, engine in ENGINES.items() if not engine.missing and "cpu" in engine.devices]
 
@@ -39,7 +39,7 @@ def test_auto_takes_what_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def build(segmenter: torch.nn.Module) -> torch.nn.Module:
         built.append("slow to open")
-        return deployed_on_cpu(segmenter)
+        return fuse(segmenter)
 
     monkeypatch.setattr(engines, "ENGINES", {"other": Engine(build, worth=10), "torch": ENGINES["torch"]})
     open_engine(model, images=9)

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -31,15 +32,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ssrseg import cpu
 from ssrseg.adapt import build_method
 from ssrseg.adapt.foundation import Frozen
 from ssrseg.config import InferenceConfig, compose, resolve
-from ssrseg.cpu.allocation import keep_memory
 from ssrseg.inference.engines import open_engine
 from ssrseg.inference.export import graph_signature
 from ssrseg.inference.sliding_window import build_inference, slide
 from ssrseg.models import Segmenter, build_segmenter
-from ssrseg.models.fused import deployed, deployed_on_cpu
+from ssrseg.models.fused import fuse
 
 RESULTS = Path(__file__).parents[1] / "results" / "inference-speed.json"
 CLASSES = 19
@@ -156,18 +157,19 @@ def head_alone(backbone: str, seconds: float) -> dict[str, object]:
     model = build_segmenter(backbone, "daformer", CLASSES).eval()
     features = [level.contiguous() for level in model.encode(torch.rand(1, 3, 512, 512))]
     last = [level.contiguous(memory_format=torch.channels_last) for level in features]
-    direct = deployed_on_cpu(model).head
-    direct.bottleneck.conv = deployed(model).head.bottleneck.conv
+    with patch.object(cpu, "keep_memory"):
+        arranged, direct = (cpu.optimize(fuse(model)).head for _ in range(2))
+    direct.bottleneck.conv = fuse(model).head.bottleneck.conv
     jobs = {
         "plain": partial(model.head, features),
         "plain, channels last": partial(copy.deepcopy(model.head).to(memory_format=torch.channels_last), last),
         "arranged, without Winograd": partial(direct, features),
-        "arranged": partial(deployed_on_cpu(model).head, features),
+        "arranged": partial(arranged, features),
     }
     for job in jobs.values():
         job()
     before, _ = rounds(jobs, seconds / 2, least=3, clock=time.process_time)
-    keep_memory()
+    cpu.keep_memory()
     after, _ = rounds(jobs, seconds / 2, least=3, clock=time.process_time)
     return {"threads": torch.get_num_threads(), "before": before, "after": after}
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ssrseg.label_shift.correct import adjust, estimate_priors
     from ssrseg.models import load
     from ssrseg.models.weights import convert
-    from ssrseg.planning import plan
+    from ssrseg.planning.plan import plan
     from ssrseg.reporting import compare, model_card, report
     from ssrseg.training import Extensions, Observer, train, train_seeds
 

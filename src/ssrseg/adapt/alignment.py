@@ -14,7 +14,6 @@ from torch.func import functional_call
 
 from ssrseg.adapt.batch import View
 from ssrseg.adapt.terms import Term
-from ssrseg.cpu.interpolate import scaled
 from ssrseg.models.segmenter import Segmenter
 
 
@@ -71,10 +70,10 @@ class Alignment(Term):
             logits = student.decode([level.detach() for level in features], size)
             soft = (logits / self.temperature).softmax(dim=1).clamp(max=self.clip)
         domain = 0 if view.name == self.source else 1
-        detached = resize(student, self.discriminator(deepest.detach()), size)
+        detached = student.resize(self.discriminator(deepest.detach()), size)
         loss = 0.5 * domain_loss(detached, soft, domain)
         if domain == 1:
-            attached = resize(student, frozen_call(self.discriminator, deepest), size)
+            attached = student.resize(frozen_call(self.discriminator, deepest), size)
             loss = loss + self.student_weight * domain_loss(attached, soft, 0)
         return loss
 
@@ -97,8 +96,3 @@ def frozen_call(module: nn.Module, inputs: Tensor) -> Tensor:
     held = {name: weight.detach() for name, weight in module.named_parameters()}
     output: Tensor = functional_call(module, held, (inputs,))
     return output
-
-
-def resize(student: Segmenter, logits: Tensor, size: torch.Size) -> Tensor:
-    """Resize logits to image size as the student resizes its own."""
-    return scaled(logits, size, align_corners=student.align_corners)

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssrseg.adapt import sam_attention
+from ssrseg.adapt.sam_attention import without_padding
 from ssrseg.config import FoundationConfig
-from ssrseg.cpu import matmul
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import Backbone
 from ssrseg.models.reading import read_checkpoint
@@ -42,8 +41,6 @@ class Frozen:
         note: str = "",
     ) -> None:
         self.module = module.eval().requires_grad_(False)
-        sam_attention.arrange(module, "cpu")
-        matmul.arrange(module)
         self.features = features
         self.channels = channels
         self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
@@ -55,7 +52,6 @@ class Frozen:
         """Moved in place, and to bfloat16 where `precision` asks for it on this device."""
         self.module.to(device, dtype)
         self.mean, self.std = self.mean.to(device, dtype), self.std.to(device, dtype)
-        sam_attention.arrange(self.module, torch.device(device).type)
         self.half = self.runs_half(torch.device(device).type)
         if self.half:  # the features are still in the type of the images
             self.module.to(torch.bfloat16)
@@ -131,7 +127,7 @@ def _build(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
     if config.encoder == "demo":
         from ssrseg.demo import encoder as demo  # only for those who ask for it
 
-        module = demo.untrained_encoder() if config.weights == "none" else demo.demo_encoder()
+        module = without_padding(demo.untrained_encoder() if config.weights == "none" else demo.demo_encoder())
         return Frozen(
             module,
             feature_map(module),
@@ -152,7 +148,7 @@ def _build(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
     module, note = _create(record, config.weights, _padded(torch.Size(square or crop), record.divisor))
     settings: Any = module.pretrained_cfg
     return Frozen(
-        module,
+        without_padding(module),
         feature_map(module),
         channels=module.num_features,
         mean=tuple(settings["mean"]),

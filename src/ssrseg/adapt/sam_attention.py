@@ -1,78 +1,95 @@
 """Attention with decomposed relative positions, as SAM has it, without work that its result does not need.
 
 timm adds a bias to the scores that is as large as they are: 1.6 GB for two images at 1024x1024, in each of four
-layers. Writing it and reading it back takes longer than the attention. Here a few rows of it exist at a time, in pieces
-that fit a processor's cache.
+layers. Writing it and reading it back takes longer than the attention. Here a few rows of it exist at a time where the
+encoder works in pieces that fit a processor's cache (`ssrseg.cpu.optimize`).
 
 Maps that windows of 14 do not fit are filled up with zeros, in timm before the linear layers: 784 tokens instead of 256
 at 256x256, 1764 instead of 1024 at 512x512. Here the layers see the map's own tokens, and the places beside it hold
-what the layer makes of zero, its bias.
+what the layer computes from zero, its bias.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer_sam import Attention, Block, get_rel_pos
 from torch import Tensor, nn
 
-PIECE = 2**22
-"""Scores that are worked on at once on a CPU: 16 MB of them and their bias stay in a shared cache."""
+Encoder = TypeVar("Encoder", bound=nn.Module)
 
 
-def arrange(module: nn.Module, device_type: str) -> None:
-    """Let the attentions of a frozen encoder that has them work as suits this kind of device; changed in place.
+def without_padding(encoder: Encoder) -> Encoder:
+    """Replace timm's attentions with relative positions in a frozen encoder, in place, by `SamAttention`.
 
-    The numbers stay what they were. Only a CPU works in pieces: a GPU waits between small ones.
+    Weights keep their names and are shared, and the features stay what they were.
+
+    Returns:
+        The encoder.
     """
-    for block in module.modules():
-        if isinstance(block, Block) and block.window_size and block.attn.use_rel_pos:
-            block.attn.window, block.window_size = block.window_size, 0  # type: ignore[assignment]
-    for attention in module.modules():
-        if isinstance(attention, Attention) and attention.use_rel_pos:
-            piece = PIECE if device_type == "cpu" else None
-            attention.forward = partial(attend, attention, {}, piece)  # type: ignore[method-assign]
+    for block in encoder.modules():
+        if isinstance(block, Block) and isinstance(block.attn, Attention) and block.attn.use_rel_pos:
+            block.attn = SamAttention(block.attn, block.window_size or None)  # type: ignore[assignment]
+            block.window_size = 0
+    return encoder
 
 
-def attend(attention: Any, tables: dict[Any, Tensor], piece: int | None, tokens: Tensor) -> Tensor:
-    """What timm's attention does to tokens (B, H, W, C) in eval mode, in each window if it has an attribute `window`.
+class SamAttention(nn.Module):
+    """timm's `Attention` in eval mode on tokens (B, H, W, C), in each window if there are windows.
 
     Args:
-        attention: timm's.
-        tables: relative positions by size, filled here: they are resized and laid out once.
-        piece: scores that are worked on at once; all when absent.
-        tokens: (B, H, W, C).
+        attention: timm's, whose layers are taken.
+        window: side of a window; all tokens see each other when absent.
+        scores_at_once: work in pieces of so many scores, as suits a CPU; on all when absent, as a GPU would wait
+            between small pieces.
     """
-    (batch, height, width, channels), heads = tokens.shape, attention.num_heads
-    window = getattr(attention, "window", None)
-    h, w = (window, window) if window else (height, width)
-    if torch.compiler.is_compiling():
-        piece = None  # a compiler would unroll them
-    qkv = _filled_up(attention.qkv(tokens), attention.qkv.bias, -(-height // h) * h, -(-width // w) * w)
-    windows = qkv.view(batch, -1, h, qkv.shape[2] // w, w, 3, heads, channels // heads).permute(5, 0, 1, 3, 6, 2, 4, 7)
-    merged = qkv.new_empty(batch, height, width, channels)
-    for (tall, own_rows), (wide, own_columns) in product(_asking(height, h), _asking(width, w)):
-        mine = merged[:, own_rows, own_columns].unflatten(-1, (heads, -1))
-        mine = mine.unflatten(2, (wide.stop - wide.start, -1)).unflatten(1, (tall.stop - tall.start, -1))
-        mine = mine.permute(0, 1, 3, 5, 2, 4, 6)  # (B, down, across, heads, lines, places, d)
-        q, k, v = windows[:, :, tall, wide]
-        q = attention.q_norm(q[..., : mine.shape[-3], : mine.shape[-2], :].flatten(0, 3))
-        k, v = attention.k_norm(k.reshape(len(q), h * w, -1)), v.reshape(len(q), h * w, -1)
-        rows = torch.einsum("bhwc,hkc->bhwk", q, _table(tables, attention.rel_pos_h, h)[: q.shape[1]])
-        columns = torch.einsum("bhwc,wkc->bhwk", q, _table(tables, attention.rel_pos_w, w)[: q.shape[2]])
-        attended = _in_pieces(q.flatten(1, 2), k, v, rows, columns, piece or len(q) * (h * w) ** 2)
-        mine.copy_(attended.view(mine.shape))
-    output: Tensor = attention.proj(merged)
-    return output
+
+    def __init__(self, attention: Attention, window: int | None = None, scores_at_once: int | None = None) -> None:
+        super().__init__()
+        self.qkv, self.proj = attention.qkv, attention.proj
+        self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
+        self.rel_pos_h, self.rel_pos_w = attention.rel_pos_h, attention.rel_pos_w
+        self.num_heads, self.window, self.scores_at_once = attention.num_heads, window, scores_at_once
+        self._tables: dict[Any, Tensor] = {}
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        (batch, height, width, channels), heads = tokens.shape, self.num_heads
+        h, w = (self.window, self.window) if self.window else (height, width)
+        qkv = _filled_up(self.qkv(tokens), self.qkv.bias, -(-height // h) * h, -(-width // w) * w)
+        windows = qkv.view(batch, -1, h, qkv.shape[2] // w, w, 3, heads, channels // heads)
+        windows = windows.permute(5, 0, 1, 3, 6, 2, 4, 7)
+        merged = qkv.new_empty(batch, height, width, channels)
+        for (tall, own_rows), (wide, own_columns) in product(_windows(height, h), _windows(width, w)):
+            mine = merged[:, own_rows, own_columns].unflatten(-1, (heads, -1))
+            mine = mine.unflatten(2, (wide.stop - wide.start, -1)).unflatten(1, (tall.stop - tall.start, -1))
+            mine = mine.permute(0, 1, 3, 5, 2, 4, 6)  # (B, down, across, heads, lines, places, d)
+            q, k, v = windows[:, :, tall, wide]
+            q = self.q_norm(q[..., : mine.shape[-3], : mine.shape[-2], :].flatten(0, 3))
+            k, v = self.k_norm(k.reshape(len(q), h * w, -1)), v.reshape(len(q), h * w, -1)
+            rows = torch.einsum("bhwc,hkc->bhwk", q, self._table(self.rel_pos_h, h)[: q.shape[1]])
+            columns = torch.einsum("bhwc,wkc->bhwk", q, self._table(self.rel_pos_w, w)[: q.shape[2]])
+            # A compiler would unroll the pieces.
+            piece = None if torch.compiler.is_compiling() else self.scores_at_once
+            attended = _in_pieces(q.flatten(1, 2), k, v, rows, columns, piece or len(q) * (h * w) ** 2)
+            mine.copy_(attended.view(mine.shape))
+        output: Tensor = self.proj(merged)
+        return output
+
+    def _table(self, positions: Tensor, side: int) -> Tensor:
+        """Positions between all pairs of `side` places (side, side, d): resized and laid out once."""
+        key = (id(positions), side, positions.device, positions.dtype)
+        if key not in self._tables:
+            self._tables[key] = get_rel_pos(side, side, positions)
+        return self._tables[key]
 
 
-def _asking(side: int, window: int) -> Iterator[tuple[slice, slice]]:
-    """Windows along a side and the map's lines in them: the whole ones, and the last if it is none."""
+def _windows(side: int, window: int) -> Iterator[tuple[slice, slice]]:
+    """Split one axis into full windows and a partial last one; yields (window slice, pixel slice)."""
     whole = side // window
     if whole:
         yield slice(0, whole), slice(0, whole * window)
@@ -89,14 +106,6 @@ def _filled_up(qkv: Tensor, bias: Tensor | None, height: int, width: int) -> Ten
     filled[:, qkv.shape[1] :], filled[:, : qkv.shape[1], qkv.shape[2] :] = of_zeros, of_zeros
     filled[:, : qkv.shape[1], : qkv.shape[2]] = qkv
     return filled
-
-
-def _table(tables: dict[Any, Tensor], positions: Tensor, side: int) -> Tensor:
-    """Positions between all pairs of `side` places: (side, side, d)."""
-    key = (id(positions), side, positions.device, positions.dtype)
-    if key not in tables:
-        tables[key] = get_rel_pos(side, side, positions)
-    return tables[key]
 
 
 def _in_pieces(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, piece: int) -> Tensor:

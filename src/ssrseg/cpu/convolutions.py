@@ -1,6 +1,9 @@
-"""Convolutions in orders of arithmetic that suit a CPU: algebraically equal, on maps in torch's plain layout."""
+"""Convolutions in other orders of arithmetic: algebraically equal, on maps in torch's plain layout."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +22,7 @@ SPACIOUS = 32 * 32
 
 
 def is_dilated_depthwise(conv: nn.Conv2d) -> bool:
-    """Dilated, depthwise, square, with stride 1, and the size is kept."""
+    """Tell whether a convolution is dilated, depthwise, square, with stride 1, and keeps the size."""
     (kernel, wide), (dilation, across) = conv.kernel_size, conv.dilation
     depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.stride == (1, 1)
     square = kernel == wide and kernel % 2 == 1 and dilation == across > 1
@@ -28,21 +31,27 @@ def is_dilated_depthwise(conv: nn.Conv2d) -> bool:
 
 
 def is_pointwise(conv: nn.Conv2d) -> bool:
-    """1x1, and no more than that."""
+    """Tell whether a convolution is 1x1 without stride, padding and groups."""
     single = conv.kernel_size == conv.stride == conv.dilation == (1, 1)
     return single and conv.groups == 1 and conv.padding == (0, 0)
 
 
 def is_wide(conv: nn.Conv2d) -> bool:
-    """3x3 with stride 1, of so many channels that Winograd pays; the size is kept."""
+    """Tell whether a convolution is 3x3 with stride 1, keeps the size, and is wide enough for Winograd to pay."""
     plain = conv.stride == conv.dilation == conv.padding == (1, 1) and conv.kernel_size == (3, 3)
     return (
         plain and conv.groups == 1 and conv.padding_mode == "zeros" and min(conv.in_channels, conv.out_channels) >= WIDE
     )
 
 
-def dilated_depthwise(maps: Tensor, weight: Tensor, dilation: int, bias: Tensor | None = None) -> Tensor:
-    """Convolution of maps (B, C, H, W) with odd square kernels (C, 1, k, k), one to a channel; the size is kept.
+def is_patches(conv: nn.Conv2d) -> bool:
+    """Tell whether a convolution's patches neither overlap nor leave gaps."""
+    apart = conv.stride == conv.kernel_size != (1, 1) and conv.padding == (0, 0) and conv.dilation == (1, 1)
+    return apart and conv.groups == 1
+
+
+def dilated_depthwise(maps: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """Convolve maps (B, C, H, W) with odd square kernels (C, 1, k, k), one to a channel; the size is kept.
 
     Columns of zeros that oneDNN's kernel does not accept are added to some channels at a time.
     """
@@ -58,64 +67,43 @@ def dilated_depthwise(maps: Tensor, weight: Tensor, dilation: int, bias: Tensor 
     return result
 
 
-def pointwise(maps: Tensor, weight: Tensor) -> Tensor:
-    """(B, C, H, W) and (K, C) -> (B, K, H, W): a product for each image, unless MKL lags far behind oneDNN.
+def pointwise(maps: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute a 1x1 convolution of (B, C, H, W) by (K, C) as a product for each image, where MKL is fast.
 
     oneDNN's kernel for this layout gains nothing from a second thread.
     """
     if matmul.mkl_lags():
-        return F.conv2d(maps, weight[:, :, None, None])
+        return F.conv2d(maps, weight[:, :, None, None], bias)
     product: Tensor = torch.bmm(weight.expand(len(maps), -1, -1), maps.flatten(2)).unflatten(2, maps.shape[-2:])
-    return product
+    return product if bias is None else product.add_(bias[:, None, None])
 
 
-class DilatedDepthwise(nn.Module):
-    """A dilated depthwise convolution for inference."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        assert conv.bias is not None  # the norm's
-        self.dilation = conv.dilation[0]
-        self.register_buffer("weight", conv.weight.detach().clone())
-        self.register_buffer("bias", conv.bias.detach().clone())
+class FixedConv2d(nn.Module):
+    """A convolution for inference: `compute` of maps (B, C, H, W), a weight, and the bias of each channel."""
 
     weight: Tensor
     bias: Tensor
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return dilated_depthwise(maps, self.weight, self.dilation, self.bias)
-
-
-class Pointwise(nn.Module):
-    """A 1x1 convolution for inference."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(
+        self, compute: Callable[[Tensor, Tensor, Tensor | None], Tensor], weight: Tensor, bias: Tensor | None
+    ) -> None:
         super().__init__()
-        assert conv.bias is not None  # the norm's
-        self.register_buffer("weight", conv.weight.detach().flatten(1).clone())
-        self.register_buffer("bias", conv.bias.detach()[:, None, None].clone())
-
-    weight: Tensor
-    bias: Tensor
+        self.compute = compute
+        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W)."""
-        return pointwise(maps, self.weight).add_(self.bias)
+        return self.compute(maps, self.weight, self.bias)
 
 
-class Winograd(nn.Module):
-    """A 3x3 convolution for inference by `ssrseg.cpu.winograd`, its kernels transformed once."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        assert conv.bias is not None  # the norm's
-        self.register_buffer("weight", winograd.transform(conv.weight.detach().double()).to(conv.weight.dtype))
-        self.register_buffer("bias", conv.bias.detach()[:, None, None].clone())
-
-    weight: Tensor
-    bias: Tensor
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, K, H, W)."""
-        return winograd.convolve(maps, self.weight).add_(self.bias)
+def for_inference(conv: nn.Conv2d) -> nn.Module:
+    """Build the module that computes a convolution faster, or give the convolution itself."""
+    if is_pointwise(conv):
+        return FixedConv2d(pointwise, conv.weight.flatten(1), conv.bias)
+    if is_wide(conv):
+        transformed = winograd.transform(conv.weight.detach().double()).to(conv.weight.dtype)
+        return FixedConv2d(winograd.convolve, transformed, conv.bias)
+    if is_dilated_depthwise(conv):
+        return FixedConv2d(partial(dilated_depthwise, dilation=conv.dilation[0]), conv.weight, conv.bias)
+    return conv

@@ -20,14 +20,14 @@ SMALL = 2**23
 
 @cache
 def mkl_lags() -> bool:
-    """Does MKL leave this processor's AVX-512 unused? A rule, not a measurement: a run must always do the same."""
+    """Tell whether MKL leaves this processor's AVX-512 unused: a rule, not a measurement, so that runs repeat."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
     return torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _processor()
 
 
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`: tokens (..., C), weight (D, C), bias (D,) -> (..., D)."""
+    """Compute `torch.nn.functional.linear`: tokens (..., C), weight (D, C), bias (D,) -> (..., D)."""
     if not _convolves(tokens, weight) or tokens.numel() * len(weight) < SMALL:
         return F.linear(tokens, weight, bias)
     column = tokens.reshape(1, -1, 1, tokens.shape[-1]).permute(0, 3, 1, 2)  # in memory, channels are last
@@ -36,7 +36,7 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def batched(left: Tensor, right: Tensor) -> Tensor:
-    """`torch.bmm` without gradient: (P, K, C) and (P, C, T) -> (P, K, T)."""
+    """Compute `torch.bmm` without gradient: (P, K, C) and (P, C, T) -> (P, K, T)."""
     (count, outputs, inputs), columns = left.shape, right.shape[-1]
     if not _convolves(left, right) or outputs * inputs * columns < SMALL:
         return torch.bmm(left, right)
@@ -51,29 +51,20 @@ def batched(left: Tensor, right: Tensor) -> Tensor:
 
 
 class ConvolvedLinear(nn.Linear):
-    """A linear layer by `linear`."""
+    """A linear layer by `linear`; not for export."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., C) -> (..., D)."""
         return linear(tokens, self.weight, self.bias)
 
 
-def arrange(module: nn.Module, layer: type[ConvolvedLinear] = ConvolvedLinear) -> None:
-    """Let the linear layers in `module` be of class `layer`; changed in place. `ConvolvedLinear` is not for export."""
-    for part in module.modules():
-        if type(part) is nn.Linear:
-            part.__class__ = layer
-
-
 def _convolves(left: Tensor, right: Tensor) -> bool:
-    """Are these for oneDNN? A compiler has products of its own."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # a compiler has products of its own
         return False
     return left.device.type == "cpu" and left.dtype == right.dtype == torch.float32 and mkl_lags()
 
 
 def _processor() -> str:
-    """What the system tells of it."""
     try:
         return Path("/proc/cpuinfo").read_text()
     except OSError:

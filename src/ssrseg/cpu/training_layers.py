@@ -1,30 +1,28 @@
-"""Layers that cost a CPU less in training: algebraically equal, but without second derivatives."""
+"""Layers for training, with gradients of their own: algebraically equal, but without second derivatives."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ssrseg.cpu import convolutions, matmul, winograd
+from ssrseg.cpu.interpolate import ProductResize
+from ssrseg.models.heads import Resize
 
 CACHED = 2**17
-"""Numbers of a map that a core multiplies and sums at once: they should stay in its cache, yet be worth the call."""
+"""Numbers of a map that a core multiplies and sums at once: few enough for its cache, enough for the call to pay."""
 
 
-class EasedDepthwise(nn.Conv2d):
+class DilatedDepthwiseConv2d(nn.Conv2d):
     """A dilated depthwise convolution with gradients of its own, for which oneDNN has no fast kernels.
 
     The inputs' is a dilated depthwise convolution again; the weight's is one product of shifted maps for each place of
     the kernel, a few channels at a time.
     """
-
-    @staticmethod
-    def suits(conv: nn.Conv2d) -> bool:
-        """Is `conv` such a convolution?"""
-        return conv.bias is None and convolutions.is_dilated_depthwise(conv)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -34,13 +32,8 @@ class EasedDepthwise(nn.Conv2d):
         return result
 
 
-class EasedPointwise(nn.Conv2d):
+class PointwiseConv2d(nn.Conv2d):
     """A 1x1 convolution as one matrix product for each image."""
-
-    @staticmethod
-    def suits(conv: nn.Conv2d) -> bool:
-        """Is `conv` such a convolution?"""
-        return conv.bias is None and convolutions.is_pointwise(conv)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W)."""
@@ -49,17 +42,11 @@ class EasedPointwise(nn.Conv2d):
         return convolutions.pointwise(maps, self.weight.flatten(1))
 
 
-class EasedPatches(nn.Conv2d):
+class PatchConv2d(nn.Conv2d):
     """A convolution whose patches do not overlap, on channels-last maps: one matrix product.
 
-    SegFormer's attention shortens keys and values by it. oneDNN takes twice as long to go back where maps are small.
+    SegFormer's attention shortens keys and values by it. oneDNN's backward takes twice as long where maps are small.
     """
-
-    @staticmethod
-    def suits(conv: nn.Conv2d) -> bool:
-        """Is `conv` such a convolution?"""
-        apart = conv.stride == conv.kernel_size != (1, 1) and conv.padding == (0, 0) and conv.dilation == (1, 1)
-        return apart and conv.groups == 1
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H / k, W / k), channels last."""
@@ -72,13 +59,8 @@ class EasedPatches(nn.Conv2d):
         return matmul.linear(patches.flatten(3), weight, self.bias).permute(0, 3, 1, 2)
 
 
-class EasedWide(nn.Conv2d):
+class WinogradConv2d(nn.Conv2d):
     """A 3x3 convolution of many channels on maps that are not small, and its gradients, by `ssrseg.cpu.winograd`."""
-
-    @staticmethod
-    def suits(conv: nn.Conv2d) -> bool:
-        """Is `conv` such a convolution?"""
-        return conv.bias is None and convolutions.is_wide(conv)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W)."""
@@ -88,7 +70,7 @@ class EasedWide(nn.Conv2d):
         return result
 
 
-class EasedLinear(matmul.ConvolvedLinear):
+class TrainedLinear(matmul.ConvolvedLinear):
     """A linear layer in the library that multiplies faster here; torch's in eval mode."""
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -96,25 +78,29 @@ class EasedLinear(matmul.ConvolvedLinear):
         return super().forward(tokens) if self.training else nn.Linear.forward(self, tokens)
 
 
-EASED: tuple[type[EasedDepthwise | EasedPointwise | EasedPatches | EasedWide], ...]
-EASED = (EasedDepthwise, EasedPointwise, EasedPatches, EasedWide)
+CONVOLUTIONS: dict[type[nn.Conv2d], Callable[[nn.Conv2d], bool]] = {
+    PatchConv2d: convolutions.is_patches,
+    DilatedDepthwiseConv2d: lambda conv: conv.bias is None and convolutions.is_dilated_depthwise(conv),
+    PointwiseConv2d: lambda conv: conv.bias is None and convolutions.is_pointwise(conv),
+    WinogradConv2d: lambda conv: conv.bias is None and convolutions.is_wide(conv),
+}
+"""Class -> whether it computes a convolution."""
 
 
-def ease(module: nn.Module) -> None:
-    """Let the layers in `module` that suit a class above be of it.
-
-    Weights and their names stay, and in eval mode, from which models are exported, every one is what it was.
-    """
-    matmul.arrange(module, EasedLinear)
-    for part in module.modules():
-        if type(part) is nn.Conv2d:
-            for eased in EASED:
-                if eased.suits(part):
-                    part.__class__ = eased
+def class_for(part: nn.Module, layers: bool) -> type[nn.Module]:
+    """Find the class here that computes what `part` does, or its own; with `layers` off, only that of `Resize`."""
+    kind = type(part)
+    if kind is Resize:
+        return ProductResize
+    if layers and kind is nn.Linear:
+        return TrainedLinear
+    if layers and kind is nn.Conv2d:
+        return next((layer for layer, suits in CONVOLUTIONS.items() if suits(cast(nn.Conv2d, part))), kind)
+    return kind
 
 
 def depthwise_weight_gradient(gradient: Tensor, maps: Tensor, kernel: int, dilation: int) -> Tensor:
-    """Gradient at the weight (C, 1, k, k), of the gradient at the result and the maps, both (B, C, H, W)."""
+    """Compute the gradient at the weight (C, 1, k, k) from that at the result and the maps, both (B, C, H, W)."""
     batch, channels, height, width = maps.shape
     at_once = max(1, CACHED * torch.get_num_threads() // (batch * height * width))
     offsets = [dilation * (place - kernel // 2) for place in range(kernel)]
@@ -137,7 +123,7 @@ class _DilatedDepthwise(torch.autograd.Function):
     def forward(ctx: Any, maps: Tensor, weight: Tensor, dilation: int) -> Tensor:
         ctx.save_for_backward(maps, weight)
         ctx.dilation = dilation
-        return convolutions.dilated_depthwise(maps, weight, dilation)
+        return convolutions.dilated_depthwise(maps, weight, None, dilation)
 
     @staticmethod
     @once_differentiable
@@ -145,7 +131,7 @@ class _DilatedDepthwise(torch.autograd.Function):
         maps, weight = ctx.saved_tensors
         wants_maps, wants_weight, _ = ctx.needs_input_grad
         return (
-            convolutions.dilated_depthwise(gradient, weight.flip(2, 3), ctx.dilation) if wants_maps else None,
+            convolutions.dilated_depthwise(gradient, weight.flip(2, 3), None, ctx.dilation) if wants_maps else None,
             depthwise_weight_gradient(gradient, maps, weight.shape[-1], ctx.dilation) if wants_weight else None,
             None,
         )

@@ -2,7 +2,7 @@
 
 Lavin and Gray, "Fast algorithms for convolutional neural networks" (CVPR 2016), section 4.3: an output tile Y of 4x4
 pixels is A^T [(G g G^T) * (B^T d B)] A, with the kernel g and the 6x6 input pixels d that the tile sees. The product is
-one number for each of 36 places, summed over channels: 36 matrix matmul. B^T d B of all tiles is a convolution of
+one number for each of 36 places, summed over channels: 36 matrix products. B^T d B of all tiles is a convolution of
 every channel alone, with 36 kernels of 6x6 and stride 4, for which a CPU has fast kernels in torch's plain layout.
 
 In float32 the relative error is about 4e-6; that of the direct sum is 3e-7.
@@ -22,7 +22,7 @@ from ssrseg.cpu import matmul
 TILE = 4
 """Outputs of a tile's side."""
 AT_ONCE = 256
-"""Tiles transformed at once: enough for the matmul, and their transforms take little memory beside the maps."""
+"""Tiles transformed at once: enough for the products, and their transforms take little memory beside the maps."""
 _G = (
     (1 / 4, 0, 0),
     (-1 / 6, -1 / 6, -1 / 6),
@@ -48,13 +48,13 @@ _A_T = (
 
 
 def transform(weight: Tensor) -> Tensor:
-    """Kernels (K, C, 3, 3) -> (36, K, C)."""
+    """Transform kernels (K, C, 3, 3) -> (36, K, C)."""
     outputs, inputs = weight.shape[:2]
     return (_both_sides(_G, weight) @ weight.reshape(-1, 9).t()).view(36, outputs, inputs)
 
 
-def convolve(maps: Tensor, transformed: Tensor) -> Tensor:
-    """Maps (B, C, H, W) and `transform`-ed kernels (36, K, C) -> (B, K, H, W); zeros lie around the maps."""
+def convolve(maps: Tensor, transformed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve maps (B, C, H, W), zero-padded, with transformed kernels (36, K, C) -> (B, K, H, W)."""
     (height, width), outputs = maps.shape[-2:], transformed.shape[1]
     down, across = -(-height // TILE), -(-width // TILE)
     result = maps.new_empty(len(maps), outputs, TILE * down, TILE * across)
@@ -64,12 +64,13 @@ def convolve(maps: Tensor, transformed: Tensor) -> Tensor:
         for rows in _bands(height, width):
             found = matmul.batched(transformed, _seen(image, rows, look).transpose(0, 1))
             tiles[index, ..., rows, :] = (gather @ found.flatten(1)).view(TILE, TILE, outputs, -1, across)
-    # No view: what follows may work in place.
-    return result if result.shape[-2:] == maps.shape[-2:] else result[..., :height, :width].contiguous()
+    if result.shape[-2:] != maps.shape[-2:]:
+        result = result[..., :height, :width].contiguous()  # no view: what follows may work in place
+    return result if bias is None else result.add_(bias[:, None, None])
 
 
 def weight_gradient(gradient: Tensor, maps: Tensor) -> Tensor:
-    """Gradient at the kernels (K, C, 3, 3), of that at the result (B, K, H, W) and the maps (B, C, H, W)."""
+    """Compute the gradient at kernels (K, C, 3, 3) from that at the result (B, K, H, W) and the maps (B, C, H, W)."""
     look, spread = _both_sides(_B_T, maps), _both_sides(_A_T, maps).t()
     bands = (
         matmul.batched(_spread(back, rows, spread).transpose(0, 1), _seen(image, rows, look).permute(1, 2, 0))

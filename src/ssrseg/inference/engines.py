@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssrseg.cpu.allocation import keep_memory
 from ssrseg.errors import UserError
 from ssrseg.inference.export import STRIDE, export
 from ssrseg.inference.sliding_window import Network, evaluating
-from ssrseg.models.fused import deployed, deployed_on_cpu
+from ssrseg.models.fused import fuse
 from ssrseg.models.segmenter import Segmenter
 
 PICTURE = (1, 3, 128, 192)
@@ -130,10 +129,12 @@ def _checked(name: str, segmenter: Segmenter) -> Network | None:
 
 
 def _torch(segmenter: Segmenter) -> Network:
+    fused = fuse(segmenter)
     if segmenter.mean.device.type != "cpu":
-        return deployed(segmenter).to(memory_format=torch.channels_last)
-    keep_memory()
-    return deployed_on_cpu(segmenter)
+        return fused.to(memory_format=torch.channels_last)
+    from ssrseg.cpu import optimize  # other devices do without it
+
+    return optimize(fused)
 
 
 def _compiled(segmenter: Segmenter) -> Network:
@@ -146,7 +147,7 @@ def _compiled(segmenter: Segmenter) -> Network:
 
 def _cuda_graphs(segmenter: Segmenter) -> Network:
     """Bfloat16 and CUDA graphs. No test of ours has run it: none had a GPU."""
-    compiled = torch.compile(deployed(segmenter).to(memory_format=torch.channels_last), mode="reduce-overhead")
+    compiled = torch.compile(fuse(segmenter).to(memory_format=torch.channels_last), mode="reduce-overhead")
 
     def run(images: Tensor) -> Tensor:
         with torch.autocast("cuda", torch.bfloat16):
@@ -163,7 +164,7 @@ def _onnxruntime(segmenter: Segmenter) -> Network:
     with tempfile.TemporaryDirectory() as folder:
         file = export(segmenter, Path(folder, "model.onnx"), size=PICTURE[2:], check=False).onnx
         session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    other = deployed_on_cpu(segmenter)
+    other = _torch(segmenter)
 
     def run(images: Tensor) -> Tensor:
         if images.shape[-2] % STRIDE or images.shape[-1] % STRIDE:
@@ -223,7 +224,7 @@ def _openvino(segmenter: Segmenter) -> Network:
     """Its backbone is the faster one; the head is faster as it is arranged here."""
     network = _torch(segmenter)
     assert isinstance(network, Segmenter)
-    network.backbone = OpenVINOBackbone(deployed(segmenter).backbone)  # type: ignore[assignment]
+    network.backbone = OpenVINOBackbone(fuse(segmenter).backbone)  # type: ignore[assignment]
     return network
 
 

@@ -90,6 +90,20 @@ class Backbone(nn.Module):
             features = [level.permute(0, 3, 1, 2).contiguous() for level in features]
         return features
 
+    def checkpoint_activations(self) -> bool:
+        """Let timm recompute activations in the backward pass: block by block where it can, else stage by stage.
+
+        Weights, their names, gradients and random draws stay what they are. A recomputed BatchNorm moves its statistics
+        again, unless the backward pass is run under `ssrseg.adapt.regularizer.still_statistics`.
+
+        Returns:
+            Whether the pyramid can.
+        """
+        able: list[Any] = [part for part in self.modules() if hasattr(part, "grad_checkpointing")]
+        for part in [part for part in able if part is not self.pyramid] or able:
+            part.grad_checkpointing = True
+        return bool(able)
+
 
 def architecture(name: str) -> Architecture:
     """The record behind a backbone's name; raises `UserError` for a name that is neither ours nor timm's."""

@@ -1,67 +1,34 @@
-"""A segmenter arranged for inference: the same function in fewer operations."""
+"""A segmenter fused for inference: the same function in fewer operations."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from ssrseg.cpu import matmul
-from ssrseg.cpu.convolutions import (
-    DilatedDepthwise,
-    Pointwise,
-    Winograd,
-    is_dilated_depthwise,
-    is_pointwise,
-    is_wide,
-)
-from ssrseg.cpu.interpolate import scaled
 from ssrseg.models.heads import ConvNormAct, DAFormerHead
 from ssrseg.models.segmenter import Segmenter
 
 
-def deployed(segmenter: Segmenter) -> Segmenter:
-    """A copy in eval mode, in float32, on the same device: norms lie in their convolutions, the head is levelwise.
+def fuse(segmenter: Segmenter) -> Segmenter:
+    """Copy a segmenter for inference: eval mode, float32, same device, norms folded into convolutions, levelwise head.
 
-    It computes what `segmenter` computes in eval mode, up to rounding, with operators that every runtime has. Its
-    parameters have other names: it is not for training or saving.
+    The copy computes what `segmenter` computes in eval mode, up to rounding, with operators that every runtime has. Its
+    parameters have other names: it is not for training or saving. For a CPU, `ssrseg.cpu.optimize` changes it further.
     """
-    arranged = copy.deepcopy(segmenter).float().eval().requires_grad_(False)
-    arrange = ARRANGED.get(type(arranged.head))
-    if arrange is not None:
-        arranged.head = arrange(arranged.head)
-    for block in arranged.modules():
+    fused = copy.deepcopy(segmenter).float().eval().requires_grad_(False)
+    if type(fused.head) is DAFormerHead:
+        fused.head = LevelwiseDAFormerHead(fused.head)
+    for block in fused.modules():
         if isinstance(block, ConvNormAct):
             block.conv = fuse_conv_bn_eval(block.conv, block.bn)
             block._modules["bn"] = nn.Identity()
-    return arranged
-
-
-def deployed_on_cpu(segmenter: Segmenter) -> Segmenter:
-    """`deployed` for torch on a CPU: a channels-last backbone, and a head of `ssrseg.cpu.convolutions`."""
-    arranged = deployed(segmenter)
-    arranged.backbone.to(memory_format=torch.channels_last)
-    matmul.arrange(arranged.backbone)
-    for block in arranged.modules():
-        if isinstance(block, ConvNormAct):
-            block._modules["conv"] = _for_cpu(block.conv)
-    return arranged
-
-
-def _for_cpu(conv: nn.Conv2d) -> nn.Module:
-    """What computes a convolution with bias faster, or itself."""
-    if is_pointwise(conv):
-        return Pointwise(conv)
-    if is_wide(conv):
-        return Winograd(conv)
-    if is_dilated_depthwise(conv):
-        return DilatedDepthwise(conv)
-    return conv
+    return fused
 
 
 class LevelwiseDAFormerHead(nn.Module):
@@ -85,7 +52,7 @@ class LevelwiseDAFormerHead(nn.Module):
         features = [level.contiguous(memory_format=layout) for level in features]
         size = features[0].shape[-2:]
         levels = [project(level) for project, level in zip(self.embed, features, strict=True)]
-        fused = torch.cat([levels[0], *(scaled(level, size) for level in levels[1:])], dim=1)
+        fused = torch.cat([levels[0], *(_resize(level, size) for level in levels[1:])], dim=1)
         context = [branch(features if isinstance(branch, LevelwiseConv) else fused) for branch in self.branches]
         logits: Tensor = self.classify(self.bottleneck(torch.cat(context, dim=1).relu_()))
         return logits
@@ -97,8 +64,7 @@ class LevelwiseConv(nn.Module):
     def __init__(self, embed: nn.ModuleList, block: ConvNormAct) -> None:
         super().__init__()
         conv = fuse_conv_bn_eval(block.conv, block.bn)
-        assert conv.bias is not None  # the norm's
-        bias = conv.bias.double()
+        bias = cast(Tensor, conv.bias).double()  # the norm's
         matrices = []
         for project, share in zip(embed, conv.weight[:, :, 0, 0].double().chunk(len(embed), dim=1), strict=True):
             linear = cast(nn.Linear, project)
@@ -112,9 +78,9 @@ class LevelwiseConv(nn.Module):
         size = features[0].shape[-2:]
         total = F.conv2d(features[0], self.weights[0], self.bias)
         for level, weight in zip(features[1:], list(self.weights)[1:], strict=True):
-            total = total + scaled(F.conv2d(level, weight), size)
+            total = total + _resize(F.conv2d(level, weight), size)
         return total
 
 
-ARRANGED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {DAFormerHead: LevelwiseDAFormerHead}
-"""Heads that have an arrangement of their own."""
+def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)

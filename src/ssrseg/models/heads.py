@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssrseg.cpu.interpolate import scaled
 from ssrseg.errors import UserError
+
+
+class Resize(nn.Module):
+    """Bilinear interpolation of maps to a size, without weights."""
+
+    def __init__(self, *, align_corners: bool = False) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+
+    def forward(self, maps: Tensor, size: Sequence[int]) -> Tensor:
+        """(B, C, h, w) -> (B, C, *size)."""
+        return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=self.align_corners)
 
 
 class ConvNormAct(nn.Sequential):
@@ -62,6 +74,7 @@ class DAFormerHead(nn.Module):
     ) -> None:
         super().__init__()
         self.embed = nn.ModuleList(PixelLinear(inputs, channels) for inputs in in_channels)
+        self.resize = Resize()
         fused = channels * len(in_channels)
         self.branches = nn.ModuleList(
             ConvNormAct(fused, channels, 1, act=False)
@@ -80,7 +93,7 @@ class DAFormerHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features (B, C_i, h_i, w_i), finest first -> logits (B, K, h_0, w_0)."""
-        fused = _project_and_stack(features, self.embed)
+        fused = _project_and_stack(features, self.embed, self.resize)
         # Activated together: activated one by one, all of them would be kept for the backward pass, and copies too.
         context = torch.cat([branch(fused) for branch in self.branches], dim=1).relu_()
         logits: Tensor = self.classify(self.dropout(self.bottleneck(context)))
@@ -95,6 +108,7 @@ class SegFormerHead(nn.Module):
     ) -> None:
         super().__init__()
         self.embed = nn.ModuleList(PixelLinear(inputs, channels) for inputs in in_channels)
+        self.resize = Resize()
         self.fuse = ConvNormAct(channels * len(in_channels), channels, 1)
         self.dropout = nn.Dropout2d(dropout)
         self.classify = nn.Conv2d(channels, num_classes, 1)
@@ -106,7 +120,7 @@ class SegFormerHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features (B, C_i, h_i, w_i), finest first -> logits (B, K, h_0, w_0)."""
-        logits: Tensor = self.classify(self.dropout(self.fuse(_project_and_stack(features, self.embed))))
+        logits: Tensor = self.classify(self.dropout(self.fuse(_project_and_stack(features, self.embed, self.resize))))
         return logits
 
 
@@ -181,12 +195,10 @@ def _groups(channels: int) -> int:
     return math.gcd(32, channels)
 
 
-def _project_and_stack(features: Sequence[Tensor], embed: nn.ModuleList) -> Tensor:
+def _project_and_stack(features: Sequence[Tensor], embed: nn.ModuleList, resize: nn.Module) -> Tensor:
     size = features[0].shape[-2:]
-    levels = [project(level) for project, level in zip(embed, features, strict=True)]
-    finest, *coarser = levels
-    resized = [scaled(level, size) for level in coarser]
-    return torch.cat([finest, *resized], dim=1)
+    finest, *coarser = (project(level) for project, level in zip(embed, features, strict=True))
+    return torch.cat([finest, *(resize(level, size) for level in coarser)], dim=1)
 
 
 def _classifier(channels: int, num_classes: int, *, kernel: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -196,42 +208,34 @@ def _classifier(channels: int, num_classes: int, *, kernel: int = 1, dilation: i
     return classify
 
 
-def _daformer(in_channels: Sequence[int], num_classes: int, channels: int | None, dropout: float) -> nn.Module:
-    return DAFormerHead(in_channels, num_classes, channels=channels or 256, dropout=dropout)
-
-
-def _segformer(in_channels: Sequence[int], num_classes: int, channels: int | None, dropout: float) -> nn.Module:
-    return SegFormerHead(in_channels, num_classes, channels=channels or 768, dropout=dropout)
-
-
-def _deeplabv2(in_channels: Sequence[int], num_classes: int, channels: int | None, dropout: float) -> nn.Module:
-    del channels, dropout  # the published head has neither
-    return DeepLabV2Head(in_channels, num_classes)
-
-
-def _deeplabv2_whole(in_channels: Sequence[int], num_classes: int, channels: int | None, dropout: float) -> nn.Module:
-    del channels, dropout
-    return DeepLabV2Head(in_channels, num_classes, dilations=(6, 12, 18, 24))
-
-
-def _attentive(in_channels: Sequence[int], num_classes: int, channels: int | None, dropout: float) -> nn.Module:
-    return AttentiveASPPHead(in_channels, num_classes, channels=channels or 256, dropout=dropout)
-
-
-HEADS: dict[str, Callable[[Sequence[int], int, int | None, float], nn.Module]] = {
-    "daformer": _daformer,
-    "segformer": _segformer,
-    "deeplabv2": _deeplabv2,
-    "deeplabv2-whole": _deeplabv2_whole,
-    "aspp-attentive": _attentive,
+HEADS: dict[str, Callable[..., nn.Module]] = {
+    "daformer": DAFormerHead,
+    "segformer": SegFormerHead,
+    "deeplabv2": DeepLabV2Head,
+    "deeplabv2-whole": partial(DeepLabV2Head, dilations=(6, 12, 18, 24)),
+    "aspp-attentive": AttentiveASPPHead,
 }
-"""Name -> (channels per level, classes, width or the published one, dropout) -> head."""
+"""Name -> head, which takes the channels of each level, the number of classes, and what `build_head` takes."""
 
 
 def build_head(
     name: str, in_channels: Sequence[int], num_classes: int, *, channels: int | None = None, dropout: float = 0.1
 ) -> nn.Module:
-    """A head of `HEADS`; raises `UserError` for an unknown name."""
+    """Build a head.
+
+    Args:
+        name: a key of `HEADS`.
+        in_channels: channels of each level, finest first.
+        num_classes: K.
+        channels: width; the published one when absent. DeepLabV2's heads have none.
+        dropout: of channels before the classifier, likewise.
+
+    Raises:
+        UserError: unknown name.
+    """
     if name not in HEADS:
         raise UserError(f"There is no head {name!r}: choose one of {', '.join(HEADS)}.")
-    return HEADS[name](in_channels, num_classes, channels, dropout)
+    options: dict[str, int | float] = {} if name.startswith("deeplabv2") else {"dropout": dropout}
+    if channels is not None and options:
+        options["channels"] = channels
+    return HEADS[name](in_channels, num_classes, **options)

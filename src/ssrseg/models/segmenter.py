@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor, nn, tensor
+from torch import Tensor, nn
 
-from ssrseg.cpu.interpolate import scaled
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import Backbone, build_backbone
-from ssrseg.models.heads import build_head
+from ssrseg.models.heads import Resize, build_head
 from ssrseg.runs.atomic import write_atomically
 
 
@@ -60,19 +60,34 @@ class Segmenter(
     def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int, *, align_corners: bool = False) -> None:
         super().__init__()
         self.backbone, self.head, self.num_classes = backbone, head, num_classes
-        self.align_corners = align_corners
+        self.resize = Resize(align_corners=align_corners)
         self.description: Description | None = None
-        self.register_buffer("mean", tensor(backbone.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", tensor(backbone.std).view(1, -1, 1, 1), persistent=False)
+        self._compiled: dict[str, Callable[..., Any]] = {}
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std).view(1, -1, 1, 1), persistent=False)
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Images in [0, 1] -> four feature maps (B, C_i, h_i, w_i), finest first."""
-        features: list[Tensor] = self.backbone((images - self.mean) / self.std)
+        features: list[Tensor] = self._run("backbone", (images - self.mean) / self.std)
         return features
 
     def decode(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """Features -> logits (B, K, *size)."""
-        return scaled(self.head(features), size, align_corners=self.align_corners)
+        logits: Tensor = self.resize(self._run("head", features), size)
+        return logits
+
+    def compile_training(self, *parts: str) -> None:
+        """Compile `backbone`, `head` or both as they run in training mode, at the shapes that they meet.
+
+        In eval mode they run as they are: evaluation meets images of many sizes, and compiling for each would take
+        longer than evaluating. (`nn.Module.compile` has no way back for eval mode.)
+        """
+        for name in parts:
+            self._compiled[name] = torch.compile(getattr(self, name).forward, dynamic=False)
+
+    def _run(self, name: str, inputs: Any) -> Any:
+        part = getattr(self, name)
+        return (self._compiled.get(name, part) if part.training else part)(inputs)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images in [0, 1] -> logits at image size."""

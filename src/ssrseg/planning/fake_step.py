@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
-from ssrseg.adapt import sam_attention
 from ssrseg.adapt.batch import Batch, Pseudo, View
 from ssrseg.adapt.foundation import build_encoder
 from ssrseg.adapt.learner import adapt
@@ -95,7 +94,6 @@ class _Cast:
         for encoder in self.encoders.values():
             encoder.precision = "half" if encoder.runs_half(device) else "fp32"
             encoder.to("meta")
-            sam_attention.arrange(encoder.module, device)
         prepare(self.method, settings.train.model_copy(update={"compile": "off"}), torch.device(device))
         self.networks = {
             "student backbone": student.backbone,

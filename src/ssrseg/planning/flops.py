@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -32,13 +33,15 @@ class Flops:
     """
 
     def __init__(self, parts: Mapping[str, nn.Module], encoders: Mapping[str, Frozen]) -> None:
-        self.forward: Counter[str] = Counter()
-        self.backward: Counter[str] = Counter()
-        self._part, self._counting, self._total = REST, self.forward, 0
+        self.forwards: Counter[str] = Counter()
+        self.backwards: Counter[str] = Counter()
+        self._part, self._counting, self._total = REST, self.forwards, 0
         self._owned: set[Node] = set()
+        self._before: list[str] = []
         self._mode: Any = FlopCounterMode(display=False, custom_mapping=CORRECTED)
         for name, part in parts.items():
-            part.forward = self._counted(name, part.forward)
+            part.register_forward_pre_hook(partial(self._begin, name))
+            part.register_forward_hook(partial(self._end, name))
         for name, encoder in encoders.items():
             encoder.features = self._counted(name, encoder.features)
 
@@ -62,16 +65,16 @@ class Flops:
 
     def by_part(self) -> dict[str, tuple[int, int]]:
         """(forward, backward) of every part that has any."""
-        names = (*self.forward, *(name for name in self.backward if name not in self.forward))
-        found = {name: (self.forward[name], self.backward[name]) for name in names}
+        names = (*self.forwards, *(name for name in self.backwards if name not in self.forwards))
+        found = {name: (self.forwards[name], self.backwards[name]) for name in names}
         return {name: both for name, both in found.items() if any(both)}
 
     @contextmanager
     def _going_back(self, loss: Tensor) -> Iterator[None]:
         self._own(REST, [loss], ())
-        self._enter(REST, self.backward)
+        self._enter(REST, self.backwards)
         yield
-        self._enter(REST, self.forward)
+        self._enter(REST, self.forwards)
 
     def _enter(self, part: str, counting: Counter[str] | None = None) -> None:
         total: int = self._mode.get_total_flops()
@@ -81,14 +84,20 @@ class Flops:
 
     def _counted(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any) -> Any:
-            before = self._part
-            self._enter(name)
+            self._begin(name)
             output = run(*args)
-            self._enter(before)
-            self._own(name, tree_leaves(output), tree_leaves(args))
+            self._end(name, None, args, output)
             return output
 
         return counted
+
+    def _begin(self, name: str, *_: Any) -> None:
+        self._before.append(self._part)
+        self._enter(name)
+
+    def _end(self, name: str, _: Any, args: Any, output: Any) -> None:
+        self._enter(self._before.pop())
+        self._own(name, tree_leaves(output), tree_leaves(args))
 
     def _own(self, name: str, outputs: Iterable[Any], inputs: Iterable[Any]) -> None:
         """The nodes between inputs and outputs that nobody owns yet say, when they run, that `name` is running."""

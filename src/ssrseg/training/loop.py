@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssrseg.adapt import distributed
 from ssrseg.adapt.batch import Batch, Pseudo, View
 from ssrseg.adapt.learner import ViewMaker, adapt
 from ssrseg.adapt.methods import Method
+from ssrseg.adapt.regularizer import still_statistics
 from ssrseg.config import Settings
 from ssrseg.data.loader import RawBatch
 from ssrseg.training.optim import set_learning_rates
@@ -103,8 +104,12 @@ def fit(
             observer.labelled(pseudo, valid)
         return pseudo
 
+    # What is recomputed in a backward pass must not move BatchNorm's statistics a second time.
+    recomputed = method.learner.student.backbone if settings.train.activation_checkpointing else nn.Identity()
+
     def backward(loss: Tensor) -> None:
-        fabric.backward(loss / settings.train.accumulate)
+        with still_statistics(recomputed):
+            fabric.backward(loss / settings.train.accumulate)
 
     def exchanging(last_batch: bool, last_view: bool) -> AbstractContextManager[None]:
         # Gradients are exchanged in a step's last backward, those of all its views and batches at once.

@@ -17,7 +17,6 @@ from ssrseg.adapt.methods import Method, build_method
 from ssrseg.adapt.teacher import Teacher
 from ssrseg.adapt.terms import Term
 from ssrseg.config import Settings
-from ssrseg.cpu.allocation import keep_memory
 from ssrseg.data import LabelSpace, resolve_space
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, load_segmenter
@@ -84,8 +83,6 @@ def build_context(
     space = resolve_space(settings.classes, settings.source)
     fabric = build_fabric(settings.train)
     fabric.launch()
-    if fabric.device.type == "cpu":
-        keep_memory()
     torch.manual_seed(settings.train.seed)
     student, note = build_student(settings, space)
     method = build_method(

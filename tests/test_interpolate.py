@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssrseg.cpu import interpolate
-from ssrseg.cpu.interpolate import scaled
+from ssrseg.cpu.interpolate import ProductResize
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -25,15 +25,15 @@ def test_gradients_are_those_of_torch(size: tuple[int, int], align_corners: bool
         return result, *torch.autograd.grad(result, given, back)
 
     theirs = computed(lambda given: F.interpolate(given, size, mode="bilinear", align_corners=align_corners))
-    ours = computed(lambda given: scaled(given, size, align_corners=align_corners))
+    ours = computed(lambda given: ProductResize(align_corners=align_corners)(given, size))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    assert "_Scale" in type(scaled(maps.requires_grad_(), size).grad_fn).__name__
+    assert "_Resize" in type(ProductResize()(maps.requires_grad_(), size).grad_fn).__name__
 
 
 def test_without_gradient_it_is_torchs_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interpolate._Scale, "apply", None)  # calling it fails
+    monkeypatch.setattr(interpolate._Resize, "apply", None)  # calling it fails
     maps = torch.randn(1, 2, 4, 4)
     expected = F.interpolate(maps, (8, 6), mode="bilinear")
-    assert torch.equal(scaled(maps, (8, 6)), expected)
+    assert torch.equal(ProductResize()(maps, (8, 6)), expected)
     with torch.no_grad():
-        assert torch.equal(scaled(maps.clone().requires_grad_(), (8, 6)), expected)
+        assert torch.equal(ProductResize()(maps.clone().requires_grad_(), (8, 6)), expected)

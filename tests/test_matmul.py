@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssrseg import cpu
 from ssrseg.cpu import convolutions, matmul, winograd
-from ssrseg.cpu.training_layers import EasedLinear, ease
+from ssrseg.cpu.training_layers import TrainedLinear
 from ssrseg.models import build_segmenter
-from ssrseg.models.fused import deployed_on_cpu
+from ssrseg.models.fused import fuse
 
 AMD, INTEL = "vendor_id\t: AuthenticAMD\nmodel name\t: one", "vendor_id\t: GenuineIntel\nmodel name\t: another"
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -38,8 +39,8 @@ def test_a_layer_is_the_linear_layer(shape: tuple[int, ...], bias: bool, lags: b
     layer = nn.Linear(24, 10, bias=bias)
     tokens, back = torch.randn(shape), torch.randn(*shape[:-1], 10)
     expected = computed(layer, tokens, back)
-    ease(layer)
-    assert type(layer) is EasedLinear
+    cpu.optimize(layer, training=True)
+    assert type(layer) is TrainedLinear
     torch.testing.assert_close(computed(layer, tokens, back), expected, **CLOSE)
     assert _is_convolved(layer(tokens)) is lags
     assert not _is_convolved(layer.eval()(tokens))  # what is exported is torch's
@@ -89,8 +90,8 @@ def test_a_model_keeps_its_function_and_its_names(lags: bool) -> None:
     names = list(model.state_dict())
     with torch.no_grad():
         expected = model(images)
-        torch.testing.assert_close(deployed_on_cpu(model)(images), expected, rtol=1e-4, atol=1e-5)
-        ease(model)
+        torch.testing.assert_close(cpu.optimize(fuse(model))(images), expected, rtol=1e-4, atol=1e-5)
+        cpu.optimize(model, training=True)
         assert torch.equal(model(images), expected)
     assert list(model.state_dict()) == names
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssrseg import cpu
 from ssrseg.cpu import convolutions, training_layers, winograd
-from ssrseg.cpu.training_layers import EasedDepthwise, EasedPatches, EasedPointwise, EasedWide, ease
+from ssrseg.cpu.training_layers import DilatedDepthwiseConv2d, PatchConv2d, PointwiseConv2d, WinogradConv2d
 from ssrseg.models import build_segmenter
-from ssrseg.models.fused import deployed, deployed_on_cpu
+from ssrseg.models.fused import fuse
 from ssrseg.models.heads import DAFormerHead
 
 
@@ -44,8 +45,8 @@ def test_dilated_depthwise_is_the_convolution(
     conv = nn.Conv2d(5, 5, kernel, padding=padding, dilation=dilation, groups=5, bias=False).double()
     maps, back = torch.randn(2, 2, 5, *size).double()
     expected = computed(conv, maps, back)
-    ease(conv)
-    assert type(conv) is EasedDepthwise
+    cpu.optimize(conv, training=True)
+    assert type(conv) is DilatedDepthwiseConv2d
     torch.testing.assert_close(computed(conv, maps, back), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -61,8 +62,8 @@ def test_a_wide_convolution_is_the_convolution(
     conv = nn.Conv2d(6, 4, 3, padding=1, bias=False).double()
     maps, back = torch.randn(2, 6, *size).double(), torch.randn(2, 4, *size).double()
     expected = computed(conv, maps, back)
-    ease(conv)
-    assert type(conv) is EasedWide
+    cpu.optimize(conv, training=True)
+    assert type(conv) is WinogradConv2d
     torch.testing.assert_close(computed(conv, maps, back), expected, rtol=1e-11, atol=1e-11)
     assert "Winograd" in type(conv(maps).grad_fn).__name__
     monkeypatch.setattr(convolutions, "SPACIOUS", size[0] * size[1] + 1)
@@ -76,8 +77,8 @@ def test_patches_are_the_convolution(size: tuple[int, int], bias: bool) -> None:
     conv = nn.Conv2d(6, 4, (4, 2), stride=(4, 2), bias=bias).double()
     maps, back = torch.randn(2, *size, 6).double().permute(0, 3, 1, 2), torch.randn(2, 4, 2, 6).double()
     expected = computed(conv, maps, back)
-    ease(conv)
-    assert type(conv) is EasedPatches
+    cpu.optimize(conv, training=True)
+    assert type(conv) is PatchConv2d
     torch.testing.assert_close(computed(conv, maps, back), expected, rtol=1e-12, atol=1e-12)
     assert ("Convolution" in type(conv(maps).grad_fn).__name__) == (size == (9, 12))
 
@@ -89,7 +90,7 @@ def test_what_follows_a_wide_convolution_may_work_in_place(
     monkeypatch.setattr(convolutions, "SPACIOUS", 1)
     block = nn.Sequential(nn.Conv2d(128, 128, 3, padding=1, bias=False), nn.ReLU(inplace=True))
     expected = computed(block, maps := torch.randn(1, 128, *size), back := torch.randn(1, 128, *size))
-    ease(block)
+    cpu.optimize(block, training=True)
     torch.testing.assert_close(computed(block, maps, back), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -99,7 +100,7 @@ def test_a_wide_convolution_is_accurate_in_single_precision() -> None:
     conv = nn.Conv2d(256, 128, 3, padding=1, bias=False)
     maps, back = torch.rand(2, 256, 32, 32), torch.randn(2, 128, 32, 32)
     exact = computed(deepcopy(conv).double(), maps.double(), back.double())
-    ease(conv)
+    cpu.optimize(conv, training=True)
     for ours, theirs in zip(computed(conv, maps, back), exact, strict=True):
         assert (ours - theirs).norm() < 8e-6 * theirs.norm()
 
@@ -109,37 +110,37 @@ def test_pointwise_is_the_convolution() -> None:
     conv = nn.Conv2d(5, 3, 1, bias=False).double()
     maps, back = torch.randn(2, 5, 4, 7).double(), torch.randn(2, 3, 4, 7).double()
     expected = computed(conv, maps, back)
-    ease(conv)
-    assert type(conv) is EasedPointwise
+    cpu.optimize(conv, training=True)
+    assert type(conv) is PointwiseConv2d
     torch.testing.assert_close(computed(conv, maps, back), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_an_eased_student_is_deployed_as_any_other() -> None:
+def test_an_optimised_student_is_fused_as_any_other() -> None:
     torch.manual_seed(0)
     model, images = lived(build_segmenter("mit_b0", "daformer", 5, head_channels=8)), torch.rand(1, 3, 64, 64)
     expected = model(images)
-    ease(model.head)
+    cpu.optimize(model.head, training=True)
     assert torch.equal(model(images), expected)
-    for arrange in (deployed, deployed_on_cpu):
-        torch.testing.assert_close(arrange(model)(images), expected, rtol=1e-4, atol=2e-5)
+    for fused in (fuse(model), cpu.optimize(fuse(model))):
+        torch.testing.assert_close(fused(images), expected, rtol=1e-4, atol=2e-5)
 
 
 def test_a_head_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolutions, "WIDE", 8)
     head = DAFormerHead((4, 6, 8, 10), 3, channels=8)
     names = list(head.state_dict())
-    ease(head)
+    cpu.optimize(head, training=True)
     assert list(head.state_dict()) == names
     changed = {
         name: type(part)
         for name, part in head.named_modules()
-        if isinstance(part, EasedDepthwise | EasedPointwise | EasedWide)
+        if isinstance(part, DilatedDepthwiseConv2d | PointwiseConv2d | WinogradConv2d)
     }
-    expected = {"branches.0.conv": EasedPointwise, "bottleneck.conv": EasedWide}
+    expected = {"branches.0.conv": PointwiseConv2d, "bottleneck.conv": WinogradConv2d}
     for branch in (1, 2, 3):
         expected |= {
-            f"branches.{branch}.depthwise.conv": EasedDepthwise,
-            f"branches.{branch}.pointwise.conv": EasedPointwise,
+            f"branches.{branch}.depthwise.conv": DilatedDepthwiseConv2d,
+            f"branches.{branch}.pointwise.conv": PointwiseConv2d,
         }
     assert changed == expected
 
@@ -171,5 +172,5 @@ def test_a_head_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_other_convolutions_stay_as_they_are(other: nn.Conv2d) -> None:
-    ease(other)
+    cpu.optimize(other, training=True)
     assert type(other) is nn.Conv2d

@@ -7,7 +7,9 @@ import torch
 from timm.models.vision_transformer_sam import Attention, Block
 from torch import nn
 
+from ssrseg import cpu
 from ssrseg.adapt import sam_attention
+from ssrseg.adapt.sam_attention import SamAttention, without_padding
 from ssrseg.planning.accounting import LiveBytes
 
 
@@ -19,17 +21,16 @@ def random_attention(sides: tuple[int, int]) -> Attention:
     return attention
 
 
-@pytest.mark.parametrize("piece", [1, 700, 3 * 12 * 60, 3 * 60**2, 10**9])
+@pytest.mark.parametrize("piece", [1, 700, 3 * 12 * 60, 3 * 60**2, 10**9, None])
 @torch.no_grad()
-def test_pieces_of_any_size_give_what_timm_gives(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+def test_pieces_of_any_size_give_what_timm_gives(piece: int | None) -> None:
     attention = random_attention((14, 9))  # the positions are interpolated
     tokens = torch.randn(2, 5, 12, 32)
     theirs = attention(tokens)
-    monkeypatch.setattr(sam_attention, "PIECE", piece)
-    sam_attention.arrange(attention, "cpu")
-    torch.testing.assert_close(attention(tokens), theirs, rtol=1e-5, atol=1e-6)
+    ours = SamAttention(attention, scores_at_once=piece)
+    torch.testing.assert_close(ours(tokens), theirs, rtol=1e-5, atol=1e-6)
     other = torch.randn(1, 14, 9, 32)  # and the next size has positions of its own
-    torch.testing.assert_close(attention(other), random_attention((14, 9))(other), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours(other), random_attention((14, 9))(other), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(8, 12), (5, 10), (3, 2)])
@@ -44,8 +45,9 @@ def test_windows_are_filled_up_after_the_layer(size: tuple[int, int], bias: bool
     theirs = block(tokens)
     layers: list[int] = []
     block.attn.qkv.register_forward_hook(lambda _, given, __: layers.append(given[0].numel() // 32))
+    names = list(block.state_dict())
     for _ in range(2):  # a second time changes nothing
-        sam_attention.arrange(block, "cpu")
+        assert list(without_padding(block).state_dict()) == names
         torch.testing.assert_close(block(tokens), theirs, rtol=1e-5, atol=1e-5)
     assert layers == 2 * [2 * size[0] * size[1]]
 
@@ -53,7 +55,7 @@ def test_windows_are_filled_up_after_the_layer(size: tuple[int, int], bias: bool
 @torch.no_grad()
 def test_only_the_maps_own_tokens_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     block = Block(32, 4, use_rel_pos=True, window_size=4, input_size=(8, 12)).eval()
-    sam_attention.arrange(block, "cpu")
+    without_padding(block)
     attention, asked = torch.nn.functional.scaled_dot_product_attention, []
 
     def asking(q: torch.Tensor, *others: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
@@ -66,21 +68,18 @@ def test_only_the_maps_own_tokens_ask(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
-def test_no_bias_as_large_as_the_scores_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bias_as_large_as_the_scores_is_made() -> None:
     attention, tokens = random_attention((24, 24)), torch.randn(1, 24, 24, 32)
     scores = 4 * 24**4 * tokens.element_size()
     with LiveBytes("cpu") as theirs:
         attention(tokens)
-    monkeypatch.setattr(sam_attention, "PIECE", 24**3)
-    sam_attention.arrange(attention, "cpu")
+    pieces = SamAttention(attention, scores_at_once=24**3)
     with LiveBytes("cpu") as ours:
-        attention(tokens)
+        pieces(tokens)
     assert ours.peak.total() < scores / 4 < scores < theirs.peak.total()
 
 
 def test_only_a_cpu_works_in_pieces() -> None:
-    attention = random_attention((8, 8))
-    sam_attention.arrange(attention, "cuda")
-    assert None in attention.forward.args
-    sam_attention.arrange(attention, "cpu")
-    assert sam_attention.PIECE in attention.forward.args
+    attention = SamAttention(random_attention((8, 8)))
+    assert attention.scores_at_once is None
+    assert cpu.optimize(attention).scores_at_once == cpu.SCORES_AT_ONCE
