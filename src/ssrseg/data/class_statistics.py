@@ -1,4 +1,4 @@
-"""Class statistics: the pixels per file and class that rare-class sampling goes by, counted once."""
+"""Class statistics: pixels per file and class, for rare-class sampling, counted once."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def class_statistics(
 
 @contextlib.contextmanager
 def _one_at_a_time(place: Path) -> Iterator[None]:
-    """Wait until no other process is at a file of the user's; nobody waits where it cannot be written."""
+    """Lock a file in the user's cache folder against other processes; no lock where it cannot be written."""
     lock = FileLock(place.with_suffix(".lock"))
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError, NotImplementedError):
@@ -94,7 +94,7 @@ def _count(pairs: Sequence[Pair], code: LabelCode, num_classes: int, workers: in
 def save_statistics(
     statistics: ClassStatistics, pairs: Sequence[Pair], code: LabelCode, num_classes: int, place: Path
 ) -> None:
-    """Keep what was counted elsewhere where `class_statistics` finds it: in a file, and in the user's cache folder."""
+    """Write statistics that were counted elsewhere to `place` and to where `class_statistics` looks for them."""
     key = _fingerprint(pairs, code, num_classes)
     with _one_at_a_time(_remembered(key)):
         _saved(statistics, pairs, key, [place, _remembered(key)])
@@ -113,7 +113,7 @@ def _saved(
 
 
 def _remembered(key: str) -> Path:
-    """Where all runs of a user look for the statistics of these files (XDG base directories)."""
+    """Return the file that holds these statistics for all runs of a user (XDG base directories)."""
     home = os.path.expanduser("~")  # stays "~" for a user without home, as in some containers
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(home if home != "~" else tempfile.gettempdir(), ".cache")
     return Path(cache) / "ssrseg" / "class-statistics" / f"{key}.json"
@@ -129,7 +129,7 @@ def _fingerprint(pairs: Sequence[Pair], code: LabelCode, num_classes: int) -> st
 
 def _read_cache(path: Path, key: str) -> Tensor | None:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return torch.tensor(content["pixels"]) if content["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,4 +1,4 @@
-"""Data sets: draw numbers to training samples, indices to samples for evaluation."""
+"""Data sets: training samples by draw number, evaluation samples by index."""
 
 from __future__ import annotations
 
@@ -16,21 +16,12 @@ from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.layouts import Pair
 from ssrseg.data.samplers import Draw, Sampler
 from ssrseg.data.scaled import ScaledFiles, whole
-from ssrseg.data.transforms import (
-    Box,
-    is_varied,
-    mirrored,
-    pad,
-    random_box,
-    rescale_size,
-    resize_image,
-    retry,
-)
+from ssrseg.data.transforms import Box, is_varied, mirrored, pad, random_box, rescale_size, resize_image, retry
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """A sample for evaluation."""
+    """A sample for evaluation: a whole image and its label."""
 
     image: Tensor  # (3, h, w) uint8, resized as the settings say
     labels: Tensor  # (H, W) uint8, at the label's own resolution
@@ -63,7 +54,7 @@ class SourceImages:
     sampler: Sampler
 
     def draw(self, number: int, generator: Generator) -> tuple[Tensor, Tensor, str]:
-        """Image (3, h, w) and labels (h, w), uint8, and the image's name."""
+        """Return a crop of an image (3, h, w) and of its labels (h, w), uint8, and the image's name."""
         draw = self.sampler(number, generator)
         pair = self.pairs[draw.file]
         scaled, labels = self.files.pair(pair, self.code)
@@ -74,7 +65,7 @@ class SourceImages:
         return pad(image, self.loader.crop, 0), pad(labels, self.loader.crop, IGNORE), str(pair.image)
 
     def _crop(self, labels: Tensor, draw: Draw, generator: Generator) -> Box:
-        """A crop that is varied and shows enough of the class that its image was drawn for."""
+        """Choose a crop that is varied and shows enough of the class that its image was drawn for."""
         height, width = labels.shape
 
         def varied() -> Box:
@@ -100,7 +91,7 @@ class TargetImages:
     sampler: Sampler
 
     def draw(self, number: int, generator: Generator) -> tuple[Tensor, Tensor, str]:
-        """Image (3, h, w) uint8, which pixels a pseudo-label may be trusted in (h, w) bool, and the image's name."""
+        """Return a crop (3, h, w) uint8, where to trust pseudo-labels in it (h, w) bool, and the image's name."""
         path = self.images[self.sampler(number, generator).file]
         scaled = self.files.image(path)
         width, height = scaled.size
@@ -115,6 +106,6 @@ class TargetImages:
 
 
 def bounded(image: Tensor, bound: tuple[int, int] | None) -> Tensor:
-    """An image (3, H, W) that fits the bound (width, height), aspect ratio kept."""
+    """Resize an image (3, H, W) to fit the bound (width, height), aspect ratio kept; unchanged without a bound."""
     height, width = image.shape[-2:]
     return resize_image(image, rescale_size(width, height, bound)) if bound else image

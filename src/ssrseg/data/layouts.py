@@ -6,7 +6,10 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+
+import yaml
 
 from ssrseg.config import DataConfig
 from ssrseg.data.shards import connect
@@ -34,51 +37,9 @@ class Spec:
     """Whether label files of three channels hold the colours of classes; three times the value otherwise."""
 
 
-CITYSCAPES_IDS = dict(
-    zip((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), range(19), strict=True)
-)
-SYNTHIA_IDS = dict(zip((3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11), range(19), strict=True))
-CARLASCAPES_IDS = {i + 1: i for i in range(19)} | {24: 0}  # a road line is road
-
-SPECS: dict[str, Spec] = {
-    "folders": Spec("images/**/*", "labels/**/*"),
-    "gta5": Spec("images/*.png", "labels/*.png", CITYSCAPES_IDS, "cityscapes19"),
-    "synthia": Spec("RGB/*.png", "GT/LABELS/*.png", SYNTHIA_IDS, "cityscapes19"),
-    # The data set's card: Cityscapes' 19 train ids, in grey. Others read the files as three equal channels.
-    "urbansyn": Spec("rgb/rgb_*.png", "ss/ss_*.png", None, "cityscapes19", colored=False),
-    "carlascapes": Spec("*_img.png", "*_labelIds.png", CARLASCAPES_IDS, "cityscapes19"),
-    "cityscapes": Spec(
-        "leftImg8bit/{split}/*/*_leftImg8bit.png",
-        "gtFine/{split}/*/*_gtFine_labelIds.png",
-        CITYSCAPES_IDS,
-        "cityscapes19",
-    ),
-    "cityscapes-trainids": Spec(
-        "leftImg8bit/{split}/*/*_leftImg8bit.png",
-        "gtFine/{split}/*/*_gtFine_labelTrainIds.png",
-        None,
-        "cityscapes19",
-    ),
-    "acdc": Spec(  # the first wildcard is the condition: fog, night, rain, snow
-        "rgb_anon/*/{split}/*/*_rgb_anon.png", "gt/*/{split}/*/*_gt_labelIds.png", CITYSCAPES_IDS, "cityscapes19"
-    ),
-    "dark-zurich": Spec(  # train has images only
-        "rgb_anon/{split}/night/*/*_rgb_anon.png",
-        "gt/{split}/night/*/*_gt_labelIds.png",
-        CITYSCAPES_IDS,
-        "cityscapes19",
-    ),
-    "bdd100k": Spec("images/10k/{split}/*.jpg", "labels/sem_seg/masks/{split}/*.png", None, "cityscapes19"),
-    "mapillary-vistas": Spec("{split}/images/*.jpg", "{split}/labels/*.png", None, "vistas65", "training"),
-    "idd": Spec("leftImg8bit/{split}/*/*_leftImg8bit.*", "gtFine/{split}/*/*_gtFine_polygons.json", None, "idd26"),
-    "idd-level3": Spec(  # drawn beforehand by the data set's own tool
-        "leftImg8bit/{split}/*/*_leftImg8bit.*", "gtFine/{split}/*/*_gtFine_labellevel3Ids.png", None, "idd26"
-    ),
-    "camvid": Spec("{split}/images/*.*", "{split}/labels/*.png", None, "camvid11"),
-    "camvid-segnet": Spec("{split}/*.png", "{split}annot/*.png", None, "camvid11"),
-    "camvid-full": Spec("701_StillsRaw_full/*.png", "LabeledApproved_full/*_L.png", None, "camvid31"),
-}
-"""Layouts by the name that `source.spec` takes; docs/data.md says where each was looked up."""
+_TABLES = yaml.safe_load((resources.files("ssrseg.data") / "layouts.yaml").read_text(encoding="utf-8"))
+SPECS: dict[str, Spec] = {name: Spec(**entry) for name, entry in _TABLES["layouts"].items()}
+"""Layouts by the name that `source.spec` takes; their table is `layouts.yaml`."""
 
 
 @dataclass(frozen=True)
@@ -240,13 +201,13 @@ def _keyed(files: list[tuple[str, Path]], glob: str, twice: list[tuple[Path, Pat
 
 
 def _fixed_part(glob: str) -> str:
-    """The folders before the first wildcard: nothing else needs to be walked."""
+    """Return the folders before the first wildcard: nothing else needs to be walked."""
     folders = glob.split("/")[:-1]
     return "/".join(itertools.takewhile(lambda folder: "*" not in folder, folders))
 
 
 def _pattern(glob: str) -> re.Pattern[str]:
-    """A glob with a group for every wildcard: `*` within a folder, `**/` any folders."""
+    """Compile a glob, with a group for every wildcard: `*` within a folder, `**/` any folders."""
     text = ""
     for part in re.split(r"(\*\*/|\*\*|\*)", glob):
         text += {"**/": "((?:[^/]+/)*)", "**": "(.*)", "*": "([^/]*)"}.get(part) or re.escape(part)

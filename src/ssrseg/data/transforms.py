@@ -17,11 +17,11 @@ from ssrseg.data.label_spaces import IGNORE
 Box = tuple[slice, slice]
 """Rows and columns."""
 CHECKS = 10
-"""Crops that are looked at before one is taken unseen (DAFormer code)."""
+"""Crops that are tested before one is taken untested (DAFormer code)."""
 
 
 def rescale_size(width: int, height: int, bound: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) that fits into `bound`, aspect ratio kept: GTA5's 1914x1052 in 1280x720 is 1280x704.
+    """Compute the (width, height) that fits into `bound`, aspect ratio kept: GTA5's 1914x1052 in 1280x720 is 1280x704.
 
     The long side is bounded by the long side of `bound`, the short by the short.
     """
@@ -30,7 +30,7 @@ def rescale_size(width: int, height: int, bound: tuple[int, int]) -> tuple[int, 
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """RGB bytes (3, H, W) -> (3, height, width), bilinear without antialiasing: the references' OpenCV.
+    """Resize RGB bytes (3, H, W) to (3, height, width), bilinear without antialiasing: the references' OpenCV.
 
     Args:
         image: uint8.
@@ -45,16 +45,16 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def rows_needed(old: int, new: int, last: int) -> int:
-    """How many of `old` rows the first `last` of `new` resized ones are made of, at most."""
+    """Return how many of `old` rows the first `last` of `new` resized ones are made of, at most."""
     return last if old == new else min(old, math.ceil(last * old / new) + 2)
 
 
 def resize_crop(
     first_rows: Callable[[int], npt.NDArray[np.uint8]], grid: tuple[int, int], size: tuple[int, int], box: Box
 ) -> npt.NDArray[np.uint8]:
-    """A box (h, w, 3) of a resized image, bit for bit; what lies below or right of it is neither decoded nor computed.
+    """Cut a box (h, w, 3) out of a resized image, bit for bit; nothing below or right of it is decoded or computed.
 
-    What lies above and left is: only from the corner on do all weights stay those of the whole image.
+    What lies above and left is computed: only from the corner on do all weights stay those of the whole image.
 
     Args:
         first_rows: how many -> the first rows of the image, so many at least, uint8.
@@ -73,7 +73,7 @@ def resize_crop(
 
 
 def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Class ids (H, W) -> (height, width), nearest: source index is floor(target index x scale), as OpenCV."""
+    """Resize class ids (H, W) to (height, width), nearest: source index is floor(target index x scale), as OpenCV."""
     width, height = size
     if labels.shape == (height, width):
         return labels
@@ -88,14 +88,14 @@ def pad(image: Tensor, size: tuple[int, int], value: int) -> Tensor:
 
 
 def random_box(height: int, width: int, crop: tuple[int, int], generator: Generator) -> Box:
-    """A crop's rows and columns, uniform over all places."""
+    """Draw a crop's rows and columns, uniform over all places."""
     top = _integer(max(0, height - crop[0]) + 1, generator)
     left = _integer(max(0, width - crop[1]) + 1, generator)
     return slice(top, top + crop[0]), slice(left, left + crop[1])
 
 
 def retry(draw: Callable[[], Box], accept: Callable[[Box], bool]) -> Box:
-    """A draw that `accept` likes; after ten that it does not, the next one unseen (DAFormer code)."""
+    """Draw until `accept` is true; after ten failures take the next draw untested (DAFormer code)."""
     for _ in range(CHECKS):
         box = draw()
         if accept(box):
@@ -104,7 +104,7 @@ def retry(draw: Callable[[], Box], accept: Callable[[Box], bool]) -> Box:
 
 
 def is_varied(labels: Tensor, max_share: float) -> bool:
-    """Whether the labelled pixels show two classes at least, and none of them covers `max_share` or more.
+    """Return whether the labelled pixels show at least two classes, none of which covers `max_share` or more.
 
     Args:
         labels: class ids, uint8, any shape.
@@ -118,7 +118,7 @@ def is_varied(labels: Tensor, max_share: float) -> bool:
 
 
 def mirrored(generator: Generator, probability: float) -> bool:
-    """Whether to mirror, drawn."""
+    """Draw whether to mirror."""
     return float(torch.rand((), generator=generator)) < probability
 
 

@@ -68,8 +68,7 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
     try:
         report.folder.mkdir(parents=True, exist_ok=True)
         problems = [
-            {"kind": one.kind, "domain": one.domain, "path": str(one.path), "text": one.text}
-            | {"remedy": one.remedy, "fatal": one.fatal}
+            {**dataclasses.asdict(one), "path": str(one.path), "remedy": one.remedy, "fatal": one.fatal}
             for one in seen.problems
         ]
         write_json(report.folder / "report.json", {"trainable": report.trainable, **report.facts, "problems": problems})
