@@ -125,7 +125,7 @@ def examples(groups: Sequence[Group], budget: int) -> Examples | None:
     colours = [f"#{int(red):02x}{int(green):02x}{int(blue):02x}" for red, green, blue in first.record.get("colors", ())]
     classes = tuple(zip(map(str, first.record.get("classes", ())), colours, strict=False))
     of = int(first.record.get("of", len(first.entries)))
-    without = tuple(group.name for group in groups if not any(_record_path(run).is_file() for run in group.runs))
+    without = tuple(group.name for group in groups if not _with_predictions(group))
     return Examples(tuple(run.name for run in runs), classes, tuple(shown), len(names), of, without)
 
 
@@ -137,7 +137,7 @@ def from_both_ends(ordered: Sequence[str]) -> list[str]:
 
 def _representatives(groups: Sequence[Group]) -> list[tuple[str, RunRecord]]:
     """Choose a run per group, of the smallest seed that all have, else its first; of a single group, all runs."""
-    left = [(group, runs) for group in groups if (runs := [run for run in group.runs if _record_path(run).is_file()])]
+    left = [(group, runs) for group in groups if (runs := _with_predictions(group))]
     if len(groups) == 1:
         several = len(groups[0].runs) > 1
         return [(f"seed {run.seed}" if several else "student", run) for _, runs in left for run in runs]
@@ -150,14 +150,15 @@ def _representatives(groups: Sequence[Group]) -> list[tuple[str, RunRecord]]:
     ]
 
 
-def _record_path(run: RunRecord) -> Path:
-    return RunFolder(run.folder).pictures / "val" / "images.json"
+def _with_predictions(group: Group) -> list[RunRecord]:
+    return [run for run in group.runs if RunFolder(run.folder).predicted_index.is_file()]
 
 
 def _predicted(name: str, run: RunRecord) -> _Predicted | None:
-    record = read_json(_record_path(run))
+    folder = RunFolder(run.folder)
+    record = read_json(folder.predicted_index)
     entries = {str(entry["name"]): entry for entry in record.get("images", ())}
-    return _Predicted(name, _record_path(run).parent, record, entries) if entries else None
+    return _Predicted(name, folder.predicted_pictures, record, entries) if entries else None
 
 
 def _gain(runs: Sequence[_Predicted], name: str) -> float:

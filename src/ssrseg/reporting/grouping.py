@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ssrseg.config import affects_result, dump, flatten, read_yaml, resolve
+from ssrseg.config import affects_result, flatten, read_yaml, resolve
 from ssrseg.errors import UserError
 from ssrseg.runs.folder import ADJUSTED, REFINED, TRAINED, GroupFolder, RecipeFolder, RunFolder
 from ssrseg.runs.records import RunRecord, method_name, setting
@@ -61,7 +61,7 @@ def grouped(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
 def essentials(run: RunRecord) -> dict[str, Any]:
     """Map dotted path -> value of all settings that can change the result; of a path, only the end that names it."""
     try:
-        tree: dict[str, Any] = yaml.safe_load(dump(resolve(run.config)))  # with the defaults of what is new since
+        tree = resolve(run.config).model_dump(mode="json")  # with the defaults of what is new since
     except UserError:  # of another version
         tree = run.config
     flat = {key: _end(key, value) for key, value in flatten(tree).items()}

@@ -113,8 +113,8 @@ def read_run(path: Path) -> RunRecord:
     Raises:
         UserError: the folder is no run folder, or one of its files is damaged.
     """
-    folder = RunFolder(Path(path))
-    if not folder.config.is_file():
+    folder = RunFolder(path)
+    if not folder.exists:
         found = "no such folder" if not folder.path.is_dir() else f"it has no {folder.config.name}"
         raise UserError(f"{folder.path} is not a run folder: {found}. Give the folder that `ssrseg train` wrote.")
     entries, notes = _read_metrics(folder.metrics)
