@@ -169,27 +169,21 @@ def _gain(runs: Sequence[_Predicted], name: str) -> float:
 
 def _example(runs: Sequence[_Predicted], name: str) -> Example | None:
     """Embed an image; `None` when a file is unreadable, or when the runs were scored with other labels."""
+    layers = []
     try:
-        truths = [_ids(run.path(name, "truth.png")) for run in runs]
         image, truth = runs[0].path(name, "image.jpg").read_bytes(), runs[0].path(name, "truth.png").read_bytes()
-        if any(not np.array_equal(truths[0], ids) for ids in truths[1:]):
-            return None
-        layers = tuple(_layers(runs, name, truths[0]))
+        labels = _ids(runs[0].path(name, "truth.png"))
+        for run in runs:
+            path = run.path(name, "student.png")
+            ids = _ids(path)
+            if ids.shape != labels.shape or not np.array_equal(_ids(run.path(name, "truth.png")), labels):
+                return None
+            shown, errors = data_uri(path.read_bytes(), "png"), data_uri(error_map(labels, ids), "png")
+            layers.append(Layer(shown, errors, run.miou(name), run.entries[name].get("pixel_accuracy")))
     except UNREADABLE:
         return None
-    height, width = truths[0].shape
-    return Example(name, width, height, data_uri(image, "jpeg"), data_uri(truth, "png"), layers)
-
-
-def _layers(runs: Sequence[_Predicted], name: str, truth: Ids) -> Iterator[Layer]:
-    for run in runs:
-        path = run.path(name, "student.png")
-        ids = _ids(path)
-        if ids.shape != truth.shape:
-            raise ValueError(f"{path} has another size than its labels")
-        errors = data_uri(error_map(truth, ids), "png")
-        accuracy: float | None = run.entries[name].get("pixel_accuracy")
-        yield Layer(data_uri(path.read_bytes(), "png"), errors, run.miou(name), accuracy)
+    height, width = labels.shape
+    return Example(name, width, height, data_uri(image, "jpeg"), data_uri(truth, "png"), tuple(layers))
 
 
 def error_map(truth: Ids, ids: Ids) -> bytes:

@@ -17,7 +17,7 @@ from rich.table import Table
 from ssrseg.errors import UserError
 from ssrseg.reporting.comparison import Comparison, Contrast
 from ssrseg.reporting.paper import paper_tables, published
-from ssrseg.reporting.statistics import Difference, Spread
+from ssrseg.reporting.statistics import Difference
 from ssrseg.reporting.text_tables import (
     TextTable,
     class_differences,
@@ -86,30 +86,7 @@ def _bullets(lines: Sequence[str]) -> str:
 
 def to_latex(comparison: Comparison) -> str:
     """Write one `table*` per table, with booktabs; caveats as comments."""
-    head = ["% \\usepackage{booktabs} and, for the check marks, \\usepackage{amssymb}"]
-    head += [f"% {line}" for line in comparison.caveats]
-    return "\n".join([*head, *("\n" + _latex_table(table) for table in all_tables(comparison) if table.rows)]) + "\n"
-
-
-def _latex_table(table: TextTable) -> str:
-    columns = "".join("l" if number < table.left else "r" for number in range(len(table.header)))
-    header, *rows = [" & ".join(map(latex, row)) + r" \\" for row in (table.header, *table.rows)]
-    caption = f"{latex(table.title)}. {' '.join(map(latex, table.notes))}"
-    return "\n".join(
-        [
-            r"\begin{table*}",
-            r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
-            f"\\caption{{{caption}}}",
-            f"\\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            header,
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table*}",
-        ]
-    )
+    return fill("compare.tex.jinja", tables=all_tables(comparison), caveats=comparison.caveats)
 
 
 def latex(text: str) -> str:
@@ -145,20 +122,16 @@ def to_csv(comparison: Comparison) -> str:
 
 def _score_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
     for group in comparison.groups:
-        measured = [("miou", "", group.mious), *(("iou", name, group.ious(name)) for name in comparison.classes)]
-        for measure, name, values in measured:
+        measured = [("miou", "", group.mious, group.miou)]
+        measured += [("iou", name, group.ious(name), group.iou(name)) for name in comparison.classes]
+        measured.append(("best miou (oracle choice)", "", (), group.best))
+        for measure, name, values, whole in measured:
             known = {"group": group.name, "measure": measure, "class": name, "source": group.network}
             for seed, value in values:
                 yield {**known, "record": "score", "seed": seed, "value": 100 * value}
-            if whole := group.iou(name) if name else group.miou:
-                yield {**known, **_mean(whole)}
-        if best := group.best:
-            known = {"group": group.name, "measure": "best miou (oracle choice)", "source": group.network}
-            yield {**known, **_mean(best)}
-
-
-def _mean(found: Spread) -> dict[str, Any]:
-    return {"record": "mean", "value": 100 * found.mean, "sd": _points(found.sd), "n": found.n}
+            if whole:
+                mean = {"value": 100 * whole.mean, "sd": _points(whole.sd), "n": whole.n}
+                yield {**known, **mean, "record": "mean"}
 
 
 def _difference_rows(contrast: Contrast) -> Iterator[dict[str, Any]]:
@@ -204,7 +177,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = percent
+    environment.filters |= {"percent": percent, "latex": latex}
     return environment
 
 
