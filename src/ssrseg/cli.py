@@ -230,14 +230,14 @@ def predict(
 
 @app.command()
 def pack(
-    data: Annotated[Path, typer.Argument(help="folder with images, and labels")],
-    out: Annotated[Path, typer.Argument(help="a new folder")],
+    data: Annotated[Path, typer.Argument(help="folder with images, and labels; or a URL")],
+    out: Annotated[Path, typer.Argument(help="a new .zip file")],
     words: Annotated[
         list[str] | None, typer.Argument(help="settings of the data as key=value, e.g. spec=gta5 'resize=[1280, 720]'")
     ] = None,
     images_only: Annotated[bool, typer.Option("--images-only", help="no labels, as for a target")] = False,
 ) -> None:
-    """Pack a data set into a few large files, for clusters and object storage; needs the extra `litdata`."""
+    """Pack a data set into one .zip file, for clusters and object storage."""
     from ssrseg.data.pack import pack as write
 
     tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))

@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Annotated, Literal
+import re
+from pathlib import Path, PosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 View = Literal["source", "mixed", "masked", "target"]
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
-UserPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
-"""A path in which `~` is the user's home."""
+
+
+class Url(PosixPath):
+    """A URL as a path: `/`, `stem`, `relative_to` and the like hold, and `str` gives the URL.
+
+    What asks the disk finds nothing there: files below a URL are read by `ssrseg.data.storage`.
+    """
+
+    def __str__(self) -> str:
+        """Restore the second slash after the protocol, which paths drop."""
+        return super().__str__().replace(":/", "://", 1)
+
+    def absolute(self) -> Url:
+        """Return the URL itself."""
+        return self
+
+
+def as_path(value: Any) -> Any:
+    """Convert text or a path to a `Path`: `~` to the user's home, `protocol://...` to a `Url`."""
+    if not isinstance(value, str | Path):
+        return value
+    text = str(value)
+    if text.startswith("file:/"):
+        return Path("/" + text.removeprefix("file:").lstrip("/"))
+    # A command line's paths arrive with one slash; one letter and a colon is a drive of Windows.
+    return Url(text) if re.match(r"[A-Za-z][\w+.-]+:/", text) else Path(os.path.expanduser(text))
+
+
+UserPath = Annotated[Path, BeforeValidator(as_path)]
+"""A local path or a URL of the user's."""
 
 
 NO_EFFECT = Field(json_schema_extra={"affects_result": False})

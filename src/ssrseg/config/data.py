@@ -37,9 +37,8 @@ class DataConfig(Strict):
     """Images, with labels or without."""
 
     root: UserPath
-    """A folder, unpacked or with the zip archives as they were downloaded; one zip archive; or what `pack` wrote."""
-    url: Annotated[str | None, NO_EFFECT] = None
-    """Where what `pack` wrote was copied to, as `s3://bucket/folder`; `root` then keeps what was fetched of it."""
+    """A folder, unpacked or with the zip archives as they were downloaded, or one zip archive (`pack` writes such):
+    on the disk, or at a URL as `s3://bucket/gta5` or `https://host/gta5.zip`."""
     spec: str = "folders"
     """A layout in `ssrseg.data.SPECS`; `folders` is any pair of globs."""
     split: str | None = None

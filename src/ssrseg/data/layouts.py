@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from ssrseg.config import DataConfig
-from ssrseg.data.shards import connect
+from ssrseg.config.base import Url
 from ssrseg.data.storage import list_files, list_members, read_bytes
 from ssrseg.errors import UserError
 
@@ -84,9 +84,9 @@ def listing_of(data: DataConfig, *, labelled: bool = True) -> Listing:
         UserError: no such folder, or no list of stems.
     """
     twice: list[tuple[Path, Path]] = []
-    images = _match(_root(data), _glob(data, "images"), twice)
-    labels = _match(data.labels_root or _root(data), _glob(data, "labels"), twice) if labelled else {}
-    stems = None if data.stems is None else _stems(data.stems if data.stems.exists() else data.root / data.stems)
+    images = _match(data.root, _glob(data, "images"), twice)
+    labels = _match(data.labels_root or data.root, _glob(data, "labels"), twice) if labelled else {}
+    stems = None if data.stems is None else _stems(data.stems, data.root)
     used = {key: path for key, path in images.items() if stems is None or path.stem in stems}
     pairs = [Pair(used[key], labels[key]) for key in used.keys() & labels.keys()]
     return Listing(
@@ -148,7 +148,8 @@ def _refuse(listing: Listing, data: DataConfig) -> None:
         raise UserError(no_image(data))
 
 
-def _stems(path: Path) -> set[str]:
+def _stems(given: Path, root: Path) -> set[str]:
+    path = given if isinstance(given, Url) or given.exists() else root / given
     try:
         stems = {line.strip() for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()}
     except UserError as error:
@@ -164,12 +165,6 @@ def _glob(data: DataConfig, kind: str) -> str:
     spec = spec_of(data)
     glob: str = getattr(data, kind) or getattr(spec, kind)
     return glob.replace("{split}", data.split or spec.split)
-
-
-def _root(data: DataConfig) -> Path:
-    if data.url is not None:
-        connect(data.root, data.url)
-    return data.root
 
 
 def _match(root: Path, glob: str, twice: list[tuple[Path, Path]]) -> dict[tuple[str, ...], Path]:

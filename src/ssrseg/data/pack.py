@@ -1,11 +1,14 @@
-"""`ssrseg pack`: a data set into chunks that are read from a disk, a cluster's or object storage."""
+"""`ssrseg pack`: a data set into one zip archive, which is read in place from a disk or a URL."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 
 from ssrseg.config import DataConfig
@@ -14,68 +17,83 @@ from ssrseg.data.label_files import is_colored, read_raw_labels
 from ssrseg.data.layouts import find_images, find_pairs
 from ssrseg.data.png import Pixels
 from ssrseg.data.scaled import ScaledFiles, whole
-from ssrseg.data.shards import write_shards
-from ssrseg.data.storage import name_below, read_bytes
+from ssrseg.data.storage import INDEX, name_below, read_bytes
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
+from ssrseg.runs.atomic import write_atomically
 
-Packed = tuple[str, bytes, Mapping[str, int] | None]
+Counts = Mapping[str, int] | None
+"""Raw value -> pixels; absent for colours and images."""
 
 
 def pack(data: DataConfig, out: Path, *, images_only: bool = False) -> int:
     """Pack the images of a data set, and their labels, under their names: `out` then is read as the folder is.
 
-    Files go in as they are, or, when the settings say `resize`, as PNGs of that size. What the labels hold is counted
-    on the way, so that no run over the packed data counts it again.
+    Files go in as they are, or, when the settings say `resize`, as PNGs of that size. The pixels of each label value
+    are counted on the way, so that no run over the packed data counts them again.
 
     Args:
         data: what to pack.
-        out: a folder that is empty or not there yet.
+        out: a `.zip` file that is not there yet. Nothing in it is compressed, as images are.
         images_only: leave labels out, as of a target.
 
     Returns:
         The number of images.
 
     Raises:
-        UserError: `out` holds something, a file is broken, or litdata is not installed.
+        UserError: `out` is there, no `.zip` or cannot be written, a file is broken, or image and label have one name.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not an empty folder: pack into a new one.")
+    if out.suffix.lower() != ".zip" or out.exists():
+        found = "is there already" if out.exists() else "does not end in .zip"
+        raise UserError(f"{out} {found}: pack into a new .zip file.")
     pairs = [] if images_only else find_pairs(data)
     images = find_images(data) if images_only else [pair.image for pair in pairs]
 
-    def files() -> Iterator[Packed]:
-        for place, image in enumerate(images):
-            if not images_only:
-                yield _label(pairs[place].label, data)
-            yield name_below(image, data.root), _image(image, data), None
+    def write(place: Path) -> None:
+        index: dict[str, tuple[int, Counts]] = {}
+        with zipfile.ZipFile(place, "w", zipfile.ZIP_STORED) as archive:
 
-    write_shards(out, files())
+            def add(name: str, content: bytes, counts: Counts = None) -> None:
+                if name in index:
+                    raise UserError(
+                        f"Two files of {data.root} would be {name} in {out}: pack the images (--images-only) and the "
+                        "labels into an archive each, and set `labels_root` to that of the labels."
+                    )
+                info = zipfile.ZipInfo(name)  # without a time: the same files, the same archive
+                archive.writestr(info, content)
+                index[name] = info.CRC, counts
+
+            for number, image in enumerate(images):
+                if not images_only:
+                    label = pairs[number].label
+                    add(name_below(label, data.labels_root or data.root), *_label(label, data))
+                add(name_below(image, data.root), _image(image, data))
+            counted = {name: entry for name, entry in index.items() if entry[1] is not None}
+            archive.writestr(zipfile.ZipInfo(INDEX), json.dumps(counted))
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, write)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
     return len(images)
 
 
 def _image(path: Path, data: DataConfig) -> bytes:
     pixels = whole(ScaledFiles(data.resize).image(path)).permute(1, 2, 0).numpy()  # a broken one is found now
-    return read_bytes(path) if data.resize is None else _png(pixels[..., ::-1])
+    return read_bytes(path) if data.resize is None else _png(pixels)
 
 
-def _label(path: Path, data: DataConfig) -> Packed:
-    name = name_below(path, data.root)
-    if is_colored(path):
-        pixels = read_image(path).permute(1, 2, 0).numpy()
-        return name, read_bytes(path) if data.resize is None else _png(_nearest(pixels, data.resize)[..., ::-1]), None
-    values = read_raw_labels(path).numpy()
-    values = values if data.resize is None else _nearest(values, data.resize)
-    counts = np.bincount(values.ravel(), minlength=256).tolist()
+def _label(path: Path, data: DataConfig) -> tuple[bytes, Counts]:
+    colored = is_colored(path)
+    values = read_image(path).permute(1, 2, 0).numpy() if colored else read_raw_labels(path).numpy()
+    if data.resize is not None:
+        size = rescale_size(values.shape[1], values.shape[0], data.resize)
+        values = np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_NEAREST), np.uint8)
     content = read_bytes(path) if data.resize is None else _png(values)
-    return name, content, {str(value): count for value, count in enumerate(counts) if count}
-
-
-def _nearest(pixels: Pixels, bound: tuple[int, int]) -> Pixels:
-    size = rescale_size(pixels.shape[1], pixels.shape[0], bound)
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_NEAREST), np.uint8)
+    counts = [] if colored else np.bincount(values.ravel(), minlength=256).tolist()
+    return content, None if colored else {str(value): count for value, count in enumerate(counts) if count}
 
 
 def _png(pixels: Pixels) -> bytes:
-    """Grey (H, W), or blue, green and red (H, W, 3)."""
-    return cv2.imencode(".png", np.ascontiguousarray(pixels))[1].tobytes()
+    return bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))

@@ -1,34 +1,46 @@
-"""Where files lie: on the disk, or in zip archives and packed data sets that are read in place."""
+"""Where files lie: on the disk, below a URL, or in zip archives at either place, which are read without unpacking."""
 
 from __future__ import annotations
 
+import bz2
 import functools
 import io
+import json
 import os
+import struct
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
+import torch
 from torch import Tensor
 
-from ssrseg.data import shards
+from ssrseg.config.base import Url
+from ssrseg.data.remote import find_files, forget, list_folder, open_url, read_url, stamp_of_url
 from ssrseg.errors import UserError
 
-BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
-"""What zipfile raises: a broken archive, a damaged, an encrypted or a strangely packed member."""
+INDEX = "ssrseg-pack.json"
+"""Member of a packed data set: label -> [its CRC-32, {raw value: pixels}]."""
+BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, NotImplementedError)
+"""Raised for a broken archive, and for a damaged member."""
+Member = tuple[zipfile.ZipInfo, int]
+"""An archive's file, and where the next one begins."""
 
 
 def list_files(root: Path, below: str = "") -> list[tuple[str, Path]]:
-    """Files in the folder `root/below`: their paths below `root`, with `/`, and where they lie; sorted.
+    """List the files in the folder `root/below`: names below `root`, with `/`, and where they lie; sorted.
 
     Links to folders are followed, but not into a folder that they lie in.
 
     Raises:
-        UserError: `root` is neither a folder nor a zip archive.
+        UserError: `root` is neither a folder nor a zip archive, or cannot be reached.
     """
-    if _is_archive(root) or shards.is_packed(root):
+    if _is_archive(root):
         return []
+    if isinstance(root, Url):
+        return sorted(find_files(root, below))
     if not root.is_dir():
         found = "a file that is no zip archive" if root.exists() else "not there"
         raise UserError(f"There is no folder {root} (it is {found}): give the folder of the data, or a .zip file.")
@@ -41,29 +53,39 @@ def list_files(root: Path, below: str = "") -> list[tuple[str, Path]]:
 
 
 def list_members(root: Path, below: str = "") -> list[tuple[str, Path]]:
-    """Files in the archive or packed data set `root`, or in the archives in it, as if they were unpacked there.
+    """List the files in the archive `root`, or in the archives in that folder, as if they were unpacked there.
 
     Returns:
-        Paths below `root`, with `/`, and where the files lie: the archive's path, `/`, the member's. Sorted.
+        Names below `root`, with `/`, and where the files lie: the archive's path, `/`, the member's. Sorted.
 
     Raises:
-        UserError: an archive is broken.
+        UserError: an archive is broken or cannot be reached.
     """
-    if shards.is_packed(root):
-        return [(name, root / name) for name in sorted(shards.open_shards(root).members) if name.startswith(below)]
-    archives = [root] if _is_archive(root) else [path for path in sorted(root.iterdir()) if _is_archive(path)]
+    if _is_archive(root):
+        archives = [root]
+    else:
+        beside = list_folder(root) if isinstance(root, Url) else root.iterdir()
+        archives = sorted(path for path in beside if _is_archive(path))
+    for archive in archives:
+        if isinstance(archive, Url):
+            forget(archive)
     start = f"{below}/" if below else ""
     return [
-        (name, archive / name) for archive in archives for name in sorted(_opened(archive)[1]) if name.startswith(start)
+        (name, archive / name) for archive in archives for name in sorted(_members(archive)) if name.startswith(start)
     ]
 
 
 def read_bytes(path: Path) -> bytes:
-    """All of a file, on the disk or in an archive; raises `UserError` when it is missing, unreadable or empty."""
-    with open_file(path) as file:
+    """Read a whole file, wherever it lies; raises `UserError` when it is missing, unreadable or empty."""
+    where = _in_archive(path)
+    if where is not None:
+        encoded = _read_member(*where)
+    elif isinstance(path, Url):
+        encoded = read_url(path)
+    else:
         try:
-            encoded = file.read()
-        except BROKEN as error:
+            encoded = path.read_bytes()
+        except OSError as error:
             raise UserError(f"{path} cannot be read: {_said(error)}.") from error
     if not encoded:
         raise UserError(f"{path} is empty (0 bytes).")
@@ -71,37 +93,34 @@ def read_bytes(path: Path) -> bytes:
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """A file to read from, seekable; to be closed. Threads may read from one archive at a time.
+    """Open a file to read parts of it, as its header: seekable; to be closed.
 
     Raises:
         UserError: it is missing or cannot be opened.
     """
-    packed = _in_shards(path)
-    if packed is not None:
-        return io.BytesIO(packed[0].read(packed[1]))
     where = _in_archive(path)
+    if where is not None:
+        return _open_member(*where)
+    if isinstance(path, Url):
+        return open_url(path, 0, size_of(path))
     try:
-        if where is None:
-            return path.open("rb")
-        archive, member = where
-        return _opened(archive)[0].open(_member(archive, member))
-    except BROKEN as error:
+        return path.open("rb")
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {_said(error)}.") from error
 
 
 def stamp(path: Path) -> str:
-    """What changes when the file does: its size and time, or, in an archive, its size and checksum.
+    """Return what changes when the file does: its size, and its time, checksum or version.
 
     Raises:
         UserError: it is missing.
     """
-    packed = _in_shards(path)
-    if packed is not None:
-        return packed[0].stamp(packed[1])
     where = _in_archive(path)
     if where is not None:
-        info = _member(*where)
+        info, _ = _member(*where)
         return f"{info.file_size} {info.CRC:08x}"
+    if isinstance(path, Url):
+        return stamp_of_url(path)
     try:
         stat = path.stat()
     except OSError as error:
@@ -110,75 +129,129 @@ def stamp(path: Path) -> str:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, on the disk or, unpacked, in an archive; raises `UserError` when it is missing."""
+    """Return the bytes of a file, unpacked if in an archive; raises `UserError` when it is missing."""
     return int(stamp(path).split()[0])
 
 
 def name_below(path: Path, root: Path) -> str:
-    """The path of a file below `root`, with `/`, as it would be if archives were unpacked."""
-    packed, where = _in_shards(path), _in_archive(path)
-    return packed[1] if packed else where[1] if where else path.relative_to(root).as_posix()
+    """Return the name of a file below `root`, with `/`, as it would be if archives were unpacked."""
+    where = _in_archive(path)
+    return where[1] if where else path.relative_to(root).as_posix()
 
 
 def values_of(path: Path) -> Tensor | None:
-    """Pixels per raw value (256,) of a label, where they were counted when it was packed."""
-    packed = _in_shards(path)
-    return None if packed is None else packed[0].values(packed[1])
-
-
-def _is_archive(path: Path) -> bool:
-    return path.suffix.lower() == ".zip" and path.is_file()
+    """Return the pixels per raw value (256,) of a label, where they were counted when it was packed."""
+    where = _in_archive(path)
+    if where is None:
+        return None
+    archive, name = where
+    counted = _index(archive, stamp(archive)).get(name)
+    if counted is None or counted[0] != _member(archive, name)[0].CRC or counted[1] is None:
+        return None
+    counts = torch.zeros(256, dtype=torch.int64)
+    counts[[int(value) for value in counted[1]]] = torch.tensor(list(counted[1].values()))
+    return counts
 
 
 def _is_above(folder: str, here: str) -> bool:
     return os.path.islink(folder) and here.startswith(os.path.join(os.path.realpath(folder), ""))
 
 
+# --- archives: every read opens, reads one range and closes, so threads and forked processes share nothing
+
+
+def _is_archive(path: Path) -> bool:
+    if isinstance(path, Url):
+        return path.suffix.lower().partition("?")[0] == ".zip"  # a query, as in `set.zip?download=1`
+    return path.suffix.lower() == ".zip" and path.is_file()
+
+
 def _in_archive(path: Path) -> tuple[Path, str] | None:
-    """The archive that a path leads into, and the member; absent for a path on the disk."""
+    """Return the archive that a path leads into, and the member; absent for other paths."""
     for above in path.parents:
         if _is_archive(above):
             return above, path.relative_to(above).as_posix()
     return None
 
 
-def _in_shards(path: Path) -> tuple[shards.Shards, str] | None:
-    """The packed data set that a path leads into, and the name there; absent for a path on the disk."""
-    for above in path.parents:
-        if shards.is_packed(above):
-            return shards.open_shards(above), path.relative_to(above).as_posix()
-    return None
+def _members(archive: Path) -> Mapping[str, Member]:
+    return _open_archive(archive, stamp(archive))
 
 
-Opened = tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]
-"""An archive, and its members by name."""
+@functools.lru_cache(maxsize=64)
+def _open_archive(archive: Path, stamp: str) -> Mapping[str, Member]:
+    """Read the table of contents; again when the archive has changed."""
+    try:
+        with open_file(archive) as file, zipfile.ZipFile(file) as opened:
+            infos, end = opened.infolist(), opened.start_dir
+    except BROKEN as error:
+        raise UserError(f"{archive} cannot be read as a zip archive: {_said(error)}.") from error
+    starts = sorted({info.header_offset for info in infos})
+    ends = dict(zip(starts, [*starts[1:], end], strict=True))
+    return {
+        PurePosixPath(info.filename.lstrip("/")).as_posix(): (info, ends[info.header_offset])
+        for info in infos
+        if not info.is_dir() and not info.filename.startswith("__MACOSX/")
+    }
 
 
-def _member(archive: Path, name: str) -> zipfile.ZipInfo:
-    _, members = _opened(archive)
+@functools.lru_cache(maxsize=64)
+def _index(archive: Path, stamp: str) -> Mapping[str, Any]:
+    if INDEX not in _members(archive):
+        return {}
+    try:
+        return dict(json.loads(_read_member(archive, INDEX)))
+    except ValueError as error:
+        raise UserError(f"{archive}/{INDEX} is damaged: {error}. Pack the data set again.") from error
+
+
+def _member(archive: Path, name: str) -> Member:
+    members = _members(archive)
     if name not in members:
         raise UserError(f"{archive} holds no file {name}.")
     return members[name]
 
 
-def _opened(archive: Path) -> Opened:
+def _read_member(archive: Path, name: str) -> bytes:
+    info, end = _member(archive, name)
     try:
-        stat = archive.stat()
-        return _open_once(archive, os.getpid(), stat.st_mtime_ns, stat.st_size)
+        if info.flag_bits & 1:
+            raise NotImplementedError("it is encrypted with a password")
+        if info.compress_type not in UNPACK:
+            raise NotImplementedError(f"its compression (method {info.compress_type}) is not known")
+        packed = _read_range(archive, info.header_offset, end)
+        signature, name_length, extra_length = struct.unpack_from("<4s22xHH", packed)
+        begin = 30 + name_length + extra_length
+        content = UNPACK[info.compress_type](packed[begin : begin + info.compress_size])
+        if signature != b"PK\3\4" or len(content) != info.file_size or zlib.crc32(content) != info.CRC:
+            raise zipfile.BadZipFile("its checksum is wrong")
+        return content
     except BROKEN as error:
-        raise UserError(f"{archive} cannot be read as a zip archive: {_said(error)}.") from error
+        raise UserError(f"{archive / name} cannot be read: {_said(error)}.") from error
 
 
-@functools.lru_cache(maxsize=64)
-def _open_once(archive: Path, process: int, changed: int, size: int) -> Opened:
-    """Once per process: a forked one would share the position in the file with its parent. Again when it changes."""
-    file = zipfile.ZipFile(archive)
-    members = {
-        PurePosixPath(info.filename.lstrip("/")).as_posix(): info
-        for info in file.infolist()
-        if not info.is_dir() and not info.filename.startswith("__MACOSX/")
-    }
-    return file, members
+UNPACK: dict[int, Callable[[bytes], bytes]] = {
+    zipfile.ZIP_STORED: bytes,
+    zipfile.ZIP_DEFLATED: lambda packed: zlib.decompress(packed, -15),
+    zipfile.ZIP_BZIP2: bz2.decompress,
+}
+
+
+def _open_member(archive: Path, name: str) -> IO[bytes]:
+    info, _ = _member(archive, name)
+    if not isinstance(archive, Url) or info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        return io.BytesIO(_read_member(archive, name))
+    lengths = struct.unpack_from("<HH", _read_range(archive, info.header_offset, info.header_offset + 30), 26)
+    start = info.header_offset + 30 + sum(lengths)
+    return open_url(archive, start, start + info.file_size)
+
+
+def _read_range(path: Path, start: int, end: int) -> bytes:
+    if isinstance(path, Url):
+        return read_url(path, start, end)
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(end - start)
 
 
 def _said(error: Exception) -> str:
