@@ -216,3 +216,10 @@ def test_colours_are_known_for_published_sets_and_where_every_class_gives_its_ow
     assert colors(own(), "gta5")[70, 130, 180] == 255
     assert colors("camvid11", "camvid-full")[64, 128, 192] == 8  # SUVPickupTruck
     assert colors("cityscapes19", "urbansyn") is None
+
+
+def test_folding_cityscapes_into_camvid_covers_every_class():
+    fold = MAPPINGS["cityscapes19", "camvid11"]
+    names = SPACES["cityscapes19"].names
+    assert {names[i] for i in range(19)} - {names[i] for i in fold} == {"wall"}
+    assert set(fold.values()) == set(range(11))

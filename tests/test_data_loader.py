@@ -124,6 +124,25 @@ def test_target_crops_differ_from_draw_to_draw(tmp_path):
     assert len({bytes(image.flatten().tolist()) for image in target}) > 8  # of 12
 
 
+def test_batches_are_bytes_of_the_crop_with_margins(tmp_path):
+    run = settings(tmp_path)
+    target = run.target.model_copy(update={"margins": (4, 6)})
+    (raw, *_) = train_batches(run.model_copy(update={"target": target}))
+    assert raw.source.shape == raw.target.shape == (2, 3, 32, 48)
+    assert raw.labels.shape == raw.valid.shape == (2, 32, 48)
+    assert raw.source.dtype == raw.labels.dtype == torch.uint8
+    rows = raw.valid.all(dim=2)
+    assert not rows[:, :4].any()
+    assert rows[:, 4:26].all()
+    assert not rows[:, 26:].any()
+
+
+def test_a_small_image_is_padded_with_ignored_pixels(tmp_path):
+    (raw, *_) = train_batches(settings(tmp_path, crop=[80, 72], max_class_share=1))
+    assert (raw.labels[:, 64:] == 255).all()
+    assert not raw.valid[:, 64:].any()
+
+
 # --- processes and workers
 
 

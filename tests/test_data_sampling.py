@@ -8,11 +8,13 @@ import multiprocessing
 import os
 import time
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Generator
 
-from factories import write_pairs
+from factories import random_labels, write_pairs
 from ssrseg.config import ClassBalancedConfig, DataConfig, RareClassConfig
 from ssrseg.data import LabelCode, find_pairs
 from ssrseg.data.class_statistics import ClassStatistics, class_statistics
@@ -27,6 +29,7 @@ from ssrseg.data.samplers import (
     class_weights,
     generator_of,
     rare_class_probabilities,
+    scaled_min_pixels,
 )
 from ssrseg.errors import UserError
 
@@ -200,6 +203,57 @@ def test_without_a_users_cache_folder_the_run_still_counts(tmp_path, monkeypatch
     counted = class_statistics(pairs, TABLE, 4, cache=tmp_path / "mine.json").pixels
     assert torch.equal(counted, class_statistics(pairs, TABLE, 4).pixels)
     assert (tmp_path / "mine.json").exists()
+
+
+def test_rare_classes_are_drawn_as_the_formula_says():
+    pixels = torch.tensor([[9000, 400, 0, 50], [8000, 0, 0, 60], [7000, 500, 0, 0]])
+    draws = RareClassSampler(ClassStatistics(pixels), RareClassConfig(temperature=0.5, min_pixels=100), (64, 64))
+    totals = pixels.sum(0)
+    chance = ((1 - totals[[3, 1, 0]] / totals.sum()) / 0.5).softmax(0)
+    torch.testing.assert_close(draws.probabilities, chance)
+    generator = Generator().manual_seed(0)
+    drawn = torch.tensor([draws(i, generator).rare for i in range(20_000)])
+    shares = torch.stack([(drawn == c).float().mean() for c in (3, 1, 0)])
+    assert (shares - chance).abs().max() < 0.02
+
+
+def test_a_class_that_never_occurs_is_left_out_and_a_scarce_one_is_not():
+    pixels = torch.tensor([[9000, 400, 0, 50], [8000, 0, 0, 60]])
+    draws = RareClassSampler(ClassStatistics(pixels), RareClassConfig(min_pixels=100), (64, 64))
+    assert draws.classes.tolist() == [3, 1, 0]
+    assert draws.files_of(3) == [0, 1]  # no file has more than 100 pixels: all that show it
+    assert draws.files_of(1) == [0]
+
+
+def test_probabilities_follow_ascending_pixel_counts():
+    classes, chance = rare_class_probabilities(torch.tensor([5, 0, 90, 5_000]), 0.01)
+    assert classes.tolist() == [0, 2, 3]
+    assert chance[0] > chance[1] > chance[2]
+
+
+def test_min_pixels_scale_with_the_crop():
+    assert scaled_min_pixels((512, 512)) == 3000
+    assert scaled_min_pixels((256, 256)) == 750
+
+
+def test_statistics_are_counted_once_and_again_when_a_label_changes(tmp_path):
+    root, cache = write_pairs(tmp_path / "data"), tmp_path / "statistics.json"
+    pairs = find_pairs(DataConfig(root=root))
+    first = class_statistics(pairs, TABLE, 4, cache=cache)
+    expected = [np.bincount(random_labels(seed=i).ravel(), minlength=256)[:4].tolist() for i in range(4)]
+    assert first.pixels.tolist() == expected
+    written = cache.read_text()
+    assert class_statistics(pairs, TABLE, 4, cache=cache).pixels.tolist() == expected
+    assert cache.read_text() == written
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(pairs[0].label)
+    assert class_statistics(pairs, TABLE, 4, cache=cache).pixels[0].tolist() == [64 * 64, 0, 0, 0]
+
+
+def test_no_image_twice_in_an_epoch():
+    draw = Shuffled(7, seed=3, stream=0)
+    numbers = [draw(i, Generator()).file for i in range(14)]
+    assert sorted(numbers[:7]) == sorted(numbers[7:]) == list(range(7))
+    assert numbers[:7] != numbers[7:]
 
 
 # --- class-balanced

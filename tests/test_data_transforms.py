@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Generator
 
+from factories import random_image, random_labels
 from ssrseg.data.transforms import (
     is_varied,
     mirrored,
@@ -93,3 +94,11 @@ def test_flips_have_the_asked_for_chance():
     assert 420 < sum(mirrored(generator, 0.5) for _ in range(1000)) < 580
     assert not any(mirrored(generator, 0.0) for _ in range(100))
     assert all(mirrored(generator, 1.0) for _ in range(100))
+
+
+def test_label_resize_takes_existing_values_only():
+    labels = torch.from_numpy(random_labels(50, 70))
+    small = resize_labels(labels, (33, 21))
+    assert small.shape == (21, 33)
+    assert set(small.unique().tolist()) <= set(labels.unique().tolist())
+    assert resize_image(torch.from_numpy(random_image(50, 70)).permute(2, 0, 1), (33, 21)).shape == (3, 21, 33)
