@@ -62,7 +62,7 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
     facts = {
         "classes": list(seen.space.names),
         "min_pixels": (rare and rare.min_pixels) or scaled_min_pixels(settings.loader.crop),
-        "domains": {name: _facts_of(data, seen.space.names) for name, data in seen.sets.items()},
+        "domains": {domain: _facts_of(domain, data, seen.space.names) for domain, data in seen.sets.items()},
     }
     report = DataReport(Path(out), seen.problems, facts)
     try:
@@ -79,9 +79,10 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
         ) from error
     source = seen.sets["source"]
     pairs = [Pair(one.image, one.label) for one in source.files if one.label is not None]
-    if source.code and pairs and len(source.pixels) == len(pairs):  # else training is refused for unreadable labels
+    code = source.expected.code
+    if code and pairs and len(source.pixels) == len(pairs):  # else training is refused for unreadable labels
         place = report.folder / "class-statistics.json"
-        save_statistics(ClassStatistics(source.pixels), pairs, source.code, seen.space.num_classes, place)
+        save_statistics(ClassStatistics(source.pixels), pairs, code, seen.space.num_classes, place)
     if console is not None:
         _print(report.facts, report.problems, console)
         verdict = "Training can start." if report.trainable else "Training would not work: mend the errors above."
@@ -89,7 +90,7 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
     return report
 
 
-def _facts_of(data: InspectedData, names: Sequence[str]) -> dict[str, Any]:
+def _facts_of(domain: str, data: InspectedData, names: Sequence[str]) -> dict[str, Any]:
     pixels, colour = data.pixels, data.colour
     sizes = Counter(one.size for one in data.files if one.size is not None)
     found: dict[str, Any] = {
@@ -98,14 +99,12 @@ def _facts_of(data: InspectedData, names: Sequence[str]) -> dict[str, Any]:
         "sizes": {f"{width}x{height}": count for (width, height), count in sizes.most_common()},
         "colour": None if colour is None else dataclasses.asdict(colour),
     }
-    if data.domain != "target":
+    if domain != "target":
         total = max(1, int(pixels.sum()))
-        counts = pixels.sum(0).tolist() or [0] * len(names)
-        images = (pixels > 0).sum(0).tolist() or [0] * len(names)
+        counts = zip(names, pixels.sum(0).tolist(), (pixels > 0).sum(0).tolist(), strict=True)
         found["labels"] = len(pixels)
         found["frequencies"] = {
-            name: {"pixels": count, "share": count / total, "images": shown}
-            for name, count, shown in zip(names, counts, images, strict=True)
+            name: {"pixels": count, "share": count / total, "images": images} for name, count, images in counts
         }
     return found
 
@@ -117,7 +116,7 @@ def _draw(seen: Survey) -> Any:
         whole = [one for one in data.files if one.colour is not None and (one.pixels is not None or one.label is None)]
         step = max(1, -(-len(whole) // COLUMNS))
         files = [(one.image, one.label) for one in whole[::step]]
-        rows.append((f"{name}: {data.config.root} ({len(data.files)} images)", files, data.code))
+        rows.append((f"{name}: {data.config.root} ({len(data.files)} images)", files, data.expected.code))
         if name == "source" and len(data.pixels):
             totals = data.pixels.sum(0)
             shares = (totals / totals.sum().clamp(min=1)).tolist()

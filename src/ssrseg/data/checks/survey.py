@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from torch import Tensor
 from ssrseg.config import DataConfig, Settings
 from ssrseg.data.checks.inspect import Colour, Expected, Inspection, inspect_files, mean_colour
 from ssrseg.data.checks.problems import Problem, notes, refuse
-from ssrseg.data.label_mapping import LabelCode, code_for, resolve_space
+from ssrseg.data.label_mapping import code_for, resolve_space
 from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.layouts import listing_of, no_image, spec_of
 from ssrseg.errors import UserError
@@ -38,11 +38,8 @@ EFFECTS = {
 class InspectedData:
     """One data set of a run."""
 
-    domain: str
-    """`source`, `target` or `val`."""
     config: DataConfig
-    code: LabelCode | None
-    """How its labels are read; absent when the settings give no valid one. A target has the source's."""
+    expected: Expected
     files: list[Inspection]
 
     @property
@@ -53,9 +50,9 @@ class InspectedData:
 
     @property
     def pixels(self) -> Tensor:
-        """Per class, of every label that was decoded (labels, K) int64; (0, 0) when none was."""
+        """Per class, of every label that was decoded (labels, K) int64."""
         pixels = [one.pixels for one in self.files if one.pixels is not None]
-        return torch.stack(pixels) if pixels else torch.zeros(0, 0, dtype=torch.int64)
+        return torch.stack(pixels) if pixels else torch.zeros(0, self.expected.num_classes, dtype=torch.int64)
 
     @cached_property
     def images(self) -> set[str]:
@@ -108,12 +105,11 @@ def survey(settings: Settings, *, some: int | None = None, console: Console | No
         spec_of(data)
     for domain, data in domains.items():
         expected = _expected(domain, data, settings, space, problems)
-        pairs = _list(domain, data, problems)
-        files = _inspect_all(pairs, expected, some, console)
-        sets[domain] = InspectedData(domain, data, expected.code, files)
+        files = _inspect_all(_list(domain, data, problems), expected, some, console)
+        sets[domain] = InspectedData(data, expected, files)
         problems += (found for one in files for found in one.problems)
         if domain != "target" and expected.code is not None:
-            problems += _check_classes(sets[domain], space)
+            problems += _check_classes(sets[domain], domain, space)
     problems += _between(sets, contents=some is None)
     known = {(one.domain, one.kind) for one in problems}
     effects = {(domain, effect) for domain, kind in known for effect in EFFECTS.get(kind, ())}
@@ -175,24 +171,25 @@ def _inspect_all(
         return list(track(seen, text, len(files), transient=True, console=console, disable=quiet))
 
 
-def _check_classes(data: InspectedData, space: LabelSpace) -> list[Problem]:
-    """Report classes that no label shows."""
+def _check_classes(data: InspectedData, domain: str, space: LabelSpace) -> list[Problem]:
+    """Report classes that no label shows, where labels were decoded."""
     pixels, root = data.pixels, data.config.root
-    seen = (pixels > 0).any(dim=0).tolist()
-    absent = [name for name, known in zip(space.names, seen or [True] * len(space.names), strict=True) if not known]
+    absent = [name for name, count in zip(space.names, pixels.sum(0).tolist(), strict=True) if not count]
+    if not len(pixels) or not absent:
+        return []
     if len(absent) == len(space.names):
-        return [Problem("no class in any label", data.domain, root, f"No label of {root} shows any class.")]
+        return [Problem("no class in any label", domain, root, f"No label of {root} shows any class.")]
     text = f"no pixel of {', '.join(absent)} in the {len(pixels)} labels looked at in {root}."
-    return [Problem("class that never occurs", data.domain, root, text)] if absent else []
+    return [Problem("class that never occurs", domain, root, text)]
 
 
 def _between(sets: dict[str, InspectedData], *, contents: bool) -> list[Problem]:
     """Report files, and when all were decoded contents of files, that two data sets should not have in common."""
     found: list[Problem] = []
-    for data in sets.values():
+    for domain, data in sets.items():
         if same := [one.image for one in data.files if one.image == one.label]:
             text = f"{len(same)} files of {data.config.root} are both image and label."
-            found.append(Problem("image is its own label", data.domain, same[0], text))
+            found.append(Problem("image is its own label", domain, same[0], text))
     source, target, val = (sets.get(name) for name in ("source", "target", "val"))
     if source is not None and target is not None:
         root = target.config.root
@@ -204,21 +201,19 @@ def _between(sets: dict[str, InspectedData], *, contents: bool) -> list[Problem]
             text = f"The images of {root} are the source's labels."
             found.append(Problem("target is the source's labels", "target", root, text))
         else:
-            found += _shared(target, source, contents)
-    if val is not None:
-        found += (problem for trained in (source, target) if trained for problem in _shared(val, trained, contents))
+            found += _shared("target", target, "source", source, contents)
+    for domain in ("source", "target"):
+        if val is not None and domain in sets:
+            found += _shared("val", val, domain, sets[domain], contents)
     return found
 
 
-def _shared(data: InspectedData, trained: InspectedData, contents: bool) -> list[Problem]:
-    """Report each image that is also among the trained ones: the same file, or the same content."""
-    files, found = trained.images, list[Problem]()
+def _shared(domain: str, data: InspectedData, other: str, trained: InspectedData, contents: bool) -> Iterator[Problem]:
+    """Yield a problem for each image that is also among the trained ones: the same file, or the same content."""
     known = {one.digest: one.image for one in trained.files if one.digest is not None and contents}
     for one in data.files:
-        if os.path.realpath(one.image) in files:
-            text = f"{one.image} is also in the {trained.domain}."
-            found.append(Problem(f"also in the {trained.domain}", data.domain, one.image, text))
+        if os.path.realpath(one.image) in trained.images:
+            yield Problem(f"also in the {other}", domain, one.image, f"{one.image} is also in the {other}.")
         elif one.digest in known:
             text = f"{one.image} is {known[one.digest]} again."
-            found.append(Problem(f"same content as in the {trained.domain}", data.domain, one.image, text))
-    return found
+            yield Problem(f"same content as in the {other}", domain, one.image, text)
