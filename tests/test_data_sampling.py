@@ -180,7 +180,7 @@ def test_of_several_processes_one_counts(tmp_path, monkeypatch):
     processes = [context.Process(target=counting, args=(pairs, tmp_path, calls)) for _ in range(3)]
     for process in processes:
         process.start()
-    assert sorted(calls.get(timeout=60) for _ in processes) == [0, 0, 4]
+    assert sorted(calls.get(timeout=600) for _ in processes) == [0, 0, 4]
     for process in processes:
         process.join()
         assert process.exitcode == 0

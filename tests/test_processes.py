@@ -40,7 +40,7 @@ def several(*words: str | Path) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(HERE.parent / "src"), str(HERE)])
     environment = {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture
