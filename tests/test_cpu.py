@@ -39,7 +39,7 @@ from ssrseg.adapt.foundation import build_encoder
 from ssrseg.config import FoundationConfig, MethodConfig, MixedConfig, RegularizerConfig, TeacherConfig, TrainConfig
 from ssrseg.inference.engines import open_engine
 from ssrseg.models import build_segmenter
-from ssrseg.training.preparation import prepare
+from ssrseg.training.setup import prepare
 
 torch.set_default_device("meta")  # whose type is not cpu
 student = build_segmenter("mit_b0", "daformer", 3, head_channels=8)

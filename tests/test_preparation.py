@@ -21,8 +21,8 @@ from ssrseg.cpu.training_layers import CONVOLUTIONS
 from ssrseg.errors import UserError
 from ssrseg.models import Segmenter, build_segmenter, load_segmenter
 from ssrseg.runs.folder import RunFolder
-from ssrseg.training import preparation
-from ssrseg.training.preparation import has_compiler, prepare
+from ssrseg.training import setup
+from ssrseg.training.setup import has_compiler, prepare
 from test_training import records, run
 
 CPU = torch.device("cpu")
@@ -193,7 +193,7 @@ def test_bf16_trains_and_teacher_and_encoders_run_in_it(tmp_path: Path, monkeypa
 
 
 def test_without_a_compiler_auto_says_so_and_on_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "has_compiler", lambda: False)
+    monkeypatch.setattr(setup, "has_compiler", lambda: False)
     method = dacs_ssr(tiny_segmenter())
     assert prepare(method, TrainConfig(compile="auto"), CPU) == []  # off on the CPU
     assert "no C++ compiler" in prepare(method, TrainConfig(compile="auto"), torch.device("cuda"))[0]
@@ -225,7 +225,7 @@ def test_a_compiled_network_is_the_network_and_whole_images_are_not_compiled() -
 def test_on_compiles_student_teacher_and_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captured as inductor would, then run as they are: quick."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(preparation, "has_compiler", lambda: True)
+    monkeypatch.setattr(setup, "has_compiler", lambda: True)
     eager, compiled = (dacs_ssr(tiny_segmenter(dropout=0)) for _ in range(2))
     names = list(compiled.learner.state_dict()), list(compiled.teacher.state_dict())
     torch._dynamo.reset()

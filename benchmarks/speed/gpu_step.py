@@ -6,8 +6,8 @@ Each variant runs in a process of its own: first the published step (crops of 51
 second, memory and MFU (the counted arithmetic over what the card could do, in bf16: what its maker states, and what a
 product of two large matrices reaches in the same process), and without SSR for SSR's share of the step; then 200 steps
 on CamVid, day to dusk, for the curve of the loss. Without weight files the networks start from random weights, and the
-table says so. Results go to `benchmarks/results/gpu-step.*`. Without a CUDA device nothing is measured; `--dry-run` goes
-the same way on the CPU with tiny networks and noise, in one process, and writes to `--out`.
+table says so. Results go to `benchmarks/results/gpu-step.*`. Without a CUDA device nothing is measured; `--dry-run`
+goes the same way on the CPU with tiny networks and noise, in one process, and writes to `--out`.
 """
 
 from __future__ import annotations

@@ -23,8 +23,7 @@ from ssrseg.planning.flops import Flops
 from ssrseg.planning.probe import noise, without_weights
 from ssrseg.training.loop import to_batch
 from ssrseg.training.optim import build_optimizer
-from ssrseg.training.preparation import prepare
-from ssrseg.training.setup import build_student
+from ssrseg.training.setup import build_student, prepare
 
 HEAP, HEAP_SHARE = "kept by malloc", 0.3
 """What the C library's heap holds beyond live memory; measured in benchmarks/results/plan-memory.md."""

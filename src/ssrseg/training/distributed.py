@@ -43,7 +43,7 @@ def build_fabric(config: TrainConfig) -> Fabric:
         strategy = DDPStrategy(
             # A view need not use every term, so a step may leave parameters without gradient.
             find_unused_parameters=True,
-            # `StepTimeout` comes first and says more; processes may start minutes apart.
+            # `StepTimeout` comes first, with a better message; processes may start minutes apart.
             timeout=timedelta(minutes=10 + 2 * config.timeout_minutes),
         )
     return Fabric(accelerator=config.accelerator, devices=devices, num_nodes=nodes, plugins=plugins, strategy=strategy)

@@ -1,4 +1,4 @@
-"""What a reader needs to judge or repeat the numbers of a run, and what of it has changed since it began."""
+"""Versions, machine, checkout and data of a run, to judge or repeat its numbers, and their changes at resume."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LIBRARIES = (
 
 
 def environment(settings: Settings) -> dict[str, Any]:
-    """Versions, machine, state of the checkout, fingerprint of the data, command."""
+    """Collect versions, machine, state of the checkout, fingerprint of the data, command."""
     versions = {name: metadata.version(name) for name in LIBRARIES}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return versions | {
@@ -46,7 +46,7 @@ def environment(settings: Settings) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, str]:
-    """Of the working directory: `commit`, and the checksum of the `diff` to it (empty without); nothing outside one."""
+    """Read the working directory's `commit` and the checksum of the `diff` to it (empty without); `{}` outside one."""
     try:
         commit = _git("rev-parse", "HEAD").decode().strip()
         diff = _git("diff", "HEAD")
@@ -60,7 +60,7 @@ def _git(*words: str) -> bytes:
 
 
 def data_fingerprint(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Of source, target and val: how many `files`, and a checksum of their names and sizes (not of their content)."""
+    """Count the `files` of source, target and val, with a checksum of their names and sizes (not of their content)."""
     prints = {"source": _fingerprint(_labelled(settings.source))}
     if settings.target is not None:
         root = settings.target.root
@@ -82,7 +82,7 @@ def _fingerprint(files: Iterable[tuple[Path, Path]]) -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
-    """What of two environments keeps a resumed run from being the same, as sentences; what is unknown is not said."""
+    """Compare two environments: one sentence for each difference that may change a resumed run."""
     said = [
         f"{name} was {before[name]} when the run began and is {now[name]}: the rest may differ in the last bits"
         for name in (*LIBRARIES, "python", "device", "threads")

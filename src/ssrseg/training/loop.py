@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -41,35 +41,35 @@ class StepResult:
 
 
 class Observer:
-    """Watches a run: journals, scores, saves, draws. Each method does nothing until overridden."""
+    """Base class of what watches a run: journals, scores, saves, draws. Each method does nothing until overridden."""
 
     everywhere: ClassVar[bool] = False
     """Whether it watches in every process, because it computes with all of them; else in the first only."""
 
     def saw(self, step: int, view: View) -> None:
-        """A view was made in the step that follows `step` completed ones."""
+        """Look at a view, made in the step that follows `step` completed ones."""
 
     def labelled(self, pseudo: Pseudo, valid: Tensor) -> None:
-        """The teacher labelled target images; `valid` (B', H, W) bool is where their labels may be trusted."""
+        """Look at the teacher's labels of target images; `valid` (B', H, W) bool is where they may be trusted."""
 
     def computed(self, step: int, raws: Sequence[RawBatch], losses: Sequence[Mapping[str, Tensor]]) -> None:
-        """The gradients of step number `step`, from 1, are there; the optimiser has not used them yet.
+        """Look at the gradients of step number `step`, from 1, which the optimiser has not used yet.
 
         `losses` are those of each of the step's batches `raws`, in this process.
         """
 
     def stepped(self, result: StepResult) -> None:
-        """A step was completed."""
+        """Look at a completed step."""
 
     def finished(self) -> None:
-        """The last step was completed."""
+        """Finish, after the last step."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold for this observer to go on: tensors and plain values."""
+        """Return what a checkpoint must hold for this observer to go on: tensors and plain values."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Restore a `state`."""
 
 
 def fit(
@@ -91,7 +91,7 @@ def fit(
         batches: from step `start` on, `train.accumulate` of them for each step.
         settings: schedule and length.
         start: completed steps.
-        observers: told of every view and step, in order.
+        observers: called for every view and step, in order.
     """
     method.to(fabric.device)
     learner, wrapped = fabric.setup(method.learner, optimizer)
@@ -116,13 +116,15 @@ def fit(
         return fabric.no_backward_sync(learner, enabled=not (last_batch and last_view))
 
     accumulate, steps = settings.train.accumulate, settings.train.steps
-    stream = TimedIterator(batches)
+    stream = iter(batches)
     for step in range(start, steps):
         set_learning_rates(optimizer, settings.optim, step, steps)
         method.teacher.update(method.learner.student, step)
         optimizer.zero_grad(set_to_none=True)
         makers = [shown(make, observers, step) for make in method.makers]
-        raws, parts = [next(stream) for _ in range(accumulate)], []
+        began = time.perf_counter()
+        raws = [next(stream) for _ in range(accumulate)]
+        waited, parts = time.perf_counter() - began, []
         for number, raw in enumerate(raws, start=1):
             batch = to_batch(raw, fabric.device)
             parts.append(adapt(learner, label, makers, batch, backward, partial(exchanging, number == accumulate)))
@@ -130,7 +132,7 @@ def fit(
             observer.computed(step + 1, raws, parts)
         wrapped.step()
         images = settings.loader.batch * accumulate * fabric.world_size
-        result = StepResult(step + 1, mean_of(parts), optimizer.param_groups[0]["lr"], images, stream.lap())
+        result = StepResult(step + 1, mean_of(parts), optimizer.param_groups[0]["lr"], images, waited)
         for observer in observers:
             observer.stepped(result)
     for observer in observers:
@@ -138,32 +140,13 @@ def fit(
 
 
 def mean_of(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean losses over the batches of a step and over all processes."""
+    """Average losses over the batches of a step and over all processes."""
     means = distributed.all_mean(torch.stack([torch.stack(list(part.values())) for part in parts]).mean(dim=0))
     return dict(zip(parts[0], means, strict=True))
 
 
-class TimedIterator(Iterator[RawBatch]):
-    """Batches, and how long the loop waited for them."""
-
-    def __init__(self, batches: Iterable[RawBatch]) -> None:
-        self._batches, self._waited = iter(batches), 0.0
-
-    def __next__(self) -> RawBatch:
-        began = time.perf_counter()
-        try:
-            return next(self._batches)
-        finally:
-            self._waited += time.perf_counter() - began
-
-    def lap(self) -> float:
-        """Seconds of waiting since the lap before."""
-        waited, self._waited = self._waited, 0.0
-        return waited
-
-
 def to_batch(raw: RawBatch, device: torch.device) -> Batch:
-    """Bytes to the device, then floats in [0, 1]: the only cast."""
+    """Copy bytes to the device, then cast to floats in [0, 1]: the only cast."""
     source, labels, target, valid = (
         part.to(device, non_blocking=True) for part in (raw.source, raw.labels, raw.target, raw.valid)
     )
@@ -171,7 +154,7 @@ def to_batch(raw: RawBatch, device: torch.device) -> Batch:
 
 
 def shown(make: ViewMaker, observers: Sequence[Observer], step: int) -> ViewMaker:
-    """A view maker whose views the observers see."""
+    """Wrap a view maker so that the observers see its views."""
 
     def make_and_show(batch: Batch, pseudo: Pseudo) -> View:
         view = make(batch, pseudo)

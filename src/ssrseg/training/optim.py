@@ -66,7 +66,7 @@ def build_optimizer(learner: Learner, config: OptimConfig, *, discriminator_lr: 
 
 
 class CombinedOptimizer(Optimizer):
-    """Two optimisers of different parameters that step as one."""
+    """Two optimisers of different parameters that step together."""
 
     def __init__(self, first: Optimizer, second: Optimizer) -> None:
         self.parts = (first, second)
@@ -76,11 +76,11 @@ class CombinedOptimizer(Optimizer):
         self._join()
 
     def _join(self) -> None:
-        """The groups are the parts' own, so that a schedule reaches both."""
+        """Share the parts' own groups, so that a schedule reaches both."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step of each; `found_inf` is told to both."""
+        """Step both, with `found_inf` handed on."""
         for part in self.parts:
             if hasattr(self, "found_inf"):
                 part.found_inf = self.found_inf  # type: ignore[attr-defined]
@@ -107,7 +107,7 @@ def learning_rate(
     min_lr: float = 0.0,
     warmup_ratio: float = 1e-6,
 ) -> float:
-    """The rate of step 0..steps-1: polynomial decay, and a linear warm-up that multiplies the *decaying* rate.
+    """Compute the rate of step 0..steps-1: polynomial decay times a linear warm-up of the *decaying* rate.
 
     Args:
         base: rate without schedule.

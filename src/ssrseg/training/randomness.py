@@ -14,14 +14,14 @@ from torch import Generator, Tensor
 
 
 def seed_generators(seed: int) -> None:
-    """Start the global generators of Python, NumPy and torch (all its devices), for terms and views of one's own."""
+    """Seed the global generators of Python, NumPy and torch (all its devices), for the user's terms and views."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.manual_seed(seed)
 
 
 def generator_states(views: Generator, device: torch.device) -> dict[str, Tensor]:
-    """The states of Python's, NumPy's and torch's global generators, the device's, and that of the view makers.
+    """Read the states of Python's, NumPy's and torch's global generators, the device's, and the view makers'.
 
     The workers of the loader have none: a sample is a function of the run's seed and its draw number.
     """
@@ -41,7 +41,7 @@ def generator_states(views: Generator, device: torch.device) -> dict[str, Tensor
 
 
 def set_generators(states: Mapping[str, Tensor], views: Generator, device: torch.device) -> None:
-    """Put the states of `generator_states` back."""
+    """Restore the states of `generator_states`."""
     gauss = float(states["python_gauss"])
     random.setstate((3, tuple(states["python"].tolist()), None if math.isnan(gauss) else gauss))
     *keys, position, has_gauss = states["numpy"].tolist()

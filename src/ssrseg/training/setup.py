@@ -1,11 +1,12 @@
-"""What a run is made of, put together."""
+"""The parts of a run: processes, student, method and optimiser, built from the settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from shutil import which
+from sysconfig import get_config_var
 
 import torch
 from lightning_fabric import Fabric
@@ -16,7 +17,7 @@ from ssrseg.adapt.learner import ViewMaker
 from ssrseg.adapt.methods import Method, build_method
 from ssrseg.adapt.teacher import Teacher
 from ssrseg.adapt.terms import Term
-from ssrseg.config import Settings
+from ssrseg.config import Settings, TrainConfig
 from ssrseg.data import LabelSpace, resolve_space
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, load_segmenter
@@ -25,7 +26,6 @@ from ssrseg.runs.folder import RunFolder
 from ssrseg.training.distributed import build_fabric, sync_batchnorm
 from ssrseg.training.loop import Observer
 from ssrseg.training.optim import build_optimizer
-from ssrseg.training.preparation import prepare
 from ssrseg.training.randomness import seed_generators
 
 
@@ -54,7 +54,7 @@ class Extensions:
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run before its first step."""
+    """A run before its first step: the arguments of most observers."""
 
     fabric: Fabric
     """Launched."""
@@ -64,7 +64,7 @@ class RunContext:
     method: Method
     optimizer: Optimizer
     notes: tuple[str, ...]
-    """What the user should know of it."""
+    """Texts for the user: licences of weights, what is not compiled, ..."""
 
 
 def build_context(
@@ -102,24 +102,19 @@ def build_context(
     adversary = settings.method.alignment
     rate = {} if adversary is None else {"discriminator_lr": adversary.lr}
     optimizer = build_optimizer(method.learner, settings.optim, **rate)
-    economy = prepare(method, settings.train, fabric.device)
-    return RunContext(fabric, settings, space, folder, method, optimizer, (note, *method.notes, *economy, *notes))
-
-
-def start_from(student: Segmenter, path: Path) -> str:
-    """Take over all weights of a model file, and what to say; raises `UserError` when it is another network."""
-    start = load_segmenter(path)
-    try:
-        student.load_state_dict(start.state_dict())
-    except RuntimeError as error:
-        found = start.description
-        network = f"{found.backbone} with {found.head} for {len(found.classes)} classes" if found else "another network"
-        raise UserError(f"model.start: {path} is {network}; model and classes of this run differ from it.") from error
-    return f"the student starts from {path}"
+    notes = (note, *method.notes, *prepare(method, settings.train, fabric.device), *notes)
+    return RunContext(fabric, settings, space, folder, method, optimizer, notes)
 
 
 def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str]:
-    """The student with its pretrained backbone, and what to say about the weights."""
+    """Build the student with the weights of a model file or a pretrained backbone.
+
+    Returns:
+        The student, and a note about its weights.
+
+    Raises:
+        UserError: weights cannot be loaded, or `model.start` is another network.
+    """
     config = settings.model
     student = build_segmenter(
         config.backbone,
@@ -133,9 +128,64 @@ def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str
     if config.start is None:
         note = load_pretrained(student, config.pretrained, config.backbone)
     else:
-        note = start_from(student, config.start)
+        start, note = load_segmenter(config.start), f"the student starts from {config.start}"
+        try:
+            student.load_state_dict(start.state_dict())
+        except RuntimeError as error:
+            its = start.description
+            network = f"{its.backbone} with {its.head} for {len(its.classes)} classes" if its else "another network"
+            raise UserError(
+                f"model.start: {config.start} is {network}; model and classes of this run differ from it."
+            ) from error
     bound = (settings.target or settings.source).resize
     student.description = Description(
         config.backbone, config.head, space.names, space.colors, bound, config.head_channels, config.align_corners
     )
     return student, note
+
+
+def prepare(method: Method, config: TrainConfig, device: torch.device) -> list[str]:
+    """Set up activation checkpointing, compilation and, on a CPU, the layers of `ssrseg.cpu`.
+
+    The method is changed in place; names in state dicts stay the same.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        UserError: `train.compile: on` without a C++ compiler.
+    """
+    notes: list[str] = []
+    if config.activation_checkpointing and not method.learner.student.backbone.checkpoint_activations():
+        notes.append("train.activation_checkpointing: this backbone cannot, so nothing is recomputed")
+    compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+    if device.type == "cpu":
+        from ssrseg.cpu import optimize  # a CUDA run does without it
+
+        for network in filter(None, (method.learner, method.teacher.segmenter)):
+            optimize(network, training=True, layers=config.precision == "fp32" and not compiled)
+        for encoder in method.frozen:
+            optimize(encoder.module)
+    return [*notes, *_compile(method, config)] if compiled else notes
+
+
+def _compile(method: Method, config: TrainConfig) -> list[str]:
+    if not has_compiler():
+        if config.compile == "on":
+            raise UserError("train.compile: on needs a C++ compiler (g++ or clang++): install one, or set it to off.")
+        return ["train.compile: auto found no C++ compiler (g++ or clang++): nothing is compiled"]
+    student, teacher = method.learner.student, method.teacher.segmenter
+    student.compile_training("head", *(() if config.activation_checkpointing else ("backbone",)))
+    if teacher is not None:
+        teacher.compile_training("backbone", "head")
+    for encoder in method.frozen:
+        encoder.features = torch.compile(encoder.features, dynamic=False)
+    if config.activation_checkpointing:
+        return ["train.compile: the student's backbone is recomputed in the backward pass, and not compiled"]
+    return []
+
+
+def has_compiler() -> bool:
+    """Look for a C++ compiler, which `torch.compile` needs on every device."""
+    named = (get_config_var("CXX") or "").split()[:1]
+    return any(which(name) for name in (*named, "g++", "clang++", "cl"))

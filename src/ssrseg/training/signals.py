@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Ctrl-C, the polite kill, and what SLURM sends ahead of a time limit (`#SBATCH --signal=USR1@120`)."""
+"""Ctrl-C, `kill`, and SLURM's warning ahead of a time limit (`#SBATCH --signal=USR1@120`)."""
 
 ECHO = 1.0
 """Seconds in which a second signal counts as the first: launchers pass on what the terminal has sent already."""
@@ -37,7 +37,7 @@ class Stop:
         """0: none."""
 
     def agreed(self, fabric: Fabric, *, due: bool) -> int:
-        """The signal that any process has received; 0 when there is none, or it is not yet time to ask the others.
+        """Return the signal that any process has received; 0 when there is none, or it is not yet time to ask.
 
         Args:
             fabric: the processes.
@@ -53,7 +53,10 @@ class Stop:
 
 @contextmanager
 def signals_noted() -> Iterator[Stop]:
-    """Note the first of `SIGNALS`; the second does what it did before. Outside the main thread nothing is noted."""
+    """Note the first of `SIGNALS`; the second does what it did before. Signals that were ignored stay ignored.
+
+    Only Python's main thread can do so; in another one nothing is noted.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -193,7 +193,7 @@ def observed(
 
 
 def build_observers(context: RunContext, journal: Journal) -> dict[str, Observer]:
-    """The package's own observers by name, in their order; their states lie in a checkpoint under these names."""
+    """Build the package's own observers in their order; checkpoints keep their states under these names."""
     settings = context.settings
     infer = build_inference(settings.inference)
     observers: dict[str, Observer] = {
