@@ -97,7 +97,7 @@ class Ingredient:
     name: str
     terms: str
     noncommercial: bool = False
-    """Known to be; false says nothing."""
+    """True where this is known; false where it is not known."""
 
 
 def ingredients(config: dict[str, Any]) -> list[Ingredient]:

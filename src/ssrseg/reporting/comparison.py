@@ -52,7 +52,7 @@ class Group:
 
     @property
     def n(self) -> int:
-        """How many runs have scores."""
+        """Number of runs with scores."""
         return len(self.mious)
 
     @property
@@ -130,9 +130,9 @@ class Comparison:
     classes: tuple[str, ...]
     network: Network
     caveats: tuple[str, ...]
-    """What makes the scores less comparable than a table of them suggests."""
+    """Reasons for which the scores are less comparable than a table of them suggests."""
     tables: tuple[int, ...] = ()
-    """Which of the paper's tables are wanted: 1, 2."""
+    """The paper's tables to add: 1, 2."""
 
     def base_of(self, group: Group) -> Group | None:
         """Find, for a group with SSR, that of the same method without it whose other settings are closest."""
@@ -234,17 +234,17 @@ def _with_scores(runs: Sequence[RunRecord], network: Network, allow: bool) -> tu
             "student-last.safetensors with `ssrseg evaluate`. Leave them out to compare the others."
         )
     rest = [run for run in runs if run not in empty]
-    silent = [run for run in rest if not chosen(run.last, network)]
-    scored = [run for run in rest if run not in silent]
+    other = [run for run in rest if not chosen(run.last, network)]
+    scored = [run for run in rest if run not in other]
     if not scored:
         raise UserError(f"None of the {len(runs)} runs has scores of the {network} yet.")
-    said = [(empty, "Left out, without any score yet"), (silent, f"Left out, without a {network}")]
-    said.append(([run for run in unfinished if run in scored], "Not finished, with its latest score"))
-    return scored, [f"{what}: {_list(which)}." for which, what in said if which]
+    notes = [(empty, "Left out, without any score yet"), (other, f"Left out, without a {network}")]
+    notes.append(([run for run in unfinished if run in scored], "Not finished, with its latest score"))
+    return scored, [f"{what}: {_list(which)}." for which, what in notes if which]
 
 
 def _is_unfinished(run: RunRecord) -> bool:
-    """Whether its last score is not that of its last step; what no step made, such as an adjusted prior, has ended."""
+    """Tell whether the last score is not of the last step; a student made without steps (adjusted priors) has ended."""
     seen, wanted = run.steps
     if run.last is None:
         return wanted is not None and seen < wanted
@@ -285,9 +285,9 @@ def _other_classes(groups: Sequence[Group], classes: Sequence[str]) -> Iterator[
         counted = ", ".join(f"{name} in {count} of {runs} runs" for name, count in shaky.items())
         rest = [name for name, count in scored.items() if count and name not in shaky]
         means = [(group.name, _over(group.mean_over(rest))) for group in groups]
-        told = ", ".join(f"{name} {100 * found.mean:.1f}" for name, found in means if found)
+        means_over_rest = ", ".join(f"{name} {100 * found.mean:.1f}" for name, found in means if found)
         yield (
             f"The runs' means are over different classes: there is a score of {counted}. No label has such a class, "
             "and the first pixel that is predicted to be it makes a score of 0. Over the other "
-            f"{len(rest)}: {told}."
+            f"{len(rest)}: {means_over_rest}."
         )

@@ -1,4 +1,4 @@
-"""Which runs are one setting with several seeds, and what to call it."""
+"""Group runs of one setting over seeds, and name the groups."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def _tasks(comparison: Comparison) -> list[str]:
 
 
 def _place(group: Group, role: str) -> str:
-    """Name the data by the layout, or by the folder where the layout says nothing."""
+    """Name the data by the layout, or by the folder where the layout is just folders."""
     spec = str(group.settings.get(f"{role}.spec", "folders"))
     root, stems = (group.settings.get(f"{role}.{key}") for key in ("root", "stems"))
     name = str(root) if spec == "folders" else spec

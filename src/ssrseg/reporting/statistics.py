@@ -1,4 +1,4 @@
-"""How much of a difference seeds alone explain: mean, deviation, intervals, and what many comparisons do to them."""
+"""Statistics over seeds: mean, deviation, intervals and tests of differences, correction for many comparisons."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Difference:
 
     @property
     def within_noise(self) -> bool | None:
-        """Whether the interval from Student's t holds zero; `None` without an interval."""
+        """True where the interval from Student's t holds zero; `None` without an interval."""
         return None if self.half_width is None else abs(self.mean) <= self.half_width
 
     @property

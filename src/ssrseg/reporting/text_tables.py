@@ -1,4 +1,4 @@
-"""A comparison as tables of text: what every format shows in its own way."""
+"""A comparison as tables of text, which every format shows in its own way."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def scores(comparison: Comparison) -> TextTable:
 
 
 def differences(comparison: Comparison) -> TextTable:
-    """Show every contrast with its intervals and what they say."""
+    """Show every contrast with its intervals, p and verdict."""
     rows = [
         (
             each.group.name,
@@ -174,7 +174,7 @@ def interval(bounds: tuple[float, float] | None) -> str:
 
 
 def gain(gap: Difference) -> str:
-    """Write a difference with its interval and what it says, in one cell."""
+    """Write a difference with its interval and its verdict, in one cell."""
     if gap.interval is None:
         return f"{signed(gap.mean)} (too few seeds)"
     return f"{signed(gap.mean)} [{interval(gap.interval)}], {gap.verdict}"
