@@ -16,7 +16,7 @@ from factories import tiny_frozen
 from ssrseg.adapt import View
 from ssrseg.config import Settings
 from ssrseg.data import eval_samples, train_batches
-from ssrseg.inference.evaluate import Scores
+from ssrseg.inference import Scores
 from ssrseg.inference.sliding_window import build_inference
 from ssrseg.models.heads import DAFormerHead
 from ssrseg.runs.folder import RunFolder

@@ -18,7 +18,7 @@ from ssrseg.adapt import Batch, adapt, build_method
 from ssrseg.adapt.foundation import Frozen
 from ssrseg.adapt.methods import Method
 from ssrseg.config import MethodConfig, MixedConfig, RegularizerConfig, TeacherConfig
-from ssrseg.inference.export import graph_signature
+from ssrseg.inference import graph_signature
 from ssrseg.models import Segmenter, save_segmenter
 
 ROOT = Path(ssrseg.__file__).parent
@@ -137,11 +137,13 @@ def test_a_process_that_deploys_has_loaded_no_training_code(tmp_path: Path) -> N
     program = """
 import sys
 from pathlib import Path
-import ssrseg.inference.evaluate, ssrseg.inference.export, ssrseg.inference.predict
+import ssrseg.inference
 folder = Path(sys.argv[1])
-model = folder / "model.safetensors"
-assert len(ssrseg.inference.predict.predict(model, folder / "data" / "images", folder / "out", device="cpu")) == 1
-assert ssrseg.inference.export.graph_signature(ssrseg.inference.sliding_window.open_model(model)).flops > 0
+model, images = folder / "model.safetensors", folder / "data" / "images"
+assert len(ssrseg.inference.predict(model, images, folder / "out", device="cpu")) == 1
+assert ssrseg.inference.Predictor(model, "cpu")(images / "00.png").shape == (64, 64)
+assert ssrseg.inference.evaluate(model, folder / "data", device="cpu").miou >= 0
+assert ssrseg.inference.graph_signature(ssrseg.load(model)).flops > 0
 print(*(name for name in sys.modules if name.startswith("ssrseg.")))
 """
     loaded = fresh(program, str(tmp_path)).split()
@@ -200,7 +202,7 @@ def test_the_graph_test_would_see_a_leak(trained: tuple[Segmenter, Method]) -> N
 def test_every_word_is_a_function_even_after_all_modules_are_imported() -> None:
     program = """
 import ssrseg
-import ssrseg.training, ssrseg.inference.evaluate, ssrseg.inference.predict, ssrseg.inference.export
+import ssrseg.training, ssrseg.inference, ssrseg.label_shift
 import ssrseg.reporting, ssrseg.models.weights, ssrseg.planning
 words = "check_data compare train plan evaluate predict export report convert presets resolve load".split()
 assert all(callable(getattr(ssrseg, word)) for word in words)

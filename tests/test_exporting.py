@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from timm.layers.conv2d_same import Conv2dSame
 
 from factories import CLASSES, COLORS, tiny_segmenter
 from ssrseg.errors import UserError
-from ssrseg.inference.export import _compare, export, graph_signature, pad_statically
+from ssrseg.inference import export, graph_signature
+from ssrseg.inference.export import _compare, pad_statically
 from ssrseg.models import Description, Segmenter, build_segmenter
 
 onnx = pytest.importorskip("onnx")
@@ -64,7 +66,8 @@ def test_fixed_size(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_the_model_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_segmenter()
-    monkeypatch.setattr("ssrseg.inference.export._compare", lambda shape, a, b: _compare(shape, a, b.flip(1)))
+    module = sys.modules["ssrseg.inference.export"]  # the package's `export` is the function
+    monkeypatch.setattr(module, "_compare", lambda shape, a, b: _compare(shape, a, b.flip(1)))
     with pytest.raises(UserError, match=r"not the model.*nothing was written"):
         export(model, tmp_path / "model.onnx", size=(32, 32), dynamic=False)
     assert not list(tmp_path.iterdir())

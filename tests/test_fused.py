@@ -98,7 +98,7 @@ def for_inference(conv: nn.Conv2d) -> nn.Module:
 
 
 def operations(model: Segmenter) -> int:
-    from ssrseg.inference.export import graph_signature
+    from ssrseg.inference import graph_signature
 
     return graph_signature(model, (128, 128)).flops
 

@@ -13,7 +13,6 @@ import yaml
 import ssrseg.models.hub
 from factories import CLASSES, small_segmenter
 from ssrseg.errors import UserError
-from ssrseg.inference.sliding_window import open_model
 from ssrseg.models import Segmenter, load, load_segmenter, save_segmenter
 from ssrseg.reporting import model_card
 from test_reporting import PARTS, SSR, write_run
@@ -32,11 +31,7 @@ def test_a_folder_of_the_hub_holds_the_model_and_is_one_again(tmp_path: Path) ->
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert (config["backbone"], config["classes"], config["resize"]) == ("mit_b0", list(CLASSES), [96, 64])
     assert "# Mine" in (tmp_path / "model" / "README.md").read_text()
-    for again in (
-        Segmenter.from_pretrained(tmp_path / "model"),
-        load(tmp_path / "model"),
-        open_model(tmp_path / "model"),
-    ):
+    for again in (Segmenter.from_pretrained(tmp_path / "model"), load(tmp_path / "model")):
         assert same(again, model)
         assert not again.training
     assert same(load_segmenter(tmp_path / "model" / "model.safetensors"), model)
@@ -64,7 +59,7 @@ def test_an_id_asks_the_hub_for_one_file_of_one_revision(tmp_path: Path, monkeyp
     monkeypatch.setattr(ssrseg.models.hub, "hf_hub_download", download)
     monkeypatch.chdir(tmp_path)
     assert same(load("user/model"), small_segmenter())
-    open_model("user/model@v1.0")
+    load("user/model@v1.0")
     assert asked == [("user/model", "model.safetensors", None), ("user/model", "model.safetensors", "v1.0")]
     load("model.safetensors")
     with pytest.raises(UserError, match="There is no model file"):
@@ -72,6 +67,16 @@ def test_an_id_asks_the_hub_for_one_file_of_one_revision(tmp_path: Path, monkeyp
     with pytest.raises(UserError, match="There is no model file"):
         load("a/b/c")
     assert len(asked) == 2
+
+
+def test_a_folder_instead_of_a_model_names_the_models_in_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"without a \*\.safetensors"):
+        load(tmp_path)
+    (tmp_path / "student-last.safetensors").touch()
+    with pytest.raises(UserError, match=r"give one of .*student-last"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="no model file"):
+        load(tmp_path / "missing.safetensors")
 
 
 def test_what_the_hub_does_not_have_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,25 +1,15 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from factories import tiny_segmenter
-from ssrseg.config import InferenceConfig
+from ssrseg.config import InferenceConfig, resolve_group
 from ssrseg.errors import UserError
-from ssrseg.inference.sliding_window import (
-    build_inference,
-    evaluating,
-    flipped,
-    open_model,
-    pick_device,
-    predict_ids,
-    slide,
-    whole,
-)
+from ssrseg.inference import evaluating
+from ssrseg.inference.sliding_window import averaged, build_inference, predict_ids, slide, whole
 from ssrseg.models import Segmenter
 
 
@@ -102,12 +92,29 @@ def test_a_stride_that_leaves_gaps_is_refused(images: Tensor) -> None:
 
 
 @torch.no_grad()
-def test_flipped_averages_probabilities(model: Segmenter, images: Tensor) -> None:
+def test_mirror_images_are_averaged_as_probabilities(model: Segmenter, images: Tensor) -> None:
     mirrored = whole(model, images.flip(-1)).flip(-1)
     expected = (whole(model, images).softmax(1) + mirrored.softmax(1)) / 2
-    logits = flipped(whole)(model, images, None)
+    both = averaged(whole, flip=True)
+    logits = both(model, images, None)
     assert torch.allclose(logits.softmax(1), expected, atol=1e-6)
-    assert torch.allclose(flipped(whole)(model, images.flip(-1), None).flip(-1), logits, atol=1e-5)
+    assert torch.allclose(both(model, images.flip(-1), None).flip(-1), logits, atol=1e-5)
+
+
+@torch.no_grad()
+def test_scales_are_averaged_at_the_size_of_the_result(model: Segmenter, images: Tensor) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def network(scaled: Tensor) -> Tensor:
+        seen.append(tuple(scaled.shape[-2:]))
+        return model(scaled)
+
+    result = averaged(whole, scales=(0.5, 1.0, 1.6))(network, images, (60, 90))
+    assert seen == [(24, 40), (48, 80), (77, 128)]
+    each = [whole(model, F.interpolate(images, size, mode="bilinear", align_corners=False), (60, 90)) for size in seen]
+    expected = torch.stack([logits.softmax(1) for logits in each]).mean(0)
+    assert torch.allclose(result.softmax(1), expected, atol=1e-6)
+    assert averaged(whole, scales=(0.5,))(model, images, None).shape[-2:] == images.shape[-2:]
 
 
 @torch.no_grad()
@@ -122,6 +129,16 @@ def test_settings_choose_the_inference(model: Segmenter, images: Tensor, flip: b
     for result, plain in zip(results, expected, strict=True):
         assert torch.equal(result, plain) is not flip
     assert not torch.allclose(*results)
+
+
+def test_scales_are_a_setting(model: Segmenter, images: Tensor) -> None:
+    with torch.no_grad():
+        expected = averaged(whole, flip=True, scales=(0.5, 2.0))(model, images, None)
+        result = build_inference(InferenceConfig(flip=True, scales=(0.5, 2.0)))(model, images, None)
+    assert torch.equal(result, expected)
+    for wrong in ([], [0.0]):
+        with pytest.raises(UserError, match="scales"):
+            resolve_group(InferenceConfig, {"scales": wrong})
 
 
 def test_predict_ids_takes_bytes(model: Segmenter) -> None:
@@ -141,21 +158,3 @@ def test_evaluating_gives_every_module_its_mode_back() -> None:
     with pytest.raises(ZeroDivisionError), evaluating(model):
         raise ZeroDivisionError
     assert [part.training for part in model.modules()] == before == [True, True, True, False, True]
-
-
-def test_a_folder_instead_of_a_model_names_the_models_in_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"without a \*\.safetensors"):
-        open_model(tmp_path)
-    (tmp_path / "student-last.safetensors").touch()
-    with pytest.raises(UserError, match=r"give one of .*student-last"):
-        open_model(tmp_path)
-    with pytest.raises(UserError, match="no model file"):
-        open_model(tmp_path / "missing.safetensors")
-
-
-def test_devices() -> None:
-    assert pick_device("cpu") == torch.device("cpu")
-    assert pick_device("auto").type in ("cuda", "mps", "cpu")
-    for wrong in ("gpu", "cuda:99"):
-        with pytest.raises(UserError, match=f"{wrong}.*cannot be used"):
-            pick_device(wrong)

@@ -16,8 +16,7 @@ from factories import CLASSES, write_pairs
 from ssrseg.cli import app
 from ssrseg.config import Settings, merge, read_preset, resolve
 from ssrseg.errors import UserError
-from ssrseg.label_shift import read_priors
-from ssrseg.label_shift.pseudo_labels import labelled_by
+from ssrseg.label_shift import labelled_by, read_priors
 from ssrseg.models import load_segmenter
 from ssrseg.training import train
 from ssrseg.training.stages import corrected, planned
@@ -140,7 +139,7 @@ def test_mistakes_are_said_before_anything_is_trained(tmp_path: Path) -> None:
 
 def test_labels_of_ours_are_a_data_set(tmp_path: Path) -> None:
     settings = small("daformer", tmp_path)
-    data = labelled_by(settings, tmp_path / "labels")
+    data = labelled_by(settings.target, len(CLASSES), tmp_path / "labels")
     assert (data.labels_root, data.labels) == (tmp_path / "labels", "images/**/*")
     assert data.id_map == {0: 0, 1: 1, 2: 2, 3: 3}
 

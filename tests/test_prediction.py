@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from PIL import Image
+from typer.testing import CliRunner
 
 from factories import COLORS, random_image, small_segmenter, tiny_segmenter
+from ssrseg.cli import app
 from ssrseg.config import InferenceConfig
 from ssrseg.errors import UserError
-from ssrseg.inference.predict import predict
-from ssrseg.inference.sliding_window import flipped, predict_ids, whole
+from ssrseg.inference import predict
+from ssrseg.inference.predict import background, prefetch
+from ssrseg.inference.sliding_window import averaged, predict_ids, whole
 from ssrseg.models import Description, Segmenter, save_segmenter
 
 KINDS = ("_ids.png", "_color.png", "_overlay.jpg")
@@ -107,7 +112,7 @@ def test_inference_settings_are_used(model: Segmenter, photos: Path, tmp_path: P
     predict(model, path, tmp_path, inference=InferenceConfig(flip=True), kinds=["ids"], device="cpu")
     image = torch.from_numpy(pixels(path)).permute(2, 0, 1)
     with torch.no_grad():
-        expected = predict_ids(model, image, flipped(whole), (64, 84)).numpy()
+        expected = predict_ids(model, image, averaged(whole, flip=True), (64, 84)).numpy()
     assert np.array_equal(pixels(tmp_path / "b_ids.png"), expected)
     assert not np.array_equal(expected, expected_ids(model, path))
 
@@ -164,3 +169,62 @@ def test_a_model_file_in_training_mode_and_without_colors(photos: Path, tmp_path
         colors = np.array(picture.convert("RGB"))
     distinct = {tuple(color) for color in colors.reshape(-1, 3)}
     assert len(distinct) == len(np.unique(ids)) > 1
+
+
+def test_jobs_in_the_background_are_done_in_order_and_errors_are_raised() -> None:
+    done: list[int] = []
+    with background() as submit:
+        for i in range(7):
+            submit(lambda i=i: done.append(i))
+    assert done == list(range(7))
+
+    def fails() -> None:
+        raise ValueError("full")
+
+    with pytest.raises(ValueError, match="full"), background() as submit:
+        submit(fails)
+
+
+def test_the_words_of_the_command_line(photos: Path, tmp_path: Path) -> None:
+    model, path = small_segmenter(), photos / "far" / "b.png"
+    save_segmenter(model, tmp_path / "model.safetensors")
+
+    def label(*words: str) -> Result:
+        start = ["predict", str(tmp_path / "model.safetensors"), str(path), "--out", str(tmp_path / "out")]
+        return CliRunner().invoke(app, [*start, *words])
+
+    scores = InferenceConfig(mode="slide", window=(32, 32), stride=(16, 16), flip=True, scales=(0.75, 1.25))
+    words = ["--mode", "slide", "inference.window=[32, 32]", "inference.stride=[16, 16]", "inference.flip=true"]
+    run = label(*words, "inference.scales=[0.75, 1.25]", "--device", "cpu")
+    assert run.exit_code == 0, run.output
+    predict(model, path, tmp_path / "expected", inference=scores, kinds=["ids"], device="cpu")
+    expected = pixels(tmp_path / "expected" / "b_ids.png")
+    assert np.array_equal(pixels(tmp_path / "out" / "b_ids.png"), expected)
+    assert not np.array_equal(expected, expected_ids(model.eval(), path))
+    for word, mistake in (
+        ("inference.flop=true", "Did you mean 'flip'"),
+        ("spec=gta5", "settings of `inference` only.*found spec"),
+    ):
+        refused = label(word).exception
+        assert isinstance(refused, UserError)
+        assert re.search(mistake, str(refused))
+    assert "cannot be used here" in str(label("--device", "gpu").exception)
+
+
+def test_items_are_prefetched_in_order_and_errors_come_in_their_turn() -> None:
+    assert list(prefetch(range(7))) == list(range(7))
+    assert list(prefetch([])) == []
+    made = []
+
+    def source() -> object:
+        for i in range(5):
+            made.append(i)
+            yield i
+        raise ValueError("five")
+
+    items = prefetch(source(), 2)
+    assert next(items) == 0
+    assert [next(items) for _ in range(4)] == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="five"):
+        next(items)
+    assert made == list(range(5))

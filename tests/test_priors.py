@@ -12,18 +12,9 @@ from factories import CLASSES, tiny_segmenter
 from ssrseg.adapt import Segmentation, View
 from ssrseg.adapt.terms import segmentation_loss
 from ssrseg.errors import UserError
-from ssrseg.inference.sliding_window import whole
-from ssrseg.label_shift import (
-    Priors,
-    fold_shift,
-    image_scores,
-    log_ratio,
-    presence_counts,
-    published_priors,
-    read_priors,
-    target_counts,
-    write_priors,
-)
+from ssrseg.inference import Predictor
+from ssrseg.label_shift import Priors, fold_shift, log_ratio, published_priors, read_priors
+from ssrseg.label_shift.priors import image_scores, presence_counts, target_counts, write_priors
 from ssrseg.models.segmenter import Segmenter
 
 
@@ -83,9 +74,11 @@ def test_presence_counts() -> None:
 def test_target_counts_follow_the_threshold() -> None:
     model = tiny_segmenter()
     images = [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8) for _ in range(3)]
-    always = target_counts(model, images, torch.full((4,), -1.0), whole, device="cpu")
-    assert always.tolist() == [3, 3, 3, 3]
-    assert target_counts(model, images, torch.full((4,), 1.0), whole, device="cpu").tolist() == [0, 0, 0, 0]
+    predictor = Predictor(model, device="cpu")
+    assert target_counts(predictor, images, torch.full((4,), -1.0)).tolist() == [3, 3, 3, 3]
+    assert target_counts(predictor, images, torch.full((4,), 1.0)).tolist() == [0, 0, 0, 0]
+    scores = torch.stack([image_scores(predictor.probabilities(image)[None])[0] for image in images])
+    assert target_counts(predictor, images, scores.median(dim=0).values).tolist() == [1, 1, 1, 1]
     assert model.training
 
 

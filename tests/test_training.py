@@ -16,7 +16,7 @@ from factories import CLASSES, tiny_frozen, write_pairs
 from ssrseg.adapt import Target, Term, View
 from ssrseg.config import Settings, merge, resolve
 from ssrseg.errors import UserError
-from ssrseg.inference.evaluate import Scores
+from ssrseg.inference import Scores
 from ssrseg.models import Segmenter, load_segmenter
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training import Extensions, train

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 from factories import small_segmenter, tiny_segmenter
 from ssrseg.cli import app
 from ssrseg.errors import UserError
-from ssrseg.inference.predict import colors_of
-from ssrseg.inference.video import predict_video
+from ssrseg.inference import Predictor, predict_video
 from ssrseg.models import save_segmenter
 
 FRAMES, WIDTH, HEIGHT = 7, 96, 64
@@ -48,7 +47,7 @@ class ByShade(torch.nn.Module):
 @pytest.fixture
 def by_shade(monkeypatch: pytest.MonkeyPatch) -> ByShade:
     network = ByShade()
-    monkeypatch.setattr("ssrseg.inference.video.open_engine", lambda *_, **__: network)
+    monkeypatch.setattr("ssrseg.inference.predictor.open_engine", lambda *_, **__: network)
     return network
 
 
@@ -68,7 +67,7 @@ def test_each_frame_shows_its_own_classes(clip: Path, tmp_path: Path, by_shade: 
     stream = cv2.VideoCapture(str(result.path))
     sizes = [stream.get(key) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS)]
     assert sizes == [WIDTH, HEIGHT, 12.5]
-    colors = colors_of(model).astype(int)
+    colors = Predictor(model, "cpu").colors.astype(int)
     frames = shown(result.path)
     assert len(frames) == FRAMES
     for number, frame in enumerate(frames):

@@ -36,8 +36,8 @@ from ssrseg import cpu
 from ssrseg.adapt import build_method
 from ssrseg.adapt.foundation import Frozen
 from ssrseg.config import InferenceConfig, compose, resolve
+from ssrseg.inference import graph_signature
 from ssrseg.inference.engines import open_engine
-from ssrseg.inference.export import graph_signature
 from ssrseg.inference.sliding_window import build_inference, slide
 from ssrseg.models import Segmenter, build_segmenter
 from ssrseg.models.fused import fuse

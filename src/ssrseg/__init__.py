@@ -15,10 +15,8 @@ if TYPE_CHECKING:
     from ssrseg.data.checks.report import check_data
     from ssrseg.data.pack import pack
     from ssrseg.errors import UserError
-    from ssrseg.inference.evaluate import evaluate
-    from ssrseg.inference.export import export
-    from ssrseg.inference.predict import predict
-    from ssrseg.label_shift.correct import adjust, estimate_priors
+    from ssrseg.inference import Predictor, evaluate, export, predict
+    from ssrseg.label_shift import adjust, estimate_priors
     from ssrseg.models import load
     from ssrseg.models.weights import convert
     from ssrseg.planning.plan import plan
@@ -30,20 +28,21 @@ __version__ = metadata.version("ssrseg")
 _WHERE = {
     "Extensions": "ssrseg.training:Extensions",
     "Observer": "ssrseg.training:Observer",
+    "Predictor": "ssrseg.inference:Predictor",
     "Settings": "ssrseg.config:Settings",
     "UserError": "ssrseg.errors:UserError",
     "check_data": "ssrseg.data.checks.report:check_data",
-    "adjust": "ssrseg.label_shift.correct:adjust",
+    "adjust": "ssrseg.label_shift:adjust",
     "compare": "ssrseg.reporting:compare",
     "convert": "ssrseg.models.weights:convert",
-    "estimate_priors": "ssrseg.label_shift.correct:estimate_priors",
-    "evaluate": "ssrseg.inference.evaluate:evaluate",
-    "export": "ssrseg.inference.export:export",
+    "estimate_priors": "ssrseg.label_shift:estimate_priors",
+    "evaluate": "ssrseg.inference:evaluate",
+    "export": "ssrseg.inference:export",
     "load": "ssrseg.models:load",
     "model_card": "ssrseg.reporting:model_card",
     "pack": "ssrseg.data.pack:pack",
     "plan": "ssrseg.planning:plan",
-    "predict": "ssrseg.inference.predict:predict",
+    "predict": "ssrseg.inference:predict",
     "presets": "ssrseg.config:preset_summaries",
     "report": "ssrseg.reporting:report",
     "resolve": "ssrseg.config:resolve",
@@ -54,6 +53,7 @@ _WHERE = {
 __all__ = [
     "Extensions",
     "Observer",
+    "Predictor",
     "Settings",
     "UserError",
     "adjust",

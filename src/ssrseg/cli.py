@@ -26,8 +26,9 @@ FULL_OR_CLOSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """A disk that fills or lets nothing be written: no fault of the program. A run goes on with --resume."""
 
 Words = Annotated[list[str] | None, typer.Argument(help="settings as key.path=value", metavar="[KEY.PATH=VALUE]...")]
-Mode = Annotated[str, typer.Option(help="whole image, or slide a window")]
-Runner = Annotated[str, typer.Option("--engine", help="auto, torch, compiled, openvino, onnxruntime, cuda-graphs")]
+Mode = Annotated[str | None, typer.Option(help="whole or slide: short for inference.mode")]
+Runner = Annotated[str, typer.Option("--engine", help="auto, torch, compiled, openvino")]
+Device = Annotated[str, typer.Option(help="auto, or a device of torch's: cpu, cuda, cuda:1, mps")]
 
 
 @app.command()
@@ -119,8 +120,8 @@ def estimate_priors(
     out: Annotated[Path, typer.Option(help="the file of class priors")] = Path("priors.json"),
 ) -> None:
     """Count in how many images every class occurs: by labels in the source, by the model's eyes in the target."""
-    from ssrseg.label_shift.correct import estimate_priors as estimate
-    from ssrseg.label_shift.correct import priors_table
+    from ssrseg.label_shift import estimate_priors as estimate
+    from ssrseg.label_shift import priors_table
 
     priors = estimate(model, _settings(preset, config, source, target, None, words), out=out)
     _screen().print(priors_table(priors))
@@ -134,7 +135,7 @@ def adjust(
     out: Annotated[Path, typer.Argument(help="the adjusted model file")],
 ) -> None:
     """Fold the shift of class priors into a model: no cost at inference, and no target label."""
-    from ssrseg.label_shift.correct import adjust as fold
+    from ssrseg.label_shift import adjust as fold
 
     typer.echo(str(fold(model, priors, out)))
 
@@ -179,26 +180,30 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="folder with images and labels")],
     words: Annotated[
         list[str] | None,
-        typer.Argument(help="settings of the data as key=value, e.g. spec=camvid; classes=[...] as in training"),
+        typer.Argument(
+            help="settings of the data, e.g. spec=camvid; as in training: classes=[...], inference.flip=true"
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="scores as JSON")] = None,
     subset: Annotated[str, typer.Option(help="classes whose mean is wanted too, e.g. road,car")] = "",
-    mode: Mode = "whole",
+    mode: Mode = None,
     engine: Runner = "auto",
+    device: Device = "auto",
 ) -> None:
     """Score a model on labelled images: per-class IoU, mIoU, pixel accuracy."""
-    from ssrseg.inference.evaluate import evaluate as score
-    from ssrseg.inference.evaluate import scores_table
+    from ssrseg.inference import evaluate as score
+    from ssrseg.inference import scores_table
 
     tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
-    classes = tree.pop("classes", None)
+    classes, inference = tree.pop("classes", None), _inference(tree.pop("inference", {}), mode)
     scores = score(
         model,
         settings_of.resolve_group(settings_of.DataConfig, tree, "data settings"),
         classes=classes,
-        inference=_inference(mode),
+        inference=inference,
         subset=[name.strip() for name in subset.split(",") if name.strip()],
         out=out,
+        device=device,
         engine=engine,
     )
     _screen().print(scores_table(scores))
@@ -209,20 +214,29 @@ def predict(
     model: Path,
     images: Annotated[str, typer.Argument(help="a file, a folder, a quoted glob, or a video")],
     out: Annotated[Path, typer.Option(help="where the label maps and overlays go")],
-    mode: Mode = "whole",
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="as in training: inference.flip=true, 'inference.scales=[0.75, 1]', inference.window=..."),
+    ] = None,
+    mode: Mode = None,
     engine: Runner = "auto",
+    device: Device = "auto",
     every: Annotated[int, typer.Option(help="of a video, label each n-th frame; the others keep its labels")] = 1,
 ) -> None:
     """Label your own pictures, id map, colour map and overlay of each, or a video."""
-    from ssrseg.inference.predict import predict as label
-    from ssrseg.inference.video import is_video, predict_video
+    from ssrseg.inference import is_video, predict_video
+    from ssrseg.inference import predict as label
 
+    tree = settings_of.assignments(words or [])
+    inference = _inference(tree.pop("inference", {}), mode)
+    if tree:
+        raise UserError(f"predict takes settings of `inference` only, such as inference.flip=true; found {min(tree)}.")
     if is_video(images):
-        video = predict_video(model, images, out, inference=_inference(mode), engine=engine, every=every)
+        video = predict_video(model, images, out, inference=inference, device=device, engine=engine, every=every)
         pace = f"{video.speed:.2f} times the stream's {video.rate:g} frames/s"
         typer.echo(f"{video.frames} frames labelled in {video.seconds:.1f} s ({pace}): {video.path}")
         return
-    predictions = label(model, images, out, inference=_inference(mode), engine=engine)
+    predictions = label(model, images, out, inference=inference, device=device, engine=engine)
     for path, why in predictions.unreadable.items():
         typer.echo(f"not readable, left out: {path}: {why}", err=True)
     typer.echo(f"{len(predictions)} images labelled: {out}")
@@ -251,7 +265,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="the .onnx file")],
 ) -> None:
     """Write a model as ONNX with dynamic size, checked against torch."""
-    from ssrseg.inference.export import export as write
+    from ssrseg.inference import export as write
 
     typer.echo(str(write(model, out)))
 
@@ -356,8 +370,9 @@ def _settings(
     return settings_of.resolve(settings_of.compose(preset, config, own, words or []))
 
 
-def _inference(mode: str) -> Any:
-    return settings_of.resolve_group(settings_of.InferenceConfig, {"mode": mode}, "inference settings")
+def _inference(tree: dict[str, Any], mode: str | None) -> settings_of.InferenceConfig:
+    chosen = tree if mode is None else settings_of.merge(tree, {"mode": mode})
+    return settings_of.resolve_group(settings_of.InferenceConfig, chosen, "inference settings")
 
 
 def _screen() -> Console:

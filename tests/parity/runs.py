@@ -18,7 +18,7 @@ from ssrseg.data.label_mapping import lookup_table, map_ids
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.samplers import RareClassSampler, rare_class_probabilities
 from ssrseg.data.transforms import is_varied, pad, rescale_size, resize_image, resize_labels, retry
-from ssrseg.inference.evaluate import evaluate_model
+from ssrseg.inference import evaluate_model
 from ssrseg.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from ssrseg.models.weight_names import official_name
 from ssrseg.training.optim import build_optimizer, learning_rate

@@ -55,6 +55,8 @@ class InferenceConfig(Strict):
     stride: Size = (341, 341)
     flip: bool = False
     """Average with the mirrored image."""
+    scales: Annotated[tuple[Rate, ...], Field(min_length=1)] = (1.0,)
+    """Average over copies of the image whose height and width are scaled by these."""
 
 
 class GuardConfig(Strict):

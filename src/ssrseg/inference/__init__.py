@@ -1,1 +1,27 @@
-"""A trained model, used: whole or by windows, on pictures, videos and labelled sets, and exported."""
+"""A trained model, used: on single images and batches, folders, videos and labelled sets, and exported."""
+
+from ssrseg.inference.evaluate import evaluate, evaluate_model, evaluating, scores_table
+from ssrseg.inference.export import ExportReport, export, graph_signature
+from ssrseg.inference.metrics import Scores
+from ssrseg.inference.predict import Predictions, predict
+from ssrseg.inference.predictor import Predictor
+from ssrseg.inference.sliding_window import build_inference
+from ssrseg.inference.video import LabelledVideo, is_video, predict_video
+
+__all__ = [
+    "ExportReport",
+    "LabelledVideo",
+    "Predictions",
+    "Predictor",
+    "Scores",
+    "build_inference",
+    "evaluate",
+    "evaluate_model",
+    "evaluating",
+    "export",
+    "graph_signature",
+    "is_video",
+    "predict",
+    "predict_video",
+    "scores_table",
+]

@@ -1,4 +1,4 @@
-"""Deployment: a segmenter as one ONNX file, checked against torch, and proof of what is in its graph."""
+"""A segmenter as one ONNX file, checked against torch, and proof of what is in its graph."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssrseg.errors import UserError
-from ssrseg.inference.sliding_window import Size, open_model
+from ssrseg.inference.predictor import open_model
+from ssrseg.inference.sliding_window import Size
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.runs.atomic import write_atomically, write_json
 
@@ -43,7 +44,7 @@ class Check:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how it compares with torch."""
+    """The files of an export, and how the model in them compares with torch."""
 
     onnx: Path
     sidecar: Path
@@ -51,12 +52,12 @@ class ExportReport:
     checks: tuple[Check, ...]
 
     def __str__(self) -> str:
-        said = [
+        checks = [
             f"{check.shape}: logits differ by at most {check.max_difference:.1e}, "
             f"{100 * check.equal_labels:.3f}% equal labels"
             for check in self.checks
         ]
-        return "\n".join([str(self.onnx), *said])
+        return "\n".join([str(self.onnx), *checks])
 
 
 def export(
@@ -68,7 +69,7 @@ def export(
     JSON file beside it. Nothing is left in the place of `out` when the check fails.
 
     Args:
-        model: a segmenter, or the file of one.
+        model: a segmenter, or where one lies, as in `Predictor`.
         out: the `.onnx` file.
         size: (height, width) of the images to trace and check with.
         dynamic: batch, height and width are free, height and width as multiples of 32; else one image of `size`.
@@ -77,7 +78,9 @@ def export(
     Raises:
         UserError: packages are missing, torch cannot export the model, or its predictions differ from torch's.
     """
-    _require("onnx", "onnxscript", *(["onnxruntime"] if check else []))
+    packages = ("onnx", "onnxscript", *(["onnxruntime"] if check else []))
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise UserError(f"Exporting needs {', '.join(missing)}: pip install 'ssrseg[export]'")
     if dynamic and any(length % STRIDE for length in size):
         raise UserError(f"The size {size} should be multiples of {STRIDE}; or export with dynamic=False.")
     out = Path(out)
@@ -94,7 +97,7 @@ def export(
     def write(partial: Path) -> None:
         program.save(partial)
         if check:
-            checks.extend(_check(segmenter, partial, _shapes(size, dynamic)))
+            checks.extend(_check(segmenter, partial, size, dynamic))
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -106,14 +109,8 @@ def export(
     return ExportReport(out, sidecar, tuple(checks))
 
 
-def _require(*packages: str) -> None:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"Exporting needs {', '.join(missing)}: pip install 'ssrseg[export]'")
-
-
 def _deployed(model: Segmenter) -> Segmenter:
-    """A copy on the CPU in eval mode; the caller's model stays as it is."""
+    """Copy a model to the CPU, in eval mode; the caller's stays as it is."""
     return copy.deepcopy(model).cpu().float().eval()
 
 
@@ -186,19 +183,12 @@ def _facts(segmenter: Segmenter, size: Size, dynamic: bool) -> dict[str, Any]:
     }
 
 
-def _shapes(size: Size, dynamic: bool) -> list[tuple[int, int, int, int]]:
-    """Batches to check with: of the traced size and, when dynamic, of another one."""
-    if not dynamic:
-        return [(1, 3, *size)]
-    other = size[0] // 2 // STRIDE * STRIDE + STRIDE, size[1] // 2 // STRIDE * STRIDE + 2 * STRIDE
-    return [(1, 3, *size), (3, 3, *other)]
-
-
-def _check(segmenter: Segmenter, path: Path, shapes: Iterable[tuple[int, int, int, int]]) -> list[Check]:
+def _check(segmenter: Segmenter, path: Path, size: Size, dynamic: bool) -> Iterator[Check]:
+    """Compare with torch on images of the traced size and, when dynamic, on a batch of another one."""
     runtime: Any = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    checks = []
-    for seed, shape in enumerate(shapes):
+    other = size[0] // 2 // STRIDE * STRIDE + STRIDE, size[1] // 2 // STRIDE * STRIDE + 2 * STRIDE
+    for seed, shape in enumerate([(1, 3, *size), (3, 3, *other)] if dynamic else [(1, 3, *size)]):
         images = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
         with torch.inference_mode():
             expected = segmenter(images)
@@ -208,8 +198,7 @@ def _check(segmenter: Segmenter, path: Path, shapes: Iterable[tuple[int, int, in
                 f"The exported model is not the model: on random images {shape} only {100 * check.equal_labels:.2f}% "
                 f"of the labels are equal (logits differ by up to {check.max_difference:.2g}); nothing was written."
             )
-        checks.append(check)
-    return checks
+        yield check
 
 
 def _compare(shape: tuple[int, ...], logits: Tensor, expected: Tensor) -> Check:
@@ -219,7 +208,7 @@ def _compare(shape: tuple[int, ...], logits: Tensor, expected: Tensor) -> Check:
 
 @dataclass(frozen=True)
 class GraphSignature:
-    """What a model computes, independent of the values of its weights: equal signatures, equal graphs."""
+    """A model's graph without the values of its weights."""
 
     operators: tuple[str, ...]
     """In the order of execution."""
@@ -231,7 +220,7 @@ class GraphSignature:
 
 
 def graph_signature(model: Segmenter, size: Size = (64, 64)) -> GraphSignature:
-    """The exported graph of a model in eval mode, for one image of a size.
+    """Trace the graph of a model in eval mode, for one image of a size.
 
     It proves that training left nothing behind: a model that was regularised has the signature of one that was not.
     """

@@ -1,4 +1,4 @@
-"""The scores that follow from a confusion matrix."""
+"""Scores of a confusion matrix: IoU and accuracy, per class and on average."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
 from torch import Tensor
 
 from ssrseg.data import SPACES
@@ -19,7 +18,7 @@ PUBLISHED_SUBSETS = ("synthia16", "synthia13")
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """How well labels were met. All scores are fractions; what was not measured is `None`, its mean NaN.
+    """Agreement of predictions with labels. All scores are fractions; what was not measured is `None`, its mean NaN.
 
     Scores of disjoint sets of images add up: `a + b` are the scores of their union.
     """
@@ -80,7 +79,7 @@ class Scores:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The scores as JSON takes them: `miou`, `pixel_accuracy`, per class `iou` and `accuracy`, and `subsets`."""
+        """Convert to what JSON takes: `miou`, `pixel_accuracy`, per class `iou` and `accuracy`, and `subsets`."""
         means = {"miou": _finite(self.miou), "pixel_accuracy": _finite(self.pixel_accuracy)}
         subsets = {name: _finite(value) for name, value in self.subsets.items()}
         whole: dict[str, Any] = {**means, "iou": self.iou, "accuracy": self.accuracy}
@@ -93,7 +92,7 @@ class Scores:
 
 
 def check_names(names: Iterable[str], classes: tuple[str, ...]) -> None:
-    """Raises `UserError` for a name that is no class."""
+    """Raise `UserError` for a name that is no class."""
     if unknown := [name for name in names if name not in classes]:
         raise UserError(f"There is no class {unknown[0]!r}; the classes are {', '.join(classes)}.")
 
@@ -109,22 +108,3 @@ def _ratios(parts: Tensor, wholes: Tensor) -> list[float | None]:
 def _mean(values: Sequence[float | None]) -> float:
     measured = [value for value in values if value is not None]
     return math.fsum(measured) / len(measured) if measured else math.nan
-
-
-def scores_table(scores: Scores) -> Table:
-    """IoU and accuracy per class and their means, in percent, for a terminal."""
-    table = Table("class", box=None)
-    for heading in ("IoU", "accuracy", "pixels"):
-        table.add_column(heading, justify="right")
-    pixels = scores.confusion.sum(1).tolist()
-    for name, iou, accuracy, count in zip(scores.classes, scores.iou, scores.accuracy, pixels, strict=True):
-        table.add_row(name, _percent(iou), _percent(accuracy), f"{count:,}")
-    table.add_section()
-    table.add_row("all", _percent(scores.miou), _percent(scores.pixel_accuracy), f"{sum(pixels):,}")
-    for name, miou in scores.subsets.items():
-        table.add_row(f"of these, {', '.join(scores.subset) if name == 'subset' else name}", _percent(miou), "", "")
-    return table
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"

@@ -1,12 +1,15 @@
-"""Your own pictures, labelled: id map, colour map and overlay of each."""
+"""Folders of images, labelled: id map, colour map and overlay of each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,36 +17,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssrseg.config import ClassConfig, InferenceConfig
-from ssrseg.data.datasets import bounded
+from ssrseg.config import InferenceConfig
 from ssrseg.data.images import read_image
-from ssrseg.data.label_mapping import space_of
 from ssrseg.data.layouts import IMAGE_SUFFIXES
 from ssrseg.errors import UserError
-from ssrseg.inference.engines import open_engine
-from ssrseg.inference.prefetch import Behind, ahead
-from ssrseg.inference.sliding_window import (
-    Infer,
-    Network,
-    Progress,
-    build_inference,
-    evaluating,
-    open_model,
-    pick_device,
-    predict_ids,
-)
+from ssrseg.inference.predictor import Predictor, Progress
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.runs.atomic import write_atomically
 
 Kind = Literal["ids", "color", "overlay"]
 ENDINGS: dict[Kind, str] = {"ids": "_ids.png", "color": "_color.png", "overlay": "_overlay.jpg"}
-"""What is written: class ids as grey values, the classes' colours as a palette, the colours over the image."""
+"""Class ids as grey values, the classes' colours as a palette, the colours over the image."""
 OPACITY = 0.5
+T = TypeVar("T")
+_END = object()
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a call of `predict` left behind."""
+    """The result of `predict`."""
 
     images: tuple[Path, ...]
     """Those that were labelled."""
@@ -69,18 +61,17 @@ def predict(
 ) -> Predictions:
     """Label images and write the results as pictures of the images' own size.
 
-    The network sees an image as it saw those of its domain: resized to the bound that the model's description names.
     Sub-folders of an input folder or glob are kept; earlier results in `out` are overwritten, inputs never.
 
     Args:
-        model: a segmenter, which is moved to `device`, or the file of one.
+        model: as in `Predictor`.
         inputs: a file, a folder (with its sub-folders), a glob, or several of them.
         out: folder for `<name>_ids.png`, `<name>_color.png`, `<name>_overlay.jpg`.
-        inference: how an image becomes logits; as a whole when absent.
-        kinds: what to write of each image.
-        device: `auto` or a device of torch's.
-        engine: what runs the network, see `ssrseg.inference.engines.open_engine`.
-        progress: told after every image.
+        inference: `mode` of `Predictor`.
+        device: as in `Predictor`.
+        engine: as in `Predictor`.
+        kinds: the pictures to write of each image.
+        progress: called after every image.
 
     Raises:
         UserError: no image was found or none could be read, results would overwrite images or each other, or `out`
@@ -88,18 +79,15 @@ def predict(
     """
     out = Path(out)
     jobs = _jobs([inputs] if isinstance(inputs, str | Path) else inputs, out, kinds)
-    segmenter = open_model(model).to(pick_device(device))
-    infer = build_inference(inference or InferenceConfig())
-    colors = colors_of(segmenter)
-    network = open_engine(segmenter, engine, images=len(jobs))
+    predictor = Predictor(model, device, engine, inference or InferenceConfig(), images=len(jobs))
+    colors = predictor.colors
     unreadable: dict[Path, str] = {}
-    with evaluating(segmenter), Behind() as writing:
-        for done, (path, image) in enumerate(zip(jobs, ahead(map(_read, jobs)), strict=True), start=1):
+    with background() as submit:
+        for done, (path, image) in enumerate(zip(jobs, prefetch(map(_read, jobs)), strict=True), start=1):
             if isinstance(image, UserError):
                 unreadable[path] = str(image)
             else:
-                ids = label_image(segmenter, image, infer, network).cpu()
-                writing.do(partial(_write, jobs[path], image, ids, colors))
+                submit(partial(_write, jobs[path], image, predictor(image), colors))
             if progress is not None:
                 progress(done, len(jobs))
     if len(unreadable) == len(jobs):
@@ -116,18 +104,8 @@ def _read(path: Path) -> Tensor | UserError:
         return error
 
 
-def label_image(model: Segmenter, image: Tensor, infer: Infer, network: Network | None = None) -> Tensor:
-    """Class ids (H, W) of one image of RGB bytes (3, H, W); the network sees it at the size it was made for.
-
-    `network` is what computes the model's logits; the model itself when absent.
-    """
-    bound = model.description.resize if model.description is not None else None
-    seen = bounded(image, bound).to(model.mean.device)
-    return predict_ids(network or model, seen, infer, (image.shape[-2], image.shape[-1]))
-
-
 def _jobs(inputs: Sequence[Path | str], out: Path, kinds: Sequence[Kind]) -> dict[Path, dict[Kind, Path]]:
-    """Every image, and where its results go."""
+    """Find every image, and where its results go."""
     jobs: dict[Path, dict[Kind, Path]] = {}
     owners: dict[Path, Path] = {}
     for word in inputs:
@@ -149,7 +127,7 @@ def _jobs(inputs: Sequence[Path | str], out: Path, kinds: Sequence[Kind]) -> dic
 
 
 def _images(word: Path | str, out: Path) -> Iterator[tuple[Path, Path]]:
-    """The images that a word means, each with the folder that its results are named relative to."""
+    """Find the images that a word means, each with the folder that its results are named relative to."""
     path = Path(word)
     if path.is_file():
         yield path, path.parent
@@ -167,13 +145,6 @@ def _images(word: Path | str, out: Path) -> Iterator[tuple[Path, Path]]:
     yield from ((file, root) for file in sorted(files))
 
 
-def colors_of(model: Segmenter) -> npt.NDArray[np.uint8]:
-    """RGB (K, 3)."""
-    described = model.description.colors if model.description is not None else ()
-    chosen = space_of([ClassConfig(name=str(i)) for i in range(model.num_classes)])[0].colors
-    return np.array(described or chosen, dtype=np.uint8)
-
-
 def _write(results: dict[Kind, Path], image: Tensor, ids: Tensor, colors: npt.NDArray[np.uint8]) -> None:
     for kind, path in results.items():
         picture = draw(kind, image, ids, colors)
@@ -185,8 +156,8 @@ def _write(results: dict[Kind, Path], image: Tensor, ids: Tensor, colors: npt.ND
 
 
 def draw(kind: Kind, image: Tensor, ids: Tensor, colors: npt.NDArray[np.uint8]) -> Image.Image:
-    """One of the pictures: image (3, H, W), RGB bytes; ids (H, W); colours (K, 3), RGB bytes."""
-    labels = ids_picture(ids)
+    """Draw one of the pictures: image (3, H, W), RGB bytes; ids (H, W); colours (K, 3), RGB bytes."""
+    labels = Image.fromarray(ids.to(torch.uint8).numpy())
     if kind == "ids":
         return labels
     labels.putpalette(colors.tobytes())
@@ -195,6 +166,39 @@ def draw(kind: Kind, image: Tensor, ids: Tensor, colors: npt.NDArray[np.uint8]) 
     return Image.blend(Image.fromarray(image.permute(1, 2, 0).numpy()), labels.convert("RGB"), OPACITY)
 
 
-def ids_picture(ids: Tensor) -> Image.Image:
-    """Class ids (H, W) as grey values."""
-    return Image.fromarray(ids.to(torch.uint8).numpy())
+def prefetch(items: Iterable[T], count: int = 2) -> Iterator[T]:
+    """Iterate in order, up to `count` items made in advance by one thread; errors come in their turn."""
+    source = iter(items)
+    with ThreadPoolExecutor(1) as reader:
+        waiting: deque[Future[Any]] = deque(reader.submit(next, source, _END) for _ in range(count))
+        try:
+            while (item := waiting.popleft().result()) is not _END:
+                waiting.append(reader.submit(next, source, _END))
+                yield item
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def background(count: int = 2) -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Run jobs in order in one thread, while at most `count` of them wait; leaving waits for all of them.
+
+    Yields:
+        What takes a job; it raises what an earlier one raised, and so does leaving.
+    """
+    waiting: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+
+        def submit(job: Callable[[], object]) -> None:
+            if len(waiting) >= count:
+                waiting.popleft().result()
+            waiting.append(thread.submit(job))
+
+        try:
+            yield submit
+        except BaseException:
+            thread.shutdown(cancel_futures=True)
+            raise
+        for future in waiting:
+            future.result()

@@ -1,11 +1,13 @@
-"""A video, labelled: the classes' colours over its frames, or alone, as a video of the same size and rate."""
+"""Videos, labelled: the classes' colours over the frames, or alone, as a video of the same size and rate."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +18,8 @@ from torch import Tensor
 
 from ssrseg.config import InferenceConfig
 from ssrseg.errors import UserError
-from ssrseg.inference.engines import open_engine
-from ssrseg.inference.predict import colors_of, draw, label_image
-from ssrseg.inference.prefetch import Behind, ahead
-from ssrseg.inference.sliding_window import Progress, build_inference, evaluating, open_model, pick_device
+from ssrseg.inference.predict import background, draw, prefetch
+from ssrseg.inference.predictor import Predictor, Progress
 from ssrseg.models.segmenter import Segmenter
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -28,8 +28,8 @@ VideoKind = Literal["color", "overlay"]
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """What a call of `predict_video` left behind."""
+class LabelledVideo:
+    """The result of `predict_video`."""
 
     path: Path
     frames: int
@@ -45,7 +45,7 @@ class Labelled:
 
 
 def is_video(path: Path | str) -> bool:
-    """Whether the name is that of a video."""
+    """Return whether the name is that of a video."""
     return Path(path).suffix.lower() in VIDEO_SUFFIXES
 
 
@@ -60,19 +60,19 @@ def predict_video(
     device: str = "auto",
     engine: str = "auto",
     progress: Progress | None = None,
-) -> Labelled:
+) -> LabelledVideo:
     """Label the frames of a video; frames are read and written while the network works.
 
     Args:
-        model: a segmenter, which is moved to `device`, or the file of one.
+        model: as in `Predictor`.
         clip: a video that OpenCV reads.
         out: the folder for `<name>_<kind>.mp4`, at the clip's size and rate.
-        inference: how a frame becomes logits; as a whole when absent.
+        inference: `mode` of `Predictor`.
+        device: as in `Predictor`.
+        engine: as in `Predictor`.
         kind: the colours over the frames, or alone.
         every: label each n-th frame; the others keep the labels of the last one. Makes a stream n times as fast.
-        device: `auto` or a device of torch's.
-        engine: what runs the network, see `ssrseg.inference.engines.open_engine`.
-        progress: told after every frame; the number of all frames is the file's own claim.
+        progress: called after every frame; the number of all frames is the file's own claim.
 
     Raises:
         UserError: the clip is missing, no video or without a frame, or the result cannot be written.
@@ -80,34 +80,40 @@ def predict_video(
     clip, out = Path(clip), Path(out)
     if every < 1:
         raise UserError(f"every is {every}: label each frame (1), or each n-th.")
-    stream = _open(clip)
-    rate = stream.get(cv2.CAP_PROP_FPS) or 25.0
-    count = max(0, int(stream.get(cv2.CAP_PROP_FRAME_COUNT)))
-    segmenter = open_model(model).to(pick_device(device))
-    infer = build_inference(inference or InferenceConfig())
-    colors = colors_of(segmenter)
-    network = open_engine(segmenter, engine, images=-(-count // every))
     path = out / f"{clip.stem}_{kind}.mp4"
     if path.resolve() == clip.resolve():
         raise UserError(f"The result would overwrite {clip}: give another folder for results.")
+    stream = _open(clip)
+    rate = stream.get(cv2.CAP_PROP_FPS) or 25.0
+    count = max(0, int(stream.get(cv2.CAP_PROP_FRAME_COUNT)))
+    predictor = Predictor(model, device, engine, inference or InferenceConfig(), images=-(-count // every))
+    colors = predictor.colors
     partial_path = path.with_name(f".{path.name}.partial.mp4")  # the container follows the ending
     began, done, ids = time.perf_counter(), 0, torch.empty(0)
+    frames = prefetch(_frames(stream))
     try:
-        with evaluating(segmenter), _Writer(partial_path, rate) as writer, Behind() as writing:
-            for frame in ahead(_frames(stream)):
-                if done % every == 0:
-                    ids = label_image(segmenter, frame, infer, network).cpu()
-                writing.do(partial(writer.write, frame, ids, kind, colors))
-                done += 1
+        first = next(frames, None)
+        if first is None:
+            raise UserError(f"{clip} has no frame that can be read.")
+        video = _create(partial_path, rate, first)
+
+        def write(frame: Tensor, ids: Tensor) -> None:
+            video.write(np.asarray(draw(kind, frame, ids, colors).convert("RGB"))[:, :, ::-1])
+
+        with ExitStack() as opened:
+            opened.callback(video.release)
+            submit = opened.enter_context(background())
+            for done, frame in enumerate(chain([first], frames), start=1):
+                if (done - 1) % every == 0:
+                    ids = predictor(frame)
+                submit(partial(write, frame, ids))
                 if progress is not None:
                     progress(done, max(done, count))
-        if not done:
-            raise UserError(f"{clip} has no frame that can be read.")
         partial_path.replace(path)
     finally:
         stream.release()
         partial_path.unlink(missing_ok=True)
-    return Labelled(path, done, time.perf_counter() - began, rate)
+    return LabelledVideo(path, done, time.perf_counter() - began, rate)
 
 
 def _open(clip: Path) -> cv2.VideoCapture:
@@ -120,7 +126,7 @@ def _open(clip: Path) -> cv2.VideoCapture:
 
 
 def _frames(stream: cv2.VideoCapture) -> Iterator[Tensor]:
-    """RGB bytes (3, H, W) each."""
+    """Read RGB bytes (3, H, W) of each frame."""
     while True:
         read, frame = stream.read()
         if not read:
@@ -128,32 +134,13 @@ def _frames(stream: cv2.VideoCapture) -> Iterator[Tensor]:
         yield torch.from_numpy(np.ascontiguousarray(frame[:, :, ::-1])).permute(2, 0, 1)
 
 
-class _Writer:
-    """Opened at the first frame, whose size the video has."""
-
-    def __init__(self, path: Path, rate: float) -> None:
-        self._path, self._rate = path, rate
-        self._video: cv2.VideoWriter | None = None
-
-    def write(self, frame: Tensor, ids: Tensor, kind: VideoKind, colors: np.ndarray) -> None:
-        picture = np.asarray(draw(kind, frame, ids, colors).convert("RGB"))
-        if self._video is None:
-            self._video = self._start(picture.shape[1], picture.shape[0])
-        self._video.write(picture[:, :, ::-1])
-
-    def _start(self, width: int, height: int) -> cv2.VideoWriter:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"Cannot write {self._path.parent}: {error.strerror or error}.") from error
-        video = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*"mp4v"), self._rate, (width, height))
-        if not video.isOpened():
-            raise UserError(f"Cannot write a video to {self._path.parent}: is there room, and may it be written to?")
-        return video
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._video is not None:
-            self._video.release()
+def _create(path: Path, rate: float, frame: Tensor) -> cv2.VideoWriter:
+    """Open a video of the size of a frame (3, H, W)."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write {path.parent}: {error.strerror or error}.") from error
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, (frame.shape[2], frame.shape[1]))
+    if not video.isOpened():
+        raise UserError(f"Cannot write a video to {path.parent}: is there room, and may it be written to?")
+    return video

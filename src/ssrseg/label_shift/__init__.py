@@ -1,25 +1,19 @@
 """Label shift: class priors of two domains, and what they do to a trained classifier (Undoing, CVPR 2022)."""
 
-from ssrseg.label_shift.counts import image_scores, presence_counts, target_counts
-from ssrseg.label_shift.priors import (
-    Priors,
-    find_priors,
-    fold_shift,
-    log_ratio,
-    published_priors,
-    read_priors,
-    write_priors,
-)
+from ssrseg.label_shift.correct import adjust, estimate_priors, priors_table
+from ssrseg.label_shift.priors import Priors, find_priors, fold_shift, log_ratio, published_priors, read_priors
+from ssrseg.label_shift.pseudo_labels import label_target, labelled_by
 
 __all__ = [
     "Priors",
+    "adjust",
+    "estimate_priors",
     "find_priors",
     "fold_shift",
-    "image_scores",
+    "label_target",
+    "labelled_by",
     "log_ratio",
-    "presence_counts",
+    "priors_table",
     "published_priors",
     "read_priors",
-    "target_counts",
-    "write_priors",
 ]

@@ -1,4 +1,4 @@
-"""A trained model and two domains in, a model corrected for the shift of their class priors out."""
+"""Correction of a trained model for the shift of class priors between two domains."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from ssrseg.data import code_for, find_images, find_pairs, read_image, resolve_s
 from ssrseg.data.class_statistics import class_statistics
 from ssrseg.data.datasets import bounded
 from ssrseg.errors import UserError
-from ssrseg.inference.sliding_window import build_inference, open_model, pick_device
-from ssrseg.label_shift import Priors, find_priors, fold_shift, presence_counts, target_counts, write_priors
+from ssrseg.inference.predict import prefetch
+from ssrseg.inference.predictor import Predictor, open_model
+from ssrseg.label_shift.priors import Priors, find_priors, fold_shift, presence_counts, target_counts, write_priors
 from ssrseg.models.segmenter import Segmenter, save_segmenter
 
 
@@ -30,8 +31,8 @@ def estimate_priors(
     is not known; ours counts an image for a class that covers more than `min_share` of its labelled pixels.
 
     Args:
-        model: trained on these classes.
-        settings: whose `source`, `target` and `inference` are meant.
+        model: trained on these classes; or where it lies, as in `ssrseg.Predictor`.
+        settings: `classes`, `source`, `target` and `inference` of them.
         out: a JSON file for the result.
         min_share: 0 asks for one pixel.
         device: `auto` or a device of torch's.
@@ -41,21 +42,19 @@ def estimate_priors(
     """
     if settings.target is None:
         raise UserError("Class priors are those of two domains: set target.root to a folder of images.")
-    segmenter, space = open_model(model), resolve_space(settings.classes, settings.source)
+    source, target, space = settings.source, settings.target, resolve_space(settings.classes, settings.source)
+    segmenter, files = open_model(model), find_images(target)
     if segmenter.num_classes != space.num_classes:
         raise UserError(f"The model has {segmenter.num_classes} classes, the settings name {space.num_classes}.")
-    where = pick_device(device)
-    pairs = find_pairs(settings.source)
-    statistics = class_statistics(pairs, code_for(settings.source, settings.classes), space.num_classes)
-    bound = settings.target.resize
-    images = (bounded(read_image(path), bound) for path in find_images(settings.target))
-    infer = build_inference(settings.inference)
+    predictor = Predictor(segmenter, device, mode=settings.inference, images=len(files))
+    statistics = class_statistics(find_pairs(source), code_for(source, settings.classes), space.num_classes)
     frequency = statistics.totals / statistics.totals.sum()
-    target = target_counts(segmenter.to(where), images, frequency, infer, device=where)
-    source = presence_counts(statistics.pixels, min_share)
+    images = prefetch(bounded(read_image(path), target.resize) for path in files)
+    labelled = presence_counts(statistics.pixels, min_share)
+    predicted = target_counts(predictor, images, frequency)
     how = f"source: images in which a class covers more than {min_share} of the labelled pixels; target: images whose "
     how += "score exceeds the class's share of the source's pixels"
-    priors = Priors(space.names, tuple(source.tolist()), tuple(target.tolist()), how)
+    priors = Priors(space.names, tuple(labelled.tolist()), tuple(predicted.tolist()), how)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_priors(out, priors)
@@ -63,7 +62,7 @@ def estimate_priors(
 
 
 def priors_table(priors: Priors) -> Table:
-    """Counts and shift per class, for a terminal."""
+    """Tabulate counts and shift per class, for a terminal."""
     table = Table("class", box=None)
     for heading in ("source", "target", "shift"):
         table.add_column(heading, justify="right")
@@ -76,10 +75,10 @@ def priors_table(priors: Priors) -> Table:
 
 
 def adjust(model: Path | str | Segmenter, priors: Priors | Path | str, out: Path) -> Path:
-    """Inference adjustment: write the model with the shift of the priors in its classifier's bias.
+    """Write the model with the shift of the priors in its classifier's bias: inference adjustment.
 
     Args:
-        model: a segmenter with a description, or the file of one.
+        model: a segmenter with a description, or where one lies.
         priors: themselves, a file, or `gta5-cityscapes`, `synthia-cityscapes`.
         out: the new model file.
 

@@ -1,11 +1,12 @@
-"""The shift between two class priors, as a vector that is added to logits."""
+"""Class priors of two domains: how they are counted, and their shift as a vector that is added to logits."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 from torch import Tensor, nn
 
 from ssrseg.errors import UserError
+from ssrseg.inference.predictor import Predictor
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.runs.atomic import write_json
 
@@ -25,7 +27,7 @@ FLOOR = 0.5
 
 @dataclass(frozen=True)
 class Priors:
-    """In how many images of each domain every class occurs."""
+    """Number of images of each domain in which every class occurs."""
 
     classes: tuple[str, ...]
     source: tuple[float, ...]
@@ -45,7 +47,7 @@ class Priors:
         return [name for name, *counts in pairs if min(counts) < FLOOR]
 
     def of(self, classes: Sequence[str]) -> Priors:
-        """The same for these classes, in their order; raises `UserError` when one was not counted."""
+        """Reorder to these classes; raises `UserError` when one was not counted."""
         if unknown := [name for name in classes if name not in self.classes]:
             raise UserError(f"The priors count {', '.join(self.classes)}, but not {unknown[0]!r}.")
         order = [self.classes.index(name) for name in classes]
@@ -54,13 +56,13 @@ class Priors:
 
 
 def log_ratio(source: Sequence[float], target: Sequence[float], *, floor: float = FLOOR) -> Tensor:
-    """Ln p_t - ln p_s per class (K,), float32; p(c) = n_c / sum n, counts no less than `floor`."""
+    """Compute ln p_t - ln p_s per class (K,), float32; p(c) = n_c / sum n, counts no less than `floor`."""
     before, after = (torch.tensor(counts, dtype=torch.float64).clamp(min=floor) for counts in (source, target))
     return ((after / after.sum()).log() - (before / before.sum()).log()).float()
 
 
 def fold_shift(segmenter: Segmenter, shift: Tensor) -> Segmenter:
-    """Inference adjustment: a copy whose logits have `shift` (K,) added, in one bias of its classifier.
+    """Copy a segmenter and add `shift` (K,) to its logits, in one bias of its classifier: inference adjustment.
 
     It costs nothing at run time, and is exact: interpolation keeps constants.
     """
@@ -76,7 +78,7 @@ def fold_shift(segmenter: Segmenter, shift: Tensor) -> Segmenter:
 
 
 def published_priors(task: str, *, attentive: bool = False) -> Priors:
-    """The counts of Undoing's release: `gta5-cityscapes` (19 classes) or `synthia-cityscapes` (16).
+    """Read the counts of Undoing's release: `gta5-cityscapes` (19 classes) or `synthia-cityscapes` (16).
 
     Args:
         task: which.
@@ -85,7 +87,7 @@ def published_priors(task: str, *, attentive: bool = False) -> Priors:
     Raises:
         UserError: no such task.
     """
-    tables = yaml.safe_load((resources.files("ssrseg") / "label_shift" / "published.yaml").read_text())
+    tables = yaml.safe_load((resources.files("ssrseg") / "label_shift" / "published.yaml").read_text(encoding="utf-8"))
     if task not in tables:
         raise UserError(f"There are no published priors for {task!r}: only for {', '.join(tables)}.")
     table = tables[task]
@@ -94,7 +96,7 @@ def published_priors(task: str, *, attentive: bool = False) -> Priors:
 
 
 def find_priors(name: str) -> Priors:
-    """Priors of a file, or published ones by their task; raises `UserError` when it is neither."""
+    """Read the priors of a file, or published ones by their task; raises `UserError` when it is neither."""
     if Path(name).is_file():
         return read_priors(Path(name))
     try:
@@ -104,17 +106,62 @@ def find_priors(name: str) -> Priors:
 
 
 def write_priors(path: Path, priors: Priors) -> None:
-    """As JSON."""
+    """Write priors as JSON."""
     write_json(path, dataclasses.asdict(priors))
 
 
 def read_priors(path: Path) -> Priors:
-    """From JSON; raises `UserError` when that is not what lies there."""
+    """Read priors from JSON; raises `UserError` when that is not what lies there."""
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
         classes, source, target = (tuple(fields[key]) for key in ("classes", "source", "target"))
         return Priors(classes, source, target, str(fields["how"]))
     except OSError as error:
         raise UserError(f"Cannot read the priors {path}: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} does not hold priors (classes, source, target, how): {error}") from error
+
+
+def image_scores(probabilities: Tensor) -> Tensor:
+    """Compute s_c = ln of the mean over pixels of exp(P_c): between the mean and the maximum of P.
+
+    Args:
+        probabilities: (B, K, H, W).
+
+    Returns:
+        (B, K).
+    """
+    pixels = math.log(probabilities.shape[-2] * probabilities.shape[-1])
+    return probabilities.flatten(2).logsumexp(dim=2) - pixels
+
+
+def target_counts(predictor: Predictor, images: Iterable[Tensor], frequency: Tensor) -> Tensor:
+    """Count the images whose score of a class exceeds the class's share of the source's pixels (Undoing's release).
+
+    Args:
+        predictor: of the model, whose own probabilities are scored.
+        images: RGB bytes (3, H, W), one by one, resized as the network wants them.
+        frequency: (K,), shares of the labelled source pixels.
+
+    Returns:
+        Counts (K,), float32.
+    """
+    counts = torch.zeros(predictor.num_classes, device=predictor.device)
+    threshold = frequency.to(predictor.device)
+    for image in images:
+        counts += image_scores(predictor.logits(image[None]).softmax(dim=1))[0] > threshold
+    return counts.cpu()
+
+
+def presence_counts(pixels: Tensor, min_share: float = 0.0) -> Tensor:
+    """Count the files in which a class covers more than `min_share` of the labelled pixels.
+
+    Args:
+        pixels: per file and class, (files, K).
+        min_share: 0 asks for one pixel.
+
+    Returns:
+        Counts (K,), float32.
+    """
+    shares = pixels / pixels.sum(dim=1, keepdim=True).clamp(min=1)
+    return (shares > min_share).float().sum(dim=0)

@@ -22,10 +22,15 @@ def load(model: Path | str) -> Segmenter:
             exists on this disk is never looked for on the Hub.
 
     Raises:
-        UserError: no such model, not one of ours, or the Hub cannot be reached.
+        UserError: no such model, not one of ours, another folder (the models in it are named), or the Hub cannot be
+            reached.
     """
     path = Path(model)
     if path.is_dir():
+        if not (path / WEIGHTS).is_file():
+            inside = sorted(str(found) for found in path.glob("*.safetensors"))
+            names = f": give one of {', '.join(inside)}." if inside else " without a *.safetensors file."
+            raise UserError(f"Expected a model file, found the folder {path}{names}")
         return load_segmenter(path / WEIGHTS)
     if path.exists() or path.suffix in FILES or not HUB_ID.fullmatch(str(model)):
         return load_segmenter(path)

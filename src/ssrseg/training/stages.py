@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import yaml
 from rich.console import Console
 
-from ssrseg.config import Settings, StageConfig, dump, merge, read_yaml, resolve
+from ssrseg.config import DataConfig, Settings, StageConfig, dump, merge, read_yaml, resolve
+from ssrseg.data import resolve_space
 from ssrseg.errors import UserError
-from ssrseg.inference.evaluate import evaluate
-from ssrseg.label_shift.correct import adjust, estimate_priors
-from ssrseg.label_shift.pseudo_labels import label_target, labelled_by
+from ssrseg.inference import Predictor, evaluate
+from ssrseg.label_shift import adjust, estimate_priors, label_target, labelled_by
 from ssrseg.runs.atomic import write_json, write_text
 from ssrseg.runs.folder import ADJUSTED, PRIORS, REFINED, TRAINED, RecipeFolder, RunFolder
 from ssrseg.training.environment import environment
@@ -89,7 +89,8 @@ def train_stages(
         if stage.does == "train":
             last = finish(resolved, recipe.stage(stage.name).path)
         elif stage.does == "label":
-            label_target(_of(stage.model), resolved, left)
+            predictor = Predictor(_of(stage.model), resolved.train.accelerator, mode=resolved.inference)
+            label_target(predictor, _labelled(resolved, left), left)
         elif not left.exists():
             _between(stage, resolved, left)
     if last is None:
@@ -99,15 +100,26 @@ def train_stages(
 
 def _between(stage: StageConfig, settings: Settings, left: Path) -> None:
     if stage.does == "priors":
-        estimate_priors(_of(stage.model), settings, out=left)
+        estimate_priors(_of(stage.model), settings, out=left, device=settings.train.accelerator)
         return
     folder = RunFolder(left.parent)
     folder.create(settings, environment(settings))
     adjust(_of(stage.model), _of(stage.priors), left)
     if settings.val is not None:
-        scores = evaluate(left, settings.val, classes=settings.classes, inference=settings.inference)
+        scores = evaluate(
+            left,
+            settings.val,
+            classes=settings.classes,
+            inference=settings.inference,
+            device=settings.train.accelerator,
+        )
         record = {"step": 0, "student": scores.to_dict(), "teacher": None}
         write_json(folder.scores, {"classes": scores.classes, "last": record})
+
+
+def _labelled(settings: Settings, folder: Path) -> DataConfig:
+    """The target of the settings with labels of ours in `folder`."""
+    return labelled_by(settings.target, resolve_space(settings.classes, settings.source).num_classes, folder)
 
 
 def _of(path: str | None) -> Path:
@@ -137,7 +149,7 @@ def planned(settings: Settings, out: Path) -> list[tuple[StageConfig, Settings, 
             raise UserError(f"Stage {stage.name!r} needs a model, and no stage before it leaves one.")
         plan.append((stage.model_copy(update={"model": model, "priors": priors}), resolved, place))
         if stage.does == "label":
-            left[stage.name] = yaml.safe_load(labelled_by(resolved, place).model_dump_json())
+            left[stage.name] = yaml.safe_load(_labelled(resolved, place).model_dump_json())
         else:
             left[stage.name] = str(place)
             latest["priors" if stage.does == "priors" else "model"] = str(place)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssrseg.adapt.batch import Pseudo
-from ssrseg.inference.evaluate import Scores
+from ssrseg.inference import Scores
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.journal import Journal

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch.utils.data import Dataset, Subset
 
 from ssrseg.adapt import distributed
-from ssrseg.inference.evaluate import Scores, evaluate_model
+from ssrseg.inference import Scores, evaluate_model
 from ssrseg.inference.sliding_window import Infer
 from ssrseg.models.segmenter import Segmenter, save_segmenter
 from ssrseg.runs.atomic import write_json

@@ -18,8 +18,8 @@ from ssrseg.data import LabelledImages
 from ssrseg.data.datasets import LabelledImage
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.transforms import resize_image
-from ssrseg.inference.evaluate import Scores
-from ssrseg.inference.sliding_window import Infer, evaluating, predict_ids
+from ssrseg.inference import Scores, evaluating
+from ssrseg.inference.sliding_window import Infer, predict_ids
 from ssrseg.runs.atomic import write_atomically, write_json
 from ssrseg.training.loop import Observer
 from ssrseg.training.setup import RunContext

@@ -21,8 +21,8 @@ from torch import Tensor
 from ssrseg.config import CRITERIA, DataConfig, SelectionConfig
 from ssrseg.data import find_images, read_image
 from ssrseg.data.datasets import bounded
-from ssrseg.inference.evaluate import Scores
-from ssrseg.inference.sliding_window import Infer, evaluating
+from ssrseg.inference import Scores, evaluating
+from ssrseg.inference.sliding_window import Infer
 from ssrseg.models.segmenter import save_segmenter
 from ssrseg.runs.atomic import write_atomically, write_json
 from ssrseg.training.loop import Observer, StepResult

@@ -1,0 +1,154 @@
+"""A trained model ready to use: opened, on its device, in its engine; images in, classes out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ssrseg.config import ClassConfig, InferenceConfig, resolve_group
+from ssrseg.data.datasets import bounded
+from ssrseg.data.images import read_image
+from ssrseg.data.label_mapping import space_of
+from ssrseg.data.transforms import rescale_size
+from ssrseg.errors import UserError
+from ssrseg.inference.engines import open_engine, pick_device
+from ssrseg.inference.sliding_window import Size, build_inference
+from ssrseg.models.hub import load
+from ssrseg.models.segmenter import Segmenter
+
+Images = Tensor | npt.NDArray[Any] | Image.Image | Path | str
+"""One image or a batch: RGB, (3, H, W), (H, W, 3), (B, 3, H, W) or (B, H, W, 3); bytes, or floats in [0, 1]."""
+Progress = Callable[[int, int], None]
+"""Called with the number of finished images and the number of all."""
+
+
+class Predictor:
+    """Predict the classes of images: `Predictor("model.safetensors")("street.png")` -> class ids (H, W).
+
+    It holds a copy of the model's weights: a model that is handed over is neither moved nor changed, and its later
+    training does not change the predictor. The network sees an image as it saw those of its domain, resized to the
+    bound that the model's description names; results have the image's own size.
+
+    Args:
+        model: a segmenter, a file of one, a folder of `save_pretrained`, or `owner/name[@revision]` on the Hub.
+        device: `auto` (CUDA, else MPS, else the CPU) or a device of torch's.
+        engine: what runs the network: `auto` or a key of `ssrseg.inference.engines.ENGINES`.
+        mode: `whole` or `slide`, or the whole of the settings, with windows, flips and scales.
+        images: how many are expected, for the engine `auto`.
+
+    Raises:
+        UserError: no such model, device, engine or mode, or not here.
+    """
+
+    def __init__(
+        self,
+        model: Segmenter | Path | str,
+        device: str | torch.device = "auto",
+        engine: str = "auto",
+        mode: str | InferenceConfig = "whole",
+        *,
+        images: int = 1,
+    ) -> None:
+        self.inference = mode if isinstance(mode, InferenceConfig) else _inference_of(mode)
+        self.device = pick_device(device)
+        segmenter = open_model(model)
+        self.description, self.num_classes = segmenter.description, segmenter.num_classes
+        self.infer = build_inference(self.inference)
+        self.network = open_engine(copy.deepcopy(segmenter).to(self.device).eval(), engine, images=images)
+
+    @property
+    def colors(self) -> npt.NDArray[np.uint8]:
+        """RGB of the classes (K, 3): the model's own, else evenly spread hues."""
+        described = self.description.colors if self.description is not None else ()
+        chosen = space_of([ClassConfig(name=str(i)) for i in range(self.num_classes)])[0].colors
+        return np.array(described or chosen, dtype=np.uint8)
+
+    def __call__(self, images: Images) -> Tensor:
+        """Predict class ids: int64, (H, W) of one image, (B, H, W) of a batch, on the device of the images.
+
+        Args:
+            images: one image or a batch of one size, see `Images`; a path is an image file. The axis of the colours is
+                the first that can be: (3, H, 3) has its colours first.
+
+        Raises:
+            UserError: a file cannot be read, or these are no RGB images.
+        """
+        pixels = as_pixels(images)
+        return self._logits_of(pixels).argmax(dim=-3).to(pixels.device)
+
+    def probabilities(self, images: Images) -> Tensor:
+        """Predict class probabilities: float32, (K, H, W) of one image, (B, K, H, W) of a batch; as `__call__`."""
+        pixels = as_pixels(images)
+        return self._logits_of(pixels).softmax(dim=-3).to(pixels.device)
+
+    def _logits_of(self, pixels: Tensor) -> Tensor:
+        batch = pixels if pixels.ndim == 4 else pixels[None]
+        height, width = batch.shape[-2:]
+        logits = self.logits(self._resized(batch), (height, width))
+        return logits if pixels.ndim == 4 else logits[0]
+
+    def _resized(self, batch: Tensor) -> Tensor:
+        bound = self.description.resize if self.description is not None else None
+        if bound is None:
+            return batch
+        if batch.dtype == torch.uint8:  # as the loader does it, to the last bit
+            return torch.stack([bounded(image, bound) for image in batch.cpu()])
+        width, height = rescale_size(batch.shape[-1], batch.shape[-2], bound)
+        return F.interpolate(batch, (height, width), mode="bilinear", align_corners=False)
+
+    @torch.no_grad()  # not inference_mode: its tensors could not be changed by the caller
+    def logits(self, images: Tensor, size: Size | None = None) -> Tensor:
+        """Compute logits (B, K, *size), on the predictor's device, of images that have the network's size already.
+
+        Args:
+            images: (B, 3, h, w), bytes or floats in [0, 1].
+            size: (height, width) of the result; (h, w) when absent.
+        """
+        images = images.to(self.device)
+        return self.infer(self.network, images.float() / 255 if images.dtype == torch.uint8 else images, size)
+
+
+def as_pixels(images: Images) -> Tensor:
+    """Convert one image or a batch to a tensor (3, H, W) or (B, 3, H, W), bytes or float32 in [0, 1].
+
+    Raises:
+        UserError: a file cannot be read, or shape, type or range are not those of RGB images.
+    """
+    if isinstance(images, Path | str):
+        return read_image(Path(images))
+    if isinstance(images, Image.Image):
+        images = np.array(images.convert("RGB"))
+    if not isinstance(images, Tensor | np.ndarray):
+        raise UserError(f"Expected an image (a tensor, an array, a PIL image, a path), found {type(images).__name__}.")
+    pixels = images if isinstance(images, Tensor) else torch.from_numpy(images.copy())
+    if pixels.ndim in (3, 4) and pixels.shape[-3] != 3:
+        pixels = pixels.movedim(-1, -3)
+    if pixels.ndim not in (3, 4) or pixels.shape[-3] != 3:
+        raise UserError(f"Expected RGB, (3, H, W) or (H, W, 3), or a batch of it; found the shape {(*images.shape,)}.")
+    if pixels.dtype == torch.uint8:
+        return pixels
+    if not pixels.is_floating_point():
+        raise UserError(f"Expected bytes or floats in [0, 1], found {images.dtype}.")
+    if not 0 <= float(pixels.min()) <= float(pixels.max()) <= 1:
+        raise UserError(
+            f"Floats lie in [0, 1]; found {float(pixels.min()):g} to {float(pixels.max()):g}. Divide first."
+        )
+    return pixels.float()
+
+
+def open_model(model: Segmenter | Path | str) -> Segmenter:
+    """Return the model itself, or open it; raises `UserError` as `ssrseg.load` does."""
+    return model if isinstance(model, Segmenter) else load(model)
+
+
+def _inference_of(mode: str) -> InferenceConfig:
+    return resolve_group(InferenceConfig, {"mode": mode}, "inference settings")
