@@ -14,13 +14,14 @@ from factories import random_image, random_labels, write_pairs
 from ssrseg.config import DataConfig, resolve
 from ssrseg.data import (
     LabelCode,
+    eval_samples,
     find_images,
     find_pairs,
     read_image,
     read_labels,
+    resolve_space,
 )
-from ssrseg.data.label_mapping import lookup_table, resolve_space
-from ssrseg.data.loader import eval_samples
+from ssrseg.data.label_mapping import lookup_table
 from ssrseg.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

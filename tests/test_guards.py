@@ -25,8 +25,7 @@ from torch import Tensor
 from factories import tiny_segmenter
 from ssrseg import cli
 from ssrseg.adapt import Batch, Pseudo, Term, View
-from ssrseg.data import train_batches
-from ssrseg.data.loader import RawBatch
+from ssrseg.data import RawBatch, train_batches
 from ssrseg.errors import UserError
 from ssrseg.models import Segmenter
 from ssrseg.runs.records import read_run

@@ -28,6 +28,7 @@ from ssrseg.adapt import (
 from ssrseg.adapt.views import choose_half, classes_present
 from ssrseg.models import Segmenter
 from ssrseg.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from ssrseg.models.heads import Resize
 
 THINGS = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
 """Thing classes of the reference's configurations."""
@@ -139,7 +140,7 @@ def decode_loss(case, same):
     params = case.params
     labels = case.array("labels", torch.int64)
     weights = case.uniform("w", labels.shape)
-    student = SimpleNamespace(head=lambda features: features[0], align_corners=False)
+    student = SimpleNamespace(_run=lambda part, features: features[0], resize=Resize())
     for name, trust in (("plain", None), ("weighted", weights)):
         logits = case.input("logits", (params["batch"], 19, *params["logits_hw"])).requires_grad_()
         resized = Segmenter.decode(student, [logits], labels.shape[-2:])
