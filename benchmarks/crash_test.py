@@ -31,6 +31,7 @@ import torch
 from ssrseg.config import Settings, dump, merge, read_yaml, resolve
 from ssrseg.demo.dataset import CLASSES, write_dataset
 from ssrseg.runs.atomic import PARTIAL
+from ssrseg.runs.folder import RunFolder
 from ssrseg.training import train
 
 RESULTS = Path(__file__).parent / "results"
@@ -87,7 +88,7 @@ def crash_settings(data: Path, steps: int = 10) -> Settings:
 
 def start(folder: Path, settings: Settings, workers: int) -> int:
     """Begin or resume a run in a process of its own; returns its id."""
-    config = folder / "config.yaml"
+    config = RunFolder(folder).config
     resume = config.exists()
     if resume:
         settings = resolve(read_yaml(config))
@@ -145,7 +146,7 @@ def in_writing(folder: Path, checkpoints: int, draw: random.Random) -> tuple[str
 def partials(folder: Path) -> list[str]:
     """Temporary checkpoint files."""
     try:
-        return [name for name in os.listdir(folder / "checkpoints") if name.endswith(PARTIAL)]
+        return [name for name in os.listdir(RunFolder(folder).checkpoint.parent) if name.endswith(PARTIAL)]
     except FileNotFoundError:
         return []
 
@@ -162,7 +163,7 @@ def try_once(
         moment, due = in_writing(folder, checkpoints, draw) if late else at_random(seconds, draw)
         if kill_when(process, due):
             break
-    checkpoint = folder / "checkpoints" / "last.ckpt"
+    checkpoint = RunFolder(folder).checkpoint
     step = torch.load(checkpoint, weights_only=True)["step"] if checkpoint.exists() else 0
     half_written = bool(partials(folder))
     finish(start(folder, settings, workers[1]))
@@ -171,14 +172,15 @@ def try_once(
 
 def differences(one: Path, other: Path) -> Iterator[str]:
     """What two run folders do not share, bit for bit."""
-    for name in ("student-last.safetensors", "student-best.safetensors", "scores.json"):
-        if (one / name).read_bytes() != (other / name).read_bytes():
-            yield name
-    if contents(one / "pictures") != contents(other / "pictures"):
+    mine, theirs = RunFolder(one), RunFolder(other)
+    for kind in ("student_last", "student_best", "scores"):
+        if getattr(mine, kind).read_bytes() != getattr(theirs, kind).read_bytes():
+            yield kind
+    if contents(mine.pictures) != contents(theirs.pictures):
         yield "pictures"
-    if journal(one) != journal(other):
-        yield "metrics.jsonl"
-    states = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (one, other)]
+    if journal(mine.metrics) != journal(theirs.metrics):
+        yield "metrics"
+    states = [torch.load(run.checkpoint, weights_only=True) for run in (mine, theirs)]
     for state in states:
         del state["observers"]["journal"]  # a length in bytes: the clock's numbers have more digits or fewer
     yield from (f"checkpoint: {key}" for key in states[0] if not equal(states[0][key], states[1][key]))
@@ -190,9 +192,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def journal(folder: Path) -> list[dict[str, Any]]:
+def journal(path: Path) -> list[dict[str, Any]]:
     """The records, without what the clock wrote."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in path.read_text().splitlines()]
     timeless = [record for record in records if record["kind"] != "data" and WAITING not in record.get("text", "")]
     return [{key: value for key, value in record.items() if key != WALL_CLOCK} for record in timeless]
 

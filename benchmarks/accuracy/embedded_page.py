@@ -11,6 +11,7 @@ from rows import finished
 from ssrseg.reporting import Comparison, compare, table_markdown
 from ssrseg.reporting.paper import paper_tables
 from ssrseg.reporting.text_tables import TextTable, differences, per_class, scores, sentence
+from ssrseg.runs.folder import RunFolder
 
 RESULTS = Path(__file__).parents[1] / "results"
 METHODS = ("source-only", "dacs", "dacs-ssr", "daformer", "daformer-ssr", "mic", "mic-ssr", "oracle")
@@ -31,7 +32,7 @@ def write_results(out: Path, found_on: set[int]) -> None:
 
     runs = of(*dict.fromkeys(METHODS + STAGES + QUESTIONS + CONTROLS + MASKED + MIC_CONTROLS))
     runs += of(*CONFIRMED, fresh=True)
-    last = {run.name: json.loads((run / "scores.json").read_text())["last"] for run in runs}
+    last = {run.name: json.loads(RunFolder(run).scores.read_text())["last"] for run in runs}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "embedded.json").write_text(json.dumps(last, indent=1) + "\n")
     methods = compare(of(*METHODS), against="source-only", table2=True)

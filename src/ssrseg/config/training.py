@@ -109,7 +109,7 @@ class TrainConfig(Strict):
     sync_batchnorm: bool = False
     """BatchNorm uses the statistics of the whole batch, over all processes (CUDA only), not of each process's."""
     timeout_minutes: Annotated[Rate, NO_EFFECT] = 30.0
-    """A process that stands still for so long while the others wait ends the run."""
+    """Of several processes, one that completes no step, with the evaluation after it, for so long ends the run."""
     accelerator: Annotated[Literal["auto", "cpu", "cuda", "mps"], NO_EFFECT] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: autocast; the weights stay in 32 bits."""

@@ -10,31 +10,24 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from ssrseg.adapt.learner import Learner
 from ssrseg.config import OptimConfig
 
-
-def multipliers(name: str, head_lr_factor: float) -> tuple[float, float]:
-    """Factors of learning rate and weight decay for a parameter of the learner.
-
-    The head learns ten times as fast; the backbone's norms do not decay; biases do, and so do the head's norms
-    (DAFormer's configuration).
-    """
-    if name.startswith("student.head."):
-        return head_lr_factor, 1.0
-    if name.startswith("student.backbone.") and "norm" in name:
-        return 1.0, 0.0
-    return 1.0, 1.0
+DISCRIMINATOR = ".discriminator."
+"""Part of the names of a term's discriminator's parameters, which have an optimiser of their own."""
 
 
 def parameter_groups(learner: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters of a learner but for discriminators, one group per pair of learning rate and weight decay.
+    """Group the trainable parameters of a learner, but for discriminators, by learning rate and weight decay.
+
+    The head learns `head_lr_factor` times as fast; the backbone's norms do not decay; biases do, and so do the head's
+    norms (DAFormer's configuration).
 
     Each group holds `params`, their `names`, `lr`, `base_lr` (what the schedule scales) and `weight_decay`.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in learner.named_parameters():
-        if not parameter.requires_grad or is_discriminator(name):
+        if not parameter.requires_grad or DISCRIMINATOR in name:
             continue
-        lr_factor, decay_factor = multipliers(name, config.head_lr_factor)
-        lr, decay = config.lr * lr_factor, config.weight_decay * decay_factor
+        lr = config.lr * (config.head_lr_factor if name.startswith("student.head.") else 1.0)
+        decay = 0.0 if name.startswith("student.backbone.") and "norm" in name else config.weight_decay
         new = {"params": [], "names": [], "lr": lr, "base_lr": lr, "weight_decay": decay}
         group = groups.setdefault((lr, decay), new)
         group["params"].append(parameter)
@@ -42,13 +35,8 @@ def parameter_groups(learner: nn.Module, config: OptimConfig) -> list[dict[str, 
     return list(groups.values())
 
 
-def is_discriminator(name: str) -> bool:
-    """Whether a parameter of the learner is a term's discriminator's."""
-    return ".discriminator." in name
-
-
 def build_optimizer(learner: Learner, config: OptimConfig, *, discriminator_lr: float = 1e-4) -> Optimizer:
-    """AdamW (betas 0.9 and 0.999, eps 1e-8), or SGD with momentum; discriminators have an Adam beside it.
+    """Build AdamW (betas 0.9 and 0.999, eps 1e-8), or SGD with momentum; discriminators have an Adam beside it.
 
     Fused: its kernel leaves weights and state alone where the attribute `found_inf`, a tensor on the device, is 1.
     """
@@ -58,7 +46,7 @@ def build_optimizer(learner: Learner, config: OptimConfig, *, discriminator_lr: 
         own = SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     else:
         own = AdamW(groups, lr=config.lr, fused=True)
-    adversaries = {name: weight for name, weight in learner.named_parameters() if is_discriminator(name)}
+    adversaries = {name: weight for name, weight in learner.named_parameters() if DISCRIMINATOR in name}
     if not adversaries:
         return own
     group = {"params": [*adversaries.values()], "names": [*adversaries], "base_lr": discriminator_lr}
@@ -87,11 +75,11 @@ class CombinedOptimizer(Optimizer):
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Those of both."""
+        """Return the states of both."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Those of both; raises `KeyError` or `ValueError` for another's."""
+        """Restore both; raises `KeyError` or `ValueError` for another's."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._join()

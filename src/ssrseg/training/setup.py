@@ -68,11 +68,7 @@ class RunContext:
 
 
 def build_context(
-    settings: Settings,
-    folder: RunFolder,
-    *,
-    extensions: Extensions | None = None,
-    notes: Sequence[str] = (),
+    settings: Settings, folder: RunFolder, *, extensions: Extensions | None = None, notes: Sequence[str] = ()
 ) -> RunContext:
     """Launch the processes and build student, method and optimiser: the same weights and draws in each, other dropout.
 
