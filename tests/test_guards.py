@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -411,9 +412,7 @@ def test_what_was_learned_and_lost_is_detected_once() -> None:
     assert told == [7, 12]  # a single high, a single low and what is between say nothing
     again = ForgettingDetector(learned=0.1, lost=0.01, patience=2)
     for number, value in enumerate(car):
-        halves = ForgettingDetector(learned=0.1, lost=0.01, patience=2)
-        halves.restore(json.loads(json.dumps(again.state())))
-        again = halves
+        again = ForgettingDetector(**json.loads(json.dumps(asdict(again))))
         assert bool(again.update({"car": value})) == (number in told)
 
 

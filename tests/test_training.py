@@ -110,7 +110,7 @@ def test_a_run_leaves_what_the_readme_says(tmp_path: Path) -> None:
     names = {path.name for path in (folder / "pictures").iterdir()}
     assert {f"step-{step:06}-{view}.png" for step in (0, 2) for view in ("source", "mixed", "masked")} <= names
     with Image.open(folder / "pictures" / "step-000000-mixed.png") as picture:
-        assert picture.width == 3 * (64 + 4)
+        assert picture.width == 4 + 3 * (64 + 4)
     assert np.array(scores["last"]["student"]["confusion"]).shape == (4, 4)
     compared = json.loads((folder / "pictures" / "val" / "images.json").read_text())
     assert compared["classes"] == list(CLASSES)

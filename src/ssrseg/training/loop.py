@@ -45,6 +45,8 @@ class Observer:
 
     everywhere: ClassVar[bool] = False
     """Whether it watches in every process, because it computes with all of them; else in the first only."""
+    kept: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that checkpoints hold: tensors and plain values."""
 
     def saw(self, step: int, view: View) -> None:
         """Look at a view, made in the step that follows `step` completed ones."""
@@ -66,10 +68,12 @@ class Observer:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold for this observer to go on: tensors and plain values."""
-        return {}
+        return {name: getattr(self, name) for name in self.kept}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore a `state`."""
+        for name in self.kept:
+            setattr(self, name, state[name])
 
 
 def fit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -20,21 +21,19 @@ MUCH_WAITING = 0.3
 """Share of the time spent waiting for data from which on a note is worth it: without, a run is 1.4 times as fast."""
 
 
+@dataclass
 class ForgettingDetector:
-    """Detect when a value that was learned is lost; again only after it was learned anew.
+    """Detect when a value that was learned is lost; again only after it was learned anew."""
 
-    Args:
-        learned: it is, when the value reaches this `patience` times in a row.
-        lost: it is, when the value is below this `patience` times in a row.
-        patience: how many.
-    """
-
-    def __init__(self, learned: float, lost: float, patience: int = 1) -> None:
-        self._learned, self._lost, self._patience = learned, lost, patience
-        self.highest: dict[str, float] = {}
-        self._known: set[str] = set()
-        self._streaks: dict[str, int] = {}
-        """Times in a row: positive while a value is high, negative while it is low."""
+    learned: float
+    """It is, when the value reaches this `patience` times in a row."""
+    lost: float
+    """It is, when the value is below this `patience` times in a row."""
+    patience: int = 1
+    highest: dict[str, float] = field(default_factory=dict)
+    known: list[str] = field(default_factory=list)
+    streaks: dict[str, int] = field(default_factory=dict)
+    """Times in a row: positive while a value is high, negative while it is low."""
 
     def update(self, values: Mapping[str, float | None]) -> list[str]:
         """Return the names that have just been lost; a value of `None` is left out."""
@@ -43,25 +42,15 @@ class ForgettingDetector:
             if value is None:
                 continue
             self.highest[name] = max(value, self.highest.get(name, 0.0))
-            streak = self._streaks.get(name, 0)
-            high, low = value >= self._learned, value < self._lost
-            streak = max(streak, 0) + 1 if high else min(streak, 0) - 1 if low else 0
-            self._streaks[name] = streak
-            if streak >= self._patience:
-                self._known.add(name)
-            elif streak <= -self._patience and name in self._known:
-                self._known.remove(name)
+            streak = self.streaks.get(name, 0)
+            high, low = value >= self.learned, value < self.lost
+            self.streaks[name] = streak = max(streak, 0) + 1 if high else min(streak, 0) - 1 if low else 0
+            if streak >= self.patience and name not in self.known:
+                self.known.append(name)
+            elif streak <= -self.patience and name in self.known:
+                self.known.remove(name)
                 fallen.append(name)
         return fallen
-
-    def state(self) -> dict[str, Any]:
-        """Everything that was seen, as plain values."""
-        return {"highest": dict(self.highest), "known": sorted(self._known), "streaks": dict(self._streaks)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
-        self.highest, self._known = dict(state["highest"]), set(state["known"])
-        self._streaks = dict(state["streaks"])
 
 
 class ClassCollapse(Observer):
@@ -74,53 +63,58 @@ class ClassCollapse(Observer):
         journal: gets a record `labels`: the share of each class since the one before.
     """
 
+    kept = ("counts", "window", "steps")
+
     def __init__(self, context: RunContext, journal: Journal) -> None:
         train, self._classes = context.settings.train, context.space.names
         self._config, self._every, self._warmup = train.guard, train.log_every, context.settings.optim.warmup
         self._journal = journal
-        self._counts = torch.zeros(256, dtype=torch.int64)
-        self._window, self._steps = [0] * len(self._classes), 0
+        self.counts = torch.zeros(256, dtype=torch.int64)
+        self.window, self.steps = [0] * len(self._classes), 0
         self._shares = ForgettingDetector(train.guard.learned_share, train.guard.lost_share, patience=2)
         self._ious = ForgettingDetector(train.guard.learned_iou, train.guard.lost_iou)
 
     def state(self) -> dict[str, Any]:
-        counted = {"counts": self._counts.cpu(), "window": list(self._window), "steps": self._steps}
-        return {**counted, "shares": self._shares.state(), "ious": self._ious.state()}
+        return {
+            **super().state(),
+            "counts": self.counts.cpu(),
+            "shares": asdict(self._shares),
+            "ious": asdict(self._ious),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._counts, self._window, self._steps = state["counts"], list(state["window"]), state["steps"]
-        self._shares.restore(state["shares"])
-        self._ious.restore(state["ious"])
+        super().restore(state)
+        self._shares, self._ious = ForgettingDetector(**state["shares"]), ForgettingDetector(**state["ious"])
 
     def labelled(self, pseudo: Pseudo, valid: Tensor) -> None:
         """Count the trustworthy pixels of each class. Not by `bincount`, which waits for the labels."""
-        counts = self._counts.to(pseudo.labels.device, non_blocking=True)
-        self._counts = counts.scatter_add(0, pseudo.labels.flatten(), valid.flatten().to(counts.dtype))
+        counts = self.counts.to(pseudo.labels.device, non_blocking=True)
+        self.counts = counts.scatter_add(0, pseudo.labels.flatten(), valid.flatten().to(counts.dtype))
 
     def stepped(self, result: StepResult) -> None:
         """Read the counts at log steps."""
-        self._steps += 1
+        self.steps += 1
         if result.step % self._every == 0:
             self._read(result.step)
 
     def _read(self, step: int) -> None:
-        counts = self._counts.tolist()[: len(self._classes)]
-        self._counts = torch.zeros_like(self._counts)
+        counts = self.counts.tolist()[: len(self._classes)]
+        self.counts = torch.zeros_like(self.counts)
         if not sum(counts):  # no teacher labels
             return
         self._journal.write("labels", step, shares=self._named(counts))
-        self._window = [before + now for before, now in zip(self._window, counts, strict=True)]
-        if self._steps < self._config.window:
+        self.window = [before + now for before, now in zip(self.window, counts, strict=True)]
+        if self.steps < self._config.window:
             return
-        if step - self._steps >= self._warmup:  # before, the labels are noise, in which any class may be frequent
-            for name in self._shares.update(self._named(self._window)):
+        if step - self.steps >= self._warmup:  # before, the labels are noise, in which any class may be frequent
+            for name in self._shares.update(self._named(self.window)):
                 self._journal.warn(
                     step,
                     f"The class {name} has collapsed in the pseudo-labels: it held {self._shares.highest[name]:.2%} of "
                     f"them at most, and less than {self._config.lost_share:.3%} of those of steps "
-                    f"{step - 2 * self._steps + 1} to {step}.",
+                    f"{step - 2 * self.steps + 1} to {step}.",
                 )
-        self._window, self._steps = [0] * len(self._classes), 0
+        self.window, self.steps = [0] * len(self._classes), 0
 
     def scored(self, step: int, student: Scores) -> None:
         """Compare the student's scores with those before."""
@@ -143,16 +137,12 @@ class Divergence(Observer):
         journal: gets a record `teacher` at log steps: their distance, as a share of the student's own length.
     """
 
+    kept = ("warned",)
+
     def __init__(self, context: RunContext, journal: Journal) -> None:
         train, self._method = context.settings.train, context.method
         self._far, self._every, self._journal = train.guard.apart, train.log_every, journal
-        self._warned = False
-
-    def state(self) -> dict[str, Any]:
-        return {"warned": self._warned}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._warned = state["warned"]
+        self.warned = False
 
     def stepped(self, result: StepResult) -> None:
         """Measure at log steps."""
@@ -161,14 +151,14 @@ class Divergence(Observer):
             return
         distance = float(distance_between(self._method.learner.student, teacher))
         self._journal.write("teacher", result.step, distance=distance)
-        if distance > self._far and not self._warned:
+        if distance > self._far and not self.warned:
             self._journal.warn(
                 result.step,
                 f"Student and teacher are far apart: at step {result.step} their distance is {distance:.2f} of the "
                 f"student's length, more than {self._far:g}. The teacher does not follow, so its labels are those of "
                 "another model: lower optim.lr, lengthen optim.warmup, or lower method.teacher.decay.",
             )
-        self._warned = distance > self._far
+        self.warned = distance > self._far
 
 
 @torch.no_grad()
@@ -189,17 +179,13 @@ class DataWait(Observer):
         journal: gets a record `data`: `data_wait` in seconds, and its share of the time since the one before.
     """
 
+    kept = ("noted",)
+
     def __init__(self, context: RunContext, journal: Journal) -> None:
         train, self._workers = context.settings.train, context.settings.loader.workers
         self._long, self._every, self._journal = train.guard.stall_seconds, train.log_every, journal
         self._waited, self._since = 0.0, time.perf_counter()
-        self._records, self._noted = 0, False
-
-    def state(self) -> dict[str, Any]:
-        return {"noted": self._noted}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._noted = state["noted"]
+        self._records, self.noted = 0, False
 
     def stepped(self, result: StepResult) -> None:
         """Add up; write when it is time."""
@@ -215,8 +201,8 @@ class DataWait(Observer):
             return
         share = self._waited / (now - self._since)
         self._journal.write("data", step, data_wait=round(self._waited, 3), share=round(share, 3))
-        if share > MUCH_WAITING and self._records and not self._noted:  # the first steps wait for the workers to start
-            self._noted = True
+        if share > MUCH_WAITING and self._records and not self.noted:  # the first steps wait for the workers to start
+            self.noted = True
             self._journal.note(
                 step,
                 f"The run waits for its data {share:.0%} of the time: more loader.workers (now {self._workers}), "

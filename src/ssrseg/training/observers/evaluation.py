@@ -35,6 +35,7 @@ class Evaluation(Observer):
     """
 
     everywhere = True
+    kept = ("best",)
 
     def __init__(
         self,
@@ -46,13 +47,7 @@ class Evaluation(Observer):
     ) -> None:
         self._context, self._infer, self._journal, self._on_scores = context, infer, journal, on_scores
         self._dataset = Subset(dataset, range(distributed.rank(), len(cast(Sized, dataset)), distributed.world()))
-        self._best: float | None = None
-
-    def state(self) -> dict[str, Any]:
-        return {"best": self._best}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._best = state["best"]
+        self.best: float | None = None
 
     def stepped(self, result: StepResult) -> None:
         train, method = self._context.settings.train, self._context.method
@@ -79,8 +74,8 @@ class Evaluation(Observer):
         self._on_scores(step, student)
         self._journal.screen.show_score(step, student.miou, None if teacher is None else teacher.miou)
         fields = {"classes": self._context.space.names, "last": record}
-        if self._best is None or student.miou > self._best:
-            self._best = student.miou
+        if self.best is None or student.miou > self.best:
+            self.best = student.miou
             fields["best"] = record
             save_segmenter(self._context.method.learner.student, folder.student_best)
         write_json(folder.scores, {**read_scores(folder), **fields})

@@ -208,6 +208,7 @@ class Guard(Observer):
     """
 
     everywhere = True
+    kept = ("skipped",)
 
     def __init__(self, context: RunContext, journal: Journal) -> None:
         train, fabric, method = context.settings.train, context.fabric, context.method
@@ -221,15 +222,12 @@ class Guard(Observer):
         self._views: list[str] = []
         self._before: list[Tensor] = []
         self._pending: deque[PendingStep] = deque()
-        self._skipped, self._completed = 0, 0
+        self.skipped, self._completed = 0, 0
 
     def state(self) -> dict[str, Any]:
         """Check the steps that were not checked yet, which may stop the run."""
         self._check(lag=0)
-        return {"skipped": self._skipped}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._skipped = state["skipped"]
+        return super().state()
 
     def saw(self, step: int, view: View) -> None:
         """Note the gradients of the views before, so that the view that spoils them can be named."""
@@ -276,15 +274,15 @@ class Guard(Observer):
             bad = self._pending.popleft().bad_step()
             if bad is None:
                 continue
-            self._skipped += 1
+            self.skipped += 1
             folder = self._folder.fault(bad.step, self._rank)
             bad.dump(folder)
             process = "" if self._rank is None else f"process {self._rank}"
             text = f"{bad.text(process)} No weight was changed; the batch lies in {folder}."
             if stop:
                 self._journal.warn(bad.step, text)
-            elif self._skipped <= self._allowed:
-                self._journal.warn(bad.step, f"{text} Skipped: number {self._skipped} of at most {self._allowed}.")
+            elif self.skipped <= self._allowed:
+                self._journal.warn(bad.step, f"{text} Skipped: number {self.skipped} of at most {self._allowed}.")
             else:
                 stop = bad.step, text
         if stop:

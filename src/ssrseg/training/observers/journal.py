@@ -7,7 +7,6 @@ import json
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -127,60 +126,52 @@ def _flat(fields: Mapping[str, Any]) -> list[tuple[str, float]]:
 class Losses(Observer):
     """Record means of the losses every `every` steps: the only time that the host waits for the device."""
 
+    kept = ("sums", "steps")
+
     def __init__(self, journal: Journal, every: int) -> None:
         self._journal, self._every = journal, every
-        self._sums: dict[str, Tensor] = {}
-        self._steps, self._since = 0, time.perf_counter()
-
-    def state(self) -> dict[str, Any]:
-        return {"sums": self._sums, "steps": self._steps}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._sums, self._steps = state["sums"], state["steps"]
+        self.sums: dict[str, Tensor] = {}
+        self.steps, self._since = 0, time.perf_counter()
 
     def stepped(self, result: StepResult) -> None:
         """Add up; write when it is time."""
         for name, loss in result.losses.items():
-            self._sums[name] = self._sums[name] + loss if name in self._sums else loss
-        self._steps += 1
+            self.sums[name] = self.sums[name] + loss if name in self.sums else loss
+        self.steps += 1
         if result.step % self._every == 0:
             self._write(result)
         self._journal.screen.advance(result.step)
 
     def _write(self, result: StepResult) -> None:
-        means = torch.stack(list(self._sums.values())).div(self._steps).tolist()
-        losses = dict(zip(self._sums, means, strict=True))
-        speed = self._steps * result.images / (time.perf_counter() - self._since)
+        means = torch.stack(list(self.sums.values())).div(self.steps).tolist()
+        losses = dict(zip(self.sums, means, strict=True))
+        speed = self.steps * result.images / (time.perf_counter() - self._since)
         finite = {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}  # as JSON has it
         self._journal.write("train", result.step, lr=result.rate, losses=finite, images_per_second=round(speed, 3))
         self._journal.screen.show_losses(result.step, losses, speed)
-        self._sums, self._steps, self._since = {}, 0, time.perf_counter()
+        self.sums, self.steps, self._since = {}, 0, time.perf_counter()
 
 
 class LoaderNotes(Observer):
     """Note each kind of event in the loader once, and its count at the end of training."""
 
+    kept = ("counts",)
+
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._counts: Counter[str] = Counter()
+        self.counts: dict[str, int] = {}
         self._step = 0
-
-    def state(self) -> dict[str, Any]:
-        return {"counts": dict(self._counts)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._counts = Counter(state["counts"])
 
     def computed(self, step: int, raws: Sequence[RawBatch], losses: Sequence[Mapping[str, Tensor]]) -> None:
         """Count the notes of a step's batches."""
         self._step = step
         for note in (note for raw in raws for note in raw.notes):
-            if note not in self._counts:
+            if note not in self.counts:
                 self._journal.note(step, note)
-            self._counts[note] += 1
+            self.counts[note] = self.counts.get(note, 0) + 1
 
     def finished(self) -> None:
         """Note how often each happened, if more than once."""
-        for note, count in self._counts.items():
+        for note, count in self.counts.items():
             if count > 1:
                 self._journal.note(self._step, f"{count} times: {note}")

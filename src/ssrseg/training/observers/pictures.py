@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.utils import make_grid, save_image
 
 from ssrseg.adapt.batch import View
 from ssrseg.data import LabelledImages
@@ -35,11 +36,12 @@ class ViewPictures(Observer):
 
     def __init__(self, context: RunContext) -> None:
         self._folder, self._every = context.folder.pictures, context.settings.train.pictures_every
-        self._palette = palette(context.space.colors)
+        self._colors = torch.from_numpy(palette(context.space.colors)) / 255
 
     def saw(self, step: int, view: View) -> None:
         if step % self._every == 0:
-            save_picture(draw_view(view, self._palette), self._folder / f"step-{step:06}-{view.name}.png")
+            picture, path = draw_view(view, self._colors), self._folder / f"step-{step:06}-{view.name}.png"
+            write_atomically(path, lambda partial: save_image(picture, partial, format="PNG"))
 
 
 class PredictedPictures(Observer):
@@ -127,12 +129,6 @@ def save_ids(ids: Pixels, colors: Pixels, size: tuple[int, int], path: Path) -> 
     write_atomically(path, lambda partial: picture.save(partial, format="PNG", optimize=True))
 
 
-def save_picture(pixels: Pixels, path: Path) -> None:
-    """RGB (H, W, 3) as PNG, atomically."""
-    picture = Image.fromarray(pixels)
-    write_atomically(path, lambda partial: picture.save(partial, format="PNG", compress_level=3))
-
-
 def palette(colors: Sequence[tuple[int, int, int]]) -> Pixels:
     """Colours of all 256 label values; those of no class are black."""
     table = np.zeros((256, 3), np.uint8)
@@ -140,28 +136,9 @@ def palette(colors: Sequence[tuple[int, int, int]]) -> Pixels:
     return table
 
 
-def draw_view(view: View, colors: Pixels) -> Pixels:
-    """Draw a view (B images) as rows of image | labels | trust."""
-    trusts = view.trust if view.trust is not None else view.images.new_ones(view.labels.shape)
-    return grid(
-        [
-            [pixels_of(image), colors[labels.cpu().numpy()], pixels_of(trust.expand(3, -1, -1))]
-            for image, labels, trust in zip(view.images, view.labels, trusts, strict=True)
-        ]
-    )
-
-
-def pixels_of(image: Tensor) -> Pixels:
-    """Convert an image (3, H, W) in [0, 1] to bytes (H, W, 3)."""
-    pixels: Pixels = image.clamp(0, 1).mul(255).byte().permute(1, 2, 0).cpu().numpy()
-    return pixels
-
-
-def grid(rows: Sequence[Sequence[Pixels]]) -> Pixels:
-    """Pictures of one size as a sheet with white gaps."""
-    lines = [np.concatenate([_framed(cell) for cell in row], axis=1) for row in rows]
-    return np.concatenate(lines, axis=0)
-
-
-def _framed(cell: Pixels) -> Pixels:
-    return np.pad(cell, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
+def draw_view(view: View, colors: Tensor) -> Tensor:
+    """Draw a view (B images) as rows of image | labels | trust: (3, H, W) in [0, 1]; `colors` is (256, 3)."""
+    trust = view.trust if view.trust is not None else view.images.new_ones(view.labels.shape)
+    labels = colors.to(view.labels.device)[view.labels].permute(0, 3, 1, 2)
+    cells = torch.stack([view.images, labels, trust[:, None].expand_as(view.images)], dim=1).flatten(0, 1)
+    return make_grid(cells.clamp(0, 1), nrow=3, padding=GAP, pad_value=1.0)

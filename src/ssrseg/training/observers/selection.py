@@ -37,24 +37,10 @@ CONFIDENT = 0.968
 """Threshold of a method that sets none: DACS's."""
 
 
-def mean_entropy(probabilities: Tensor) -> Tensor:
-    """Mean over N predictions (N, K) of their entropy, in nats: 0 when sure, log K when clueless."""
-    return _entropy(probabilities).mean()
-
-
-def diversity(mean_prediction: Tensor) -> Tensor:
-    """Entropy of the mean prediction (K,), in nats: log K when all classes are predicted alike, 0 when only one is."""
-    return _entropy(mean_prediction)
-
-
-def information_maximization(probabilities: Tensor) -> Tensor:
-    """Diversity minus mean entropy of predictions (N, K): their mutual information with the input, in nats.
-
-    The negative of the IM loss of SHOT (Liang, Hu, Feng: Do We Really Need to Access the Source Data?, ICML 2020,
-    section 3.2), used to choose models by Musgrave, Belongie, Lim (Three New Validators and a Large-Scale Benchmark
-    Ranking for Unsupervised Domain Adaptation, 2022).
-    """
-    return diversity(probabilities.mean(dim=0)) - mean_entropy(probabilities)
+def entropy(probabilities: Tensor) -> Tensor:
+    """Entropy of predictions (..., K), in nats: 0 when sure, log K when clueless; a probability of 0 adds nothing."""
+    found: Tensor = torch.special.entr(probabilities).sum(dim=-1)
+    return found
 
 
 def soft_neighborhood_density(probabilities: Tensor, temperature: float = TEMPERATURE) -> Tensor:
@@ -68,13 +54,7 @@ def soft_neighborhood_density(probabilities: Tensor, temperature: float = TEMPER
     directions = F.normalize(probabilities, dim=1)
     similarities = (directions @ directions.T) / temperature
     similarities.fill_diagonal_(-math.inf)
-    return _entropy(similarities.softmax(dim=1)).mean()
-
-
-def _entropy(probabilities: Tensor) -> Tensor:
-    """Along the last dimension, in nats; a probability of 0 adds nothing."""
-    entropy: Tensor = torch.special.entr(probabilities).sum(dim=-1)
-    return entropy
+    return entropy(similarities.softmax(dim=1)).mean()
 
 
 def agreement(student: Tensor, teacher: Tensor, num_classes: int) -> Tensor:
@@ -85,6 +65,11 @@ def agreement(student: Tensor, teacher: Tensor, num_classes: int) -> Tensor:
 @dataclass
 class CriteriaAccumulator:
     """Criteria over images of any size, added one by one.
+
+    Information maximization is the entropy of the mean prediction (diversity) minus the mean entropy of predictions:
+    their mutual information with the input, in nats. It is the negative of the IM loss of SHOT (Liang, Hu, Feng: Do We
+    Really Need to Access the Source Data?, ICML 2020, section 3.2), used to choose models by Musgrave, Belongie, Lim
+    (Three New Validators and a Large-Scale Benchmark Ranking for Unsupervised Domain Adaptation, 2022).
 
     Agreement of two networks as a sign of accuracy: Jiang et al., Assessing Generalization of SGD via Disagreement,
     ICLR 2022; here student and averaged teacher. The mean confidence: Hendrycks and Gimpel, A Baseline for Detecting
@@ -107,7 +92,7 @@ class CriteriaAccumulator:
         # The pixels that are compared are drawn once for each size of image, the same at every evaluation.
         sample = torch.randperm(len(probabilities), generator=torch.Generator().manual_seed(0))[: self.pixels]
         parts = (
-            mean_entropy(probabilities),
+            entropy(probabilities).mean(),
             soft_neighborhood_density(probabilities[sample.to(logits.device)]),
             confidence.mean(),
             (confidence >= self.threshold).float().mean(),
@@ -145,7 +130,7 @@ class CriteriaAccumulator:
         return _finite(math.fsum(values[part] for values in self._parts) / len(self._parts))
 
     def _diversity(self) -> float | None:
-        return _finite(float(diversity(torch.stack(self._means).mean(dim=0))))
+        return _finite(float(entropy(torch.stack(self._means).mean(dim=0))))
 
     def _agreement(self) -> Scores | None:
         names = tuple(map(str, range(self.num_classes)))
@@ -170,6 +155,8 @@ class Selection(Observer):
         journal: gets a record `selection`.
     """
 
+    kept = ("chosen",)
+
     def __init__(
         self, context: RunContext, target: DataConfig, config: SelectionConfig, infer: Infer, journal: Journal
     ) -> None:
@@ -179,13 +166,7 @@ class Selection(Observer):
         paths, self._resize = find_images(target), target.resize
         count = min(config.images, len(paths))
         self._images = [paths[number * len(paths) // count] for number in range(count)]  # evenly spread
-        self._chosen: dict[str, dict[str, Any]] = {}
-
-    def state(self) -> dict[str, Any]:
-        return {"chosen": {name: dict(choice) for name, choice in self._chosen.items()}}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._chosen = state["chosen"]
+        self.chosen: dict[str, dict[str, Any]] = {}
 
     def stepped(self, result: StepResult) -> None:
         train, folder, step = self._context.settings.train, self._context.folder, result.step
@@ -200,12 +181,12 @@ class Selection(Observer):
         truth = scores.get("last") or {}
         miou = truth["student"]["miou"] if truth.get("step") == step else None
         better = [name for name, value in values.items() if value is not None and self._beats(name, value)]
-        self._chosen |= {name: {"step": step, "value": values[name], "miou": miou} for name in better}
+        self.chosen |= {name: {"step": step, "value": values[name], "miou": miou} for name in better}
         self._keep([folder.student_best_by(name) for name in better if name in self._config.keep])
-        write_json(folder.scores, {**scores, "selection": self._chosen})
+        write_json(folder.scores, {**scores, "selection": self.chosen})
 
     def _beats(self, name: str, value: float) -> bool:
-        return name not in self._chosen or value > self._chosen[name]["value"]
+        return name not in self.chosen or value > self.chosen[name]["value"]
 
     def _criteria(self) -> CriteriaAccumulator:
         student, teacher = self._context.method.learner.student, self._context.method.teacher.segmenter

@@ -7,8 +7,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ssrseg.config import TrainConfig, flatten
 from ssrseg.errors import UserError
@@ -19,77 +20,54 @@ PAUSE = 600.0
 """Seconds without another try after a failure: a tracker that waits for the network would hold up training."""
 
 
-class Tracker(Protocol):
+@dataclass(frozen=True)
+class Tracker:
     """A run in an experiment tracker."""
 
     identity: str
     """By which a resumed run finds it again."""
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Log numbers at a step, by their names in TensorBoard."""
-
-    def close(self, *, failed: bool) -> None:
-        """End the run, as finished or as failed."""
+    log: Callable[[int, Mapping[str, float]], object]
+    """Log numbers at a step, by their names in TensorBoard."""
+    close: Callable[[bool], object]
+    """End the run: failed or not."""
 
 
-class Wandb:
-    """Weights & Biases, which follows TensorBoard's events; `WANDB_MODE=offline` needs neither account nor network.
+def wandb_run(folder: Path, project: str, settings: Mapping[str, Any], identity: str | None) -> Tracker:
+    """Start a run of Weights & Biases, which follows TensorBoard's events; `WANDB_MODE=offline` needs no account.
 
     Args:
         folder: of the run; its name is the run's, and wandb's own files lie in it.
         project: of wandb.
-        config: settings by dotted path.
+        settings: by dotted path.
         identity: of the run to continue; a new one when absent.
     """
-
-    def __init__(self, folder: Path, project: str, config: Mapping[str, Any], identity: str | None) -> None:
-        self._run = importlib.import_module("wandb").init(
-            project=project,
-            name=folder.name,
-            dir=str(folder),
-            config=dict(config),
-            id=identity,
-            resume=None if identity is None else "allow",
-            sync_tensorboard=True,
-        )
-        self.identity = str(self._run.id)
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Do nothing: wandb reads TensorBoard's events."""
-
-    def close(self, *, failed: bool) -> None:
-        """Wait until everything is stored."""
-        self._run.finish(exit_code=int(failed))
+    run = importlib.import_module("wandb").init(
+        project=project,
+        name=folder.name,
+        dir=str(folder),
+        config=dict(settings),
+        id=identity,
+        resume=None if identity is None else "allow",
+        sync_tensorboard=True,
+    )
+    return Tracker(str(run.id), lambda step, numbers: None, lambda failed: run.finish(exit_code=int(failed)))
 
 
-class MLflow:
-    """MLflow, at `MLFLOW_TRACKING_URI`, or where mlflow puts runs without it.
-
-    Args:
-        folder: of the run; its name is the run's.
-        project: name of the experiment.
-        config: settings by dotted path.
-        identity: of the run to continue; a new one when absent.
-    """
-
-    def __init__(self, folder: Path, project: str, config: Mapping[str, Any], identity: str | None) -> None:
-        self._mlflow = importlib.import_module("mlflow")
-        self._mlflow.set_experiment(project)
-        run = self._mlflow.start_run(run_id=identity, run_name=None if identity else folder.name)
-        self.identity = str(run.info.run_id)
-        if identity is None:
-            self._mlflow.log_params({key: str(value)[:500] for key, value in config.items()})
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Log metrics at a step."""
-        self._mlflow.log_metrics(dict(numbers), step=step)
-
-    def close(self, *, failed: bool) -> None:
-        """Mark the run as finished or failed."""
-        self._mlflow.end_run("FAILED" if failed else "FINISHED")
+def mlflow_run(folder: Path, project: str, settings: Mapping[str, Any], identity: str | None) -> Tracker:
+    """Start a run of MLflow at `MLFLOW_TRACKING_URI`; arguments as for `wandb_run`, the project is an experiment."""
+    mlflow = importlib.import_module("mlflow")
+    mlflow.set_experiment(project)
+    run = mlflow.start_run(run_id=identity, run_name=None if identity else folder.name)
+    if identity is None:
+        mlflow.log_params({key: str(value)[:500] for key, value in settings.items()})
+    return Tracker(
+        str(run.info.run_id),
+        lambda step, numbers: mlflow.log_metrics(dict(numbers), step=step),
+        lambda failed: mlflow.end_run("FAILED" if failed else "FINISHED"),
+    )
 
 
-TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any], str | None], Tracker]] = {"wandb": Wandb, "mlflow": MLflow}
+TRACKERS = {"wandb": wandb_run, "mlflow": mlflow_run}
 
 
 class FailSafeTracker:
@@ -113,9 +91,9 @@ class FailSafeTracker:
     def close(self) -> str | None:
         """End its run, as failed while an exception is being handled; returns a warning at the first failure."""
         failed = sys.exc_info()[0] is not None
-        return self._try(lambda: self._tracker.close(failed=failed))
+        return self._try(lambda: self._tracker.close(failed))
 
-    def _try(self, act: Callable[[], None]) -> str | None:
+    def _try(self, act: Callable[[], object]) -> str | None:
         try:
             act()
         except Exception as error:  # whatever a service's client raises
