@@ -72,8 +72,7 @@ class Observer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore a `state`."""
-        for name in self.kept:
-            setattr(self, name, state[name])
+        vars(self).update({name: state[name] for name in self.kept})
 
 
 def fit(
@@ -125,7 +124,7 @@ def fit(
         set_learning_rates(optimizer, settings.optim, step, steps)
         method.teacher.update(method.learner.student, step)
         optimizer.zero_grad(set_to_none=True)
-        makers = [shown(make, observers, step) for make in method.makers]
+        makers = [partial(make_and_show, make, observers, step) for make in method.makers]
         began = time.perf_counter()
         raws = [next(stream) for _ in range(accumulate)]
         waited, parts = time.perf_counter() - began, []
@@ -157,13 +156,9 @@ def to_batch(raw: RawBatch, device: torch.device) -> Batch:
     return Batch(source / 255, labels.long(), target / 255, valid)
 
 
-def shown(make: ViewMaker, observers: Sequence[Observer], step: int) -> ViewMaker:
-    """Wrap a view maker so that the observers see its views."""
-
-    def make_and_show(batch: Batch, pseudo: Pseudo) -> View:
-        view = make(batch, pseudo)
-        for observer in observers:
-            observer.saw(step, view)
-        return view
-
-    return make_and_show
+def make_and_show(make: ViewMaker, observers: Sequence[Observer], step: int, batch: Batch, pseudo: Pseudo) -> View:
+    """Make a view, and call the observers for it."""
+    view = make(batch, pseudo)
+    for observer in observers:
+        observer.saw(step, view)
+    return view
