@@ -240,7 +240,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="predicts 4 classes, but the labels have 2"):
         evaluate(tiny_segmenter(), tmp_path, classes=["a", "b"], device="cpu")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="Cannot write the scores"):
+    with pytest.raises(UserError, match=r"Cannot write .*scores\.json"):
         evaluate(described(), tmp_path, out=tmp_path / "file" / "scores.json", device="cpu")
 
 

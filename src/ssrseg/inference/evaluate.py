@@ -25,7 +25,7 @@ from ssrseg.inference.predict import prefetch
 from ssrseg.inference.predictor import Predictor, Progress, open_model
 from ssrseg.inference.sliding_window import Infer, Network, predict_ids
 from ssrseg.models.segmenter import Segmenter
-from ssrseg.runs.atomic import write_json
+from ssrseg.runs.atomic import write_json, writing
 
 
 def evaluate(
@@ -97,11 +97,8 @@ def evaluate(
             **scores.to_dict(),
             "confusion": scores.confusion.tolist(),
         }
-        try:
-            Path(out).parent.mkdir(parents=True, exist_ok=True)
+        with writing(Path(out)):
             write_json(Path(out), content)
-        except OSError as error:
-            raise UserError(f"Cannot write the scores to {out}: {error.strerror or error}.") from error
     return scores
 
 

@@ -22,7 +22,7 @@ from ssrseg.errors import UserError
 from ssrseg.inference.predictor import open_model
 from ssrseg.inference.sliding_window import Size
 from ssrseg.models.segmenter import Segmenter
-from ssrseg.runs.atomic import write_atomically, write_json
+from ssrseg.runs.atomic import write_atomically, write_json, writing
 
 STRIDE = 32
 """Dynamic heights and widths are multiples of the backbones' coarsest stride."""
@@ -99,11 +99,8 @@ def export(
         if check:
             checks.extend(_check(segmenter, partial, size, dynamic))
 
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(out):
         write_atomically(out, write)
-    except OSError as error:
-        raise UserError(f"Cannot write the ONNX file {out}: {error.strerror or error}.") from error
     sidecar = out.with_suffix(".json")
     write_json(sidecar, {**facts, "checks": [dataclasses.asdict(made) for made in checks]})
     return ExportReport(out, sidecar, tuple(checks))

@@ -23,7 +23,7 @@ from ssrseg.data.layouts import IMAGE_SUFFIXES
 from ssrseg.errors import UserError
 from ssrseg.inference.predictor import Predictor, Progress
 from ssrseg.models.segmenter import Segmenter
-from ssrseg.runs.atomic import write_atomically
+from ssrseg.runs.atomic import write_atomically, writing
 
 Kind = Literal["ids", "color", "overlay"]
 ENDINGS: dict[Kind, str] = {"ids": "_ids.png", "color": "_color.png", "overlay": "_overlay.jpg"}
@@ -148,11 +148,8 @@ def _images(word: Path | str, out: Path) -> Iterator[tuple[Path, Path]]:
 def _write(results: dict[Kind, Path], image: Tensor, ids: Tensor, colors: npt.NDArray[np.uint8]) -> None:
     for kind, path in results.items():
         picture = draw(kind, image, ids, colors)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
             write_atomically(path, partial(picture.save, format="JPEG" if path.suffix == ".jpg" else "PNG"))
-        except OSError as error:
-            raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 def draw(kind: Kind, image: Tensor, ids: Tensor, colors: npt.NDArray[np.uint8]) -> Image.Image:

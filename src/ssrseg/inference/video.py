@@ -21,6 +21,7 @@ from ssrseg.errors import UserError
 from ssrseg.inference.predict import background, draw, prefetch
 from ssrseg.inference.predictor import Predictor, Progress
 from ssrseg.models.segmenter import Segmenter
+from ssrseg.runs.atomic import writing
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 VideoKind = Literal["color", "overlay"]
@@ -136,11 +137,8 @@ def _frames(stream: cv2.VideoCapture) -> Iterator[Tensor]:
 
 def _create(path: Path, rate: float, frame: Tensor) -> cv2.VideoWriter:
     """Open a video of the size of a frame (3, H, W)."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot write {path.parent}: {error.strerror or error}.") from error
-    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, (frame.shape[2], frame.shape[1]))
+    with writing(path):
+        video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, (frame.shape[2], frame.shape[1]))
     if not video.isOpened():
         raise UserError(f"Cannot write a video to {path.parent}: is there room, and may it be written to?")
     return video

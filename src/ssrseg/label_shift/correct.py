@@ -15,6 +15,7 @@ from ssrseg.inference.predict import prefetch
 from ssrseg.inference.predictor import Predictor, open_model
 from ssrseg.label_shift.priors import Priors, find_priors, fold_shift, presence_counts, target_counts, write_priors
 from ssrseg.models.segmenter import Segmenter, save_segmenter
+from ssrseg.runs.atomic import writing
 
 
 def estimate_priors(
@@ -43,20 +44,19 @@ def estimate_priors(
     if settings.target is None:
         raise UserError("Class priors are those of two domains: set target.root to a folder of images.")
     source, target, space = settings.source, settings.target, resolve_space(settings.classes, settings.source)
-    segmenter, files = open_model(model), find_images(target)
+    segmenter = open_model(model)
     if segmenter.num_classes != space.num_classes:
         raise UserError(f"The model has {segmenter.num_classes} classes, the settings name {space.num_classes}.")
-    predictor = Predictor(segmenter, device, mode=settings.inference, images=len(files))
+    predictor = Predictor(segmenter, device, mode=settings.inference)
     statistics = class_statistics(find_pairs(source), code_for(source, settings.classes), space.num_classes)
     frequency = statistics.totals / statistics.totals.sum()
-    images = prefetch(bounded(read_image(path), target.resize) for path in files)
+    images = prefetch(bounded(read_image(path), target.resize) for path in find_images(target))
     labelled = presence_counts(statistics.pixels, min_share)
     predicted = target_counts(predictor, images, frequency)
     how = f"source: images in which a class covers more than {min_share} of the labelled pixels; target: images whose "
     how += "score exceeds the class's share of the source's pixels"
     priors = Priors(space.names, tuple(labelled.tolist()), tuple(predicted.tolist()), how)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_priors(out, priors)
     return priors
 
@@ -90,6 +90,6 @@ def adjust(model: Path | str | Segmenter, priors: Priors | Path | str, out: Path
         raise UserError("The model has no description, so its classes are not known: set `segmenter.description`.")
     known = priors if isinstance(priors, Priors) else find_priors(str(priors))
     adjusted = fold_shift(segmenter, known.of(segmenter.description.classes).shift)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_segmenter(adjusted, out)
+    with writing(out):
+        save_segmenter(adjusted, out)
     return out

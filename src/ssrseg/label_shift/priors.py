@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ssrseg.errors import UserError
 from ssrseg.inference.predictor import Predictor
 from ssrseg.models.segmenter import Segmenter
-from ssrseg.runs.atomic import write_json
+from ssrseg.runs.atomic import write_json, writing
 
 FLOOR = 0.5
 """Least count of a class: a class that no image shows would be forbidden, or forced, for ever."""
@@ -107,7 +107,8 @@ def find_priors(name: str) -> Priors:
 
 def write_priors(path: Path, priors: Priors) -> None:
     """Write priors as JSON."""
-    write_json(path, dataclasses.asdict(priors))
+    with writing(path):
+        write_json(path, dataclasses.asdict(priors))
 
 
 def read_priors(path: Path) -> Priors:

@@ -12,7 +12,7 @@ from ssrseg.data.storage import name_below
 from ssrseg.errors import UserError
 from ssrseg.inference.predict import draw
 from ssrseg.inference.predictor import Predictor
-from ssrseg.runs.atomic import write_atomically
+from ssrseg.runs.atomic import write_atomically, writing
 
 
 def label_target(predictor: Predictor, data: DataConfig, out: Path) -> None:
@@ -34,8 +34,8 @@ def label_target(predictor: Predictor, data: DataConfig, out: Path) -> None:
             continue
         image = read_image(path)
         picture = draw("ids", image, predictor(image), predictor.colors)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, partial(picture.save, format="PNG"))
+        with writing(place):
+            write_atomically(place, partial(picture.save, format="PNG"))
 
 
 def labelled_by(data: DataConfig | None, num_classes: int, folder: Path) -> DataConfig:
