@@ -318,10 +318,10 @@ def test_an_unreadable_picture_is_left_out(tmp_path: Path) -> None:
 def test_many_large_pictures_stay_below_the_budget(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     noise = Image.effect_noise((1600, 1600), 100).convert("RGB")
-    noise.save(tmp_path / "noise.jpg")
+    noise.save(tmp_path / "noise.png")
     for step in range(1000, 7000, 1000):
         for view in ("source", "mixed", "masked"):
-            (folder / "pictures" / f"step-{step:06d}-{view}.jpg").write_bytes((tmp_path / "noise.jpg").read_bytes())
+            (folder / "pictures" / f"step-{step:06d}-{view}.png").write_bytes((tmp_path / "noise.png").read_bytes())
     text = page([folder])
     assert len(text) < 10_000_000
     assert "<h3>Step 6000</h3>" in text

@@ -85,13 +85,13 @@ class _Predicted:
     """The predictions that a run left."""
 
     name: str
-    folder: Path
+    folder: RunFolder
     record: dict[str, Any]
     entries: dict[str, dict[str, Any]]
     """By the image's name."""
 
     def path(self, image: str, kind: str) -> Path:
-        return self.folder / f"{int(self.entries[image]['number']):03}-{kind}"
+        return self.folder.predicted_picture(int(self.entries[image]["number"]), kind)
 
     def miou(self, image: str) -> float | None:
         value: float | None = self.entries[image].get("miou")
@@ -158,7 +158,7 @@ def _predicted(name: str, run: RunRecord) -> _Predicted | None:
     folder = RunFolder(run.folder)
     record = read_json(folder.predicted_index)
     entries = {str(entry["name"]): entry for entry in record.get("images", ())}
-    return _Predicted(name, folder.predicted_pictures, record, entries) if entries else None
+    return _Predicted(name, folder, record, entries) if entries else None
 
 
 def _gain(runs: Sequence[_Predicted], name: str) -> float:

@@ -132,13 +132,10 @@ def _file(name: str) -> str:
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:
-    """Name each run shortly and distinctly: the end of its path, as long as needed."""
-    parts = [run.folder.resolve().parts for run in runs]
-    for length in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(run.folder) for run in runs]
+    """Name each run by its path below the folder that holds them all."""
+    folders = [run.folder.resolve() for run in runs]
+    home = os.path.commonpath([folder.parent for folder in folders])
+    return [folder.relative_to(home).as_posix() for folder in folders]
 
 
 def summary(groups: Sequence[Group]) -> Rows:

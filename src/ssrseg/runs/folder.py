@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,9 @@ from ssrseg.runs.atomic import remove_partials, write_json, write_text
 
 TRAINED, PRIORS, ADJUSTED, REFINED = "trained", "priors", "adjusted", "refined"
 """Names of the stages of a prior correction: the training, the priors, and the corrected students."""
+
+VIEW_PICTURE = re.compile(r"step-(?P<step>\d+)-(?P<view>.+)\.png")
+"""File name of a picture of a view."""
 
 
 class RunFolder:
@@ -62,6 +66,14 @@ class RunFolder:
     def fault(self, step: int, rank: int | None = None) -> Path:
         """Path of the batch of a step with NaN or infinite losses; one per process where there are several."""
         return self.path / "faults" / (f"step-{step:06}" + ("" if rank is None else f"-process-{rank}"))
+
+    def view_picture(self, step: int, view: str) -> Path:
+        """Path of the picture of a view at a step; `VIEW_PICTURE` reads the name."""
+        return self.pictures / f"step-{step:06}-{view}.png"
+
+    def predicted_picture(self, number: int, kind: str) -> Path:
+        """Path of the `image.jpg`, `truth.png` or `student.png` of a held-out image."""
+        return self.predicted_pictures / f"{number:03}-{kind}"
 
     @property
     def exists(self) -> bool:

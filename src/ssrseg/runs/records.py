@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ssrseg.config import flatten, read_yaml
 from ssrseg.errors import UserError
-from ssrseg.runs.folder import RunFolder
+from ssrseg.runs.folder import VIEW_PICTURE, RunFolder
 
 VIEWS = ("source", "mixed", "masked", "target")
-PICTURE = re.compile(r"step-(?P<step>\d+)-(?P<view>.+)\.(png|jpe?g)")
 
 
 @dataclass(frozen=True)
@@ -253,6 +251,6 @@ def _never_finite(train: dict[int, TrainStep]) -> list[Note]:
 def _pictures(folder: Path) -> tuple[PictureFile, ...]:
     """Pictures of views by step, then in the order of the views."""
     order = {view: place for place, view in enumerate(VIEWS)}
-    matches = [(path, match) for path in folder.glob("*") if (match := PICTURE.fullmatch(path.name))]
+    matches = [(path, match) for path in folder.glob("*") if (match := VIEW_PICTURE.fullmatch(path.name))]
     found = [PictureFile(path, int(match["step"]), match["view"]) for path, match in matches]
     return tuple(sorted(found, key=lambda each: (each.step, order.get(each.view, len(VIEWS)), each.view)))
