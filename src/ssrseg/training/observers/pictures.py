@@ -35,12 +35,12 @@ class ViewPictures(Observer):
     """Draw one picture per view every `train.pictures_every` steps and in the first: a row per image of a batch."""
 
     def __init__(self, context: RunContext) -> None:
-        self._folder, self._every = context.folder.pictures, context.settings.train.pictures_every
+        self._folder, self._every = context.folder, context.settings.train.pictures_every
         self._colors = torch.from_numpy(palette(context.space.colors)) / 255
 
     def saw(self, step: int, view: View) -> None:
         if step % self._every == 0:
-            picture, path = draw_view(view, self._colors), self._folder / f"step-{step:06}-{view.name}.png"
+            picture, path = draw_view(view, self._colors), self._folder.view_picture(step, view.name)
             write_atomically(path, lambda partial: save_image(picture, partial, format="PNG"))
 
 
@@ -60,16 +60,16 @@ class PredictedPictures(Observer):
 
     def __init__(self, context: RunContext, dataset: LabelledImages, infer: Infer, count: int = 24) -> None:
         self._context, self._dataset, self._infer, self._count = context, dataset, infer, count
-        self._folder, self._space = context.folder.predicted_pictures, context.space
+        self._folder, self._space = context.folder, context.space
 
     def finished(self) -> None:
         total = len(self._dataset)
         shown = min(self._count, total)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.predicted_pictures.mkdir(parents=True, exist_ok=True)
         with evaluating(self._context.method.learner.student):
             images = [self._write(number, self._dataset[number * total // shown]) for number in range(shown)]
         record = {"classes": self._space.names, "colors": self._space.colors, "of": total, "images": images}
-        write_json(self._folder / "images.json", record)
+        write_json(self._folder.predicted_index, record)
 
     def _write(self, number: int, sample: LabelledImage) -> dict[str, Any]:
         """Save three pictures; returns the image's entry in the record."""
@@ -79,11 +79,11 @@ class PredictedPictures(Observer):
         size = reduced(width, height)
         picture = resize_image(sample.image, (width, height)).permute(1, 2, 0).numpy()
         shown = Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)
-        path = self._folder / f"{number:03}-image.jpg"
+        path = self._folder.predicted_picture(number, "image.jpg")
         write_atomically(path, lambda partial: shown.save(partial, format="JPEG", quality=90))
         colors = palette(self._space.colors)
-        save_ids(sample.labels.numpy(), colors, size, self._folder / f"{number:03}-truth.png")
-        save_ids(ids.numpy().astype(np.uint8), colors, size, self._folder / f"{number:03}-student.png")
+        save_ids(sample.labels.numpy(), colors, size, self._folder.predicted_picture(number, "truth.png"))
+        save_ids(ids.numpy().astype(np.uint8), colors, size, self._folder.predicted_picture(number, "student.png"))
         return {
             "number": number,
             "name": self._name(sample.path),
