@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-import ssrseg.models.hub
+import ssrseg.models.weights
 from factories import CLASSES, small_segmenter
 from ssrseg.errors import UserError
 from ssrseg.models import Segmenter, load, load_segmenter, save_segmenter
@@ -56,7 +56,7 @@ def test_an_id_asks_the_hub_for_one_file_of_one_revision(tmp_path: Path, monkeyp
         asked.append((name, file, revision))
         return str(tmp_path / "model.safetensors")
 
-    monkeypatch.setattr(ssrseg.models.hub, "hf_hub_download", download)
+    monkeypatch.setattr(ssrseg.models.weights, "hf_hub_download", download)
     monkeypatch.chdir(tmp_path)
     assert same(load("user/model"), small_segmenter())
     load("user/model@v1.0")
@@ -83,7 +83,7 @@ def test_what_the_hub_does_not_have_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     def download(*_: Any, **__: Any) -> str:
         raise OSError("404 Client Error\nRepository Not Found")
 
-    monkeypatch.setattr(ssrseg.models.hub, "hf_hub_download", download)
+    monkeypatch.setattr(ssrseg.models.weights, "hf_hub_download", download)
     with pytest.raises(UserError, match=r"neither a model file user/model nor such a model on the Hub: 404 Client"):
         load("user/model")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ssrseg.inference import Predictor, evaluate, export, predict
     from ssrseg.label_shift import adjust, estimate_priors
     from ssrseg.models import load
-    from ssrseg.models.weights import convert
+    from ssrseg.models.convert import convert
     from ssrseg.planning.plan import plan
     from ssrseg.reporting import compare, model_card, report
     from ssrseg.training import Extensions, Observer, train, train_seeds
@@ -34,7 +34,7 @@ _WHERE = {
     "check_data": "ssrseg.data.checks.report:check_data",
     "adjust": "ssrseg.label_shift:adjust",
     "compare": "ssrseg.reporting:compare",
-    "convert": "ssrseg.models.weights:convert",
+    "convert": "ssrseg.models.convert:convert",
     "estimate_priors": "ssrseg.label_shift:estimate_priors",
     "evaluate": "ssrseg.inference:evaluate",
     "export": "ssrseg.inference:export",

@@ -344,7 +344,7 @@ def convert(
     part: Annotated[str, typer.Option(help="`model` (the student) or `ema_model` (the teacher)")] = "model",
 ) -> None:
     """Turn a published checkpoint into a model file; pickle is never executed."""
-    from ssrseg.models.weights import convert as write
+    from ssrseg.models.convert import convert as write
 
     typer.echo(str(write(checkpoint, out, part=part)))
 

@@ -17,7 +17,7 @@ from ssrseg.adapt.sam_attention import without_padding
 from ssrseg.config import FoundationConfig
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import Backbone
-from ssrseg.models.reading import read_checkpoint
+from ssrseg.models.weights import read_checkpoint
 
 
 class Frozen:

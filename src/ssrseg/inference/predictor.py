@@ -22,7 +22,7 @@ from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
 from ssrseg.inference.engines import open_engine, pick_device
 from ssrseg.inference.sliding_window import Size, build_inference
-from ssrseg.models.hub import load
+from ssrseg.models.weights import load
 from ssrseg.models.segmenter import Segmenter
 
 Images = Tensor | npt.NDArray[Any] | Image.Image | Path | str

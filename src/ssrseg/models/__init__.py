@@ -1,10 +1,10 @@
 """All that is deployed: backbones, heads, the segmenter, and published weights."""
 
 from ssrseg.models.backbones import BACKBONES, Backbone, build_backbone
+from ssrseg.models.convert import convert
 from ssrseg.models.heads import HEADS, build_head
-from ssrseg.models.hub import load
 from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, load_segmenter, save_segmenter
-from ssrseg.models.weights import LoadReport, convert, load_pretrained, load_published
+from ssrseg.models.weights import LoadReport, load, load_pretrained, load_published
 
 __all__ = [
     "BACKBONES",

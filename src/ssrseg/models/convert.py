@@ -1,4 +1,4 @@
-"""Which network a checkpoint holds: told by the official names and the shapes of its weights."""
+"""`convert`: a published checkpoint to a model file; the network is recognised by names and shapes of its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import BACKBONES
-from ssrseg.models.segmenter import Description
+from ssrseg.models.segmenter import Description, build_segmenter, save_segmenter
+from ssrseg.models.weight_names import recognise, to_official
+from ssrseg.models.weights import LoadReport, load_published, read_checkpoint, select
 
 MIT_SIZES = {(2, 2, 2, 2): (0, 1), (3, 4, 6, 3): (2,), (3, 4, 18, 3): (3,), (3, 8, 27, 3): (4,), (3, 6, 40, 3): (5,)}
 """Blocks per stage -> sizes of the Mix Transformer; B0 and B1 differ by their width."""
@@ -30,6 +32,43 @@ CITYSCAPES = (
 """The classes of a published checkpoint with 19 that does not say which: all of them follow Cityscapes."""
 
 
+def convert(
+    source: Path,
+    out: Path,
+    *,
+    backbone: str | None = None,
+    head: str | None = None,
+    classes: Sequence[str] | None = None,
+    resize: tuple[int, int] | None = None,
+    part: str = "model",
+) -> LoadReport:
+    """Write a published checkpoint as a model file of ours.
+
+    Args:
+        source: the checkpoint.
+        out: safetensors file to write.
+        backbone: recognised by its depths and widths when absent.
+        head: recognised by its names when absent.
+        classes: their names; when absent those in the checkpoint's `meta`, else Cityscapes' for 19, else numbers.
+        resize: (width, height) that bounds the images at inference.
+        part: which network of an adaptation checkpoint, a key of `PARTS`.
+
+    Raises:
+        UserError: the checkpoint cannot be read, recognised, or does not fit.
+    """
+    found = read_checkpoint(source)
+    state, _ = select(found.state, part)
+    official = to_official(state, recognise(state), None)
+    description = describe(official, found.meta, source, backbone=backbone, head=head, classes=classes, resize=resize)
+    segmenter = build_segmenter(
+        description.backbone, description.head, len(description.classes), head_channels=description.head_channels
+    )
+    report = load_published(segmenter, {"state_dict": found.state}, part=part)
+    segmenter.description = description
+    save_segmenter(segmenter, out)
+    return report
+
+
 def describe(
     state: Mapping[str, Tensor],
     meta: Mapping[str, Any],
@@ -40,16 +79,7 @@ def describe(
     classes: Sequence[str] | None = None,
     resize: tuple[int, int] | None = None,
 ) -> Description:
-    """What the checkpoint is, and what `meta` says of its classes; what is given is not guessed.
-
-    Args:
-        state: official names and weights.
-        meta: `CLASSES` and `PALETTE` are read.
-        source: for messages.
-        backbone: see `Description`, as the rest.
-        head: likewise.
-        classes: likewise.
-        resize: likewise.
+    """Describe a checkpoint of official names, whose classes may stand in `meta`; what is given is not guessed.
 
     Raises:
         UserError: something is neither given nor recognised, or there are more or fewer names than classes.

@@ -60,7 +60,18 @@ class PixelLinear(nn.Linear):
         return F.conv2d(level, self.weight[:, :, None, None], self.bias)
 
 
-class DAFormerHead(nn.Module):
+class Head(nn.Module):
+    """A decoder whose last layer is `classify`."""
+
+    classify: nn.Conv2d
+
+    @property
+    def classifier(self) -> nn.Conv2d:
+        """The layer whose bias is added to every logit."""
+        return self.classify
+
+
+class DAFormerHead(Head):
     """Context-aware fusion: per-level projection, then a depthwise-separable ASPP (DAFormer, section 3.1)."""
 
     def __init__(
@@ -86,11 +97,6 @@ class DAFormerHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.classify = _classifier(channels, num_classes)
 
-    @property
-    def classifier(self) -> nn.Conv2d:
-        """The layer whose bias is added to every logit."""
-        return self.classify
-
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features (B, C_i, h_i, w_i), finest first -> logits (B, K, h_0, w_0)."""
         fused = _project_and_stack(features, self.embed, self.resize)
@@ -100,7 +106,7 @@ class DAFormerHead(nn.Module):
         return logits
 
 
-class SegFormerHead(nn.Module):
+class SegFormerHead(Head):
     """All-MLP decoder: per-level projection, one 1x1 fusion (SegFormer, section 3.2)."""
 
     def __init__(
@@ -112,11 +118,6 @@ class SegFormerHead(nn.Module):
         self.fuse = ConvNormAct(channels * len(in_channels), channels, 1)
         self.dropout = nn.Dropout2d(dropout)
         self.classify = nn.Conv2d(channels, num_classes, 1)
-
-    @property
-    def classifier(self) -> nn.Conv2d:
-        """The layer whose bias is added to every logit."""
-        return self.classify
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features (B, C_i, h_i, w_i), finest first -> logits (B, K, h_0, w_0)."""
@@ -147,7 +148,7 @@ class DeepLabV2Head(nn.Module):
         return torch.stack([branch(features[-1]) for branch in self.branches]).sum(dim=0)
 
 
-class AttentiveASPPHead(nn.Module):
+class AttentiveASPPHead(Head):
     """Five branches over the last level, weighted by squeeze and excitation: Undoing's "modified ASPP"."""
 
     def __init__(
@@ -171,11 +172,6 @@ class AttentiveASPPHead(nn.Module):
         nn.init.normal_(self.classify.weight, std=0.001)
         # The published layer has no bias: this one stays zero unless the class priors are corrected.
         nn.init.zeros_(cast(Tensor, self.classify.bias)).requires_grad_(False)
-
-    @property
-    def classifier(self) -> nn.Conv2d:
-        """The layer whose bias is added to every logit."""
-        return self.classify
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features (B, C_i, h_i, w_i) -> logits (B, K, h_3, w_3)."""

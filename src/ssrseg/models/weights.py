@@ -1,7 +1,8 @@
-"""Published checkpoints onto our names: strictly, and without ever executing a pickle."""
+"""Weights from files and the Hub: our own models, published checkpoints; strictly, and without executing a pickle."""
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,15 +14,19 @@ import timm
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import Architecture, architecture, build_backbone
-from ssrseg.models.convert import describe
-from ssrseg.models.reading import read_checkpoint
-from ssrseg.models.segmenter import Segmenter, build_segmenter, save_segmenter
+from ssrseg.models.segmenter import WEIGHTS, Segmenter, load_segmenter
 from ssrseg.models.weight_names import DIALECTS, official_name, recognise, timm_architecture, to_official
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+"""`owner/name[@revision]`."""
+SUFFIXES = (".safetensors", ".pth", ".pt", ".onnx", ".ckpt", ".bin")
+"""Of files: what ends so is never looked for on the Hub."""
 PARTS = {
     "model": r"^model\.(?=backbone|decode_head)",
     "ema_model": r"^ema_model\.",
@@ -42,8 +47,16 @@ DROPPED = {
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A file's weights, and the metadata that its authors wrote beside them."""
+
+    state: Mapping[str, Tensor]
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class LoadReport:
-    """What became of every entry of a checkpoint."""
+    """Account for every entry of a checkpoint: loaded, or left out with a reason."""
 
     dialect: str
     loaded: int
@@ -52,9 +65,79 @@ class LoadReport:
     """Official name -> why it was left out."""
 
     def __str__(self) -> str:
-        """One line, and one per reason for leaving something out."""
+        """Give one line, and one per reason for leaving something out."""
         lines = [f"{self.loaded} tensors loaded ({self.dialect} names), {len(self.dropped)} left out"]
         return "\n".join([*lines, *(f"  {n} x {reason}" for reason, n in Counter(self.dropped.values()).items())])
+
+
+def load(model: Path | str) -> Segmenter:
+    """Load a model in eval mode.
+
+    Args:
+        model: a file of `save_segmenter`, a folder of `save_pretrained`, or a Hub id `owner/name[@revision]`. A path
+            that exists on this disk is never looked for on the Hub.
+
+    Raises:
+        UserError: no such model, not one of ours, another folder (the models in it are named), or no such Hub id.
+    """
+    path = Path(model)
+    if path.is_dir():
+        if not (path / WEIGHTS).is_file():
+            inside = sorted(str(found) for found in path.glob("*.safetensors"))
+            names = f": give one of {', '.join(inside)}." if inside else " without a *.safetensors file."
+            raise UserError(f"Expected a model file, found the folder {path}{names}")
+        return load_segmenter(path / WEIGHTS)
+    if path.exists() or path.suffix in SUFFIXES or not HUB_ID.fullmatch(str(model)):
+        return load_segmenter(path)
+    try:
+        path = _from_hub(str(model), WEIGHTS)
+    except (OSError, ValueError) as error:  # the Hub's own errors are OSErrors
+        raise UserError(
+            f"There is neither a model file {model} nor such a model on the Hub: {str(error).splitlines()[0]}\n"
+            "Give a path, or owner/name[@revision] of a Hub repository that holds a model of ssrseg."
+        ) from error
+    return load_segmenter(path)
+
+
+def read_checkpoint(source: Mapping[str, Any] | Path | str) -> Checkpoint:
+    """Read the weights in a file, or in the content of one. Nothing in it is executed.
+
+    Raises:
+        UserError: no such file, not a weights file, or one that holds more than tensors and plain values.
+    """
+    found = source if isinstance(source, Mapping) else _read(Path(source))
+    state = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), Mapping)), found)
+    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if strange or not state:
+        where = "The checkpoint" if isinstance(source, Mapping) else str(source)
+        raise UserError(
+            f"{where} should hold names and tensors, bare or under `state_dict` or `model`; "
+            f"found {', '.join(map(repr, strange[:5])) or 'nothing'}."
+        )
+    return Checkpoint(state, found["meta"] if isinstance(found.get("meta"), Mapping) else {})
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UserError(f"There is no weights file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"the Python object {named[1]}" if named else "something other than tensors and plain values"
+        raise UserError(
+            f"{path} is a pickle that holds {what}; loading it could run any code, so it is not loaded.\n"
+            "If you trust it, keep only its weights, in the environment that made it:\n"
+            f"  python -c \"import torch; c = torch.load('{path}', map_location='cpu', weights_only=False); "
+            "torch.save(c.get('state_dict', c), 'weights.pth')\""
+        ) from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not a weights file: {error}") from error
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path} should hold names and tensors, found {type(found).__name__}.")
+    return found
 
 
 def load_published(
@@ -89,9 +172,7 @@ def load_published(
     state = to_official(state, dialect, segmenter)
     backbone_only = backbone_only or not any(key.startswith("decode_head.") for key in state)
     own = segmenter.state_dict()
-    wanted = {official_name(key, segmenter): key for key in own}
-    if backbone_only:
-        wanted = {official: key for official, key in wanted.items() if key.startswith("backbone.")}
+    wanted = {official_name(key, segmenter): key for key in own if key.startswith("backbone.") or not backbone_only}
     chosen = {wanted[name]: value for name, value in state.items() if name in wanted}
     left = [name for name in state if name not in wanted]
     reasons = _reasons(left, backbone_only, segmenter if dialect == "timm" else None)
@@ -111,7 +192,7 @@ def load_published(
 
 
 def select(state: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """One network of an adaptation checkpoint, without its prefix, and what else is there."""
+    """Pick one network of an adaptation checkpoint, without its prefix; the rest is returned with the reason."""
     if part not in PARTS:
         raise UserError(f"There is no part {part!r}: choose {', '.join(PARTS)}.")
     plain = {key.removeprefix("module."): value for key, value in state.items()}
@@ -120,7 +201,7 @@ def select(state: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor], d
         return plain, {}
     if part not in present:
         raise UserError(f"The checkpoint has no {part!r}; it holds {', '.join(present) or 'a single network'}.")
-    chosen, dropped = {}, {}
+    chosen, dropped = dict[str, Tensor](), dict[str, str]()
     for key, value in plain.items():
         other = next((name for name in present if name != part and re.search(PARTS[name], key)), None)
         if other:
@@ -132,17 +213,13 @@ def select(state: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor], d
 
 def _reasons(names: Sequence[str], backbone_only: bool, timm_segmenter: Segmenter | None) -> dict[str, str]:
     table = {**DROPPED, **({r"^decode_head\.": "only the backbone is wanted"} if backbone_only else {})}
-    reasons = {}
-    for name in names:
-        reason = next((why for pattern, why in table.items() if re.search(pattern, name)), None)
-        if reason:
-            reasons[name] = reason
-    rest = [name for name in names if name not in reasons]
-    if rest and timm_segmenter is not None:
+    found = {name: next((why for pattern, why in table.items() if re.search(pattern, name)), "") for name in names}
+    reasons = {name: why for name, why in found.items() if why}
+    if len(reasons) < len(names) and timm_segmenter is not None:
         with torch.device("meta"):
             whole = timm.create_model(timm_architecture(timm_segmenter))
-        known = {f"backbone.{key}" for key in whole.state_dict()}
-        reasons |= {name: "behind the last feature level" for name in rest if name in known}
+        known = {f"backbone.{key}" for key in whole.state_dict()} - reasons.keys()
+        reasons |= {name: "behind the last feature level" for name in names if name in known}
     return reasons
 
 
@@ -160,45 +237,8 @@ def _refuse(*, unknown: Sequence[str], missing: Sequence[str], shapes: Sequence[
         )
 
 
-def convert(
-    source: Path,
-    out: Path,
-    *,
-    backbone: str | None = None,
-    head: str | None = None,
-    classes: Sequence[str] | None = None,
-    resize: tuple[int, int] | None = None,
-    part: str = "model",
-) -> LoadReport:
-    """A published checkpoint as a model file of ours.
-
-    Args:
-        source: the checkpoint.
-        out: safetensors file to write.
-        backbone: recognised by its depths and widths when absent.
-        head: recognised by its names when absent.
-        classes: their names; when absent those in the checkpoint's `meta`, else Cityscapes' for 19, else numbers.
-        resize: (width, height) that bounds the images at inference.
-        part: which network of an adaptation checkpoint, a key of `PARTS`.
-
-    Raises:
-        UserError: the checkpoint cannot be read, recognised, or does not fit.
-    """
-    found = read_checkpoint(source)
-    state, _ = select(found.state, part)
-    official = to_official(state, recognise(state), None)
-    description = describe(official, found.meta, source, backbone=backbone, head=head, classes=classes, resize=resize)
-    segmenter = build_segmenter(
-        description.backbone, description.head, len(description.classes), head_channels=description.head_channels
-    )
-    report = load_published(segmenter, {"state_dict": found.state}, part=part)
-    segmenter.description = description
-    save_segmenter(segmenter, out)
-    return report
-
-
 def load_pretrained(segmenter: Segmenter, spec: str, backbone: str) -> str:
-    """ImageNet weights into the backbone.
+    """Load ImageNet weights into the backbone.
 
     Args:
         segmenter: changed in place.
@@ -206,7 +246,7 @@ def load_pretrained(segmenter: Segmenter, spec: str, backbone: str) -> str:
         backbone: the name under which the backbone was built.
 
     Returns:
-        What the user should know: where the weights come from, and their licence.
+        A note for the user: where the weights come from, and their licence.
 
     Raises:
         UserError: the weights cannot be had, or do not fit.
@@ -215,53 +255,48 @@ def load_pretrained(segmenter: Segmenter, spec: str, backbone: str) -> str:
         return f"{backbone}: random weights. Published results start from ImageNet weights (model.pretrained: hub)."
     record = architecture(backbone)
     if Path(spec).is_file():
-        report = load_published(segmenter, spec, backbone_only=True, fresh=record.fresh)
-        _turn_first_layer(segmenter, record)
-        return f"{backbone}: {spec}: {report}"
+        return f"{backbone}: {spec}: {_load_backbone(segmenter, spec, record)}"
     spec = record.hub or spec if spec == "hub" else spec
     if spec == "hub":
-        return _from_timm(segmenter, backbone)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", spec) or Path(spec).suffix in (".pth", ".pt", ".safetensors"):
+        try:
+            pretrained = build_backbone(backbone, timm_weights=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _by_hand(f"timm's weights of {record.timm_name}", error) from error
+        segmenter.backbone.load_state_dict(pretrained.state_dict())
+        return f"{backbone}: timm's weights of {record.timm_name}"
+    if not HUB_ID.fullmatch(spec) or Path(spec).suffix in SUFFIXES:
         raise UserError(f"model.pretrained is {spec!r}: no such file, and neither none, hub nor owner/name[@revision].")
-    report = load_published(segmenter, _download(spec), backbone_only=True, fresh=record.fresh)
-    _turn_first_layer(segmenter, record)
+    try:
+        file = _from_hub(spec, "model.safetensors", "pytorch_model.bin")
+    except (OSError, ValueError) as error:
+        raise _by_hand(f"The weights {spec}", error) from error
+    report = _load_backbone(segmenter, file, record)
     terms = " (NVIDIA's terms: non-commercial use only)" if spec.startswith("nvidia/") else ""
     return f"{backbone}: {spec}{terms}: {report}"
 
 
-def _turn_first_layer(segmenter: Segmenter, record: Architecture) -> None:
-    """Blue, green, red as red, green, blue."""
-    if record.bgr:
+def _load_backbone(segmenter: Segmenter, file: Path | str, record: Architecture) -> LoadReport:
+    report = load_published(segmenter, file, backbone_only=True, fresh=record.fresh)
+    if record.bgr:  # published for blue, green, red
         first = next(layer for layer in segmenter.backbone.modules() if isinstance(layer, nn.Conv2d))
         first.weight.data = first.weight.data.flip(1)
+    return report
 
 
-def _from_timm(segmenter: Segmenter, backbone: str) -> str:
-    name = architecture(backbone).timm_name
-    try:
-        pretrained = build_backbone(backbone, timm_weights=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(_by_hand(f"timm's weights of {name}", error)) from error
-    segmenter.backbone.load_state_dict(pretrained.state_dict())
-    return f"{backbone}: timm's weights of {name}"
-
-
-def _download(spec: str) -> Path:
+def _from_hub(spec: str, *names: str) -> Path:
+    """Download the first of these files that a repository has; raises what the Hub raises for the first."""
     owner, _, revision = spec.partition("@")
-    error: Exception | None = None
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    errors: list[Exception] = []
+    for name in names:
         try:
             return Path(hf_hub_download(owner, name, revision=revision or None))
         except EntryNotFoundError as absent:  # also what being offline looks like
-            error = error or absent
-        except (OSError, ValueError) as failure:
-            error = failure
-            break
-    raise UserError(_by_hand(f"The weights {spec}", error)) from error
+            errors.append(absent)
+    raise errors[0]
 
 
-def _by_hand(what: str, error: object) -> str:
-    return (
+def _by_hand(what: str, error: object) -> UserError:
+    return UserError(
         f"{what} cannot be downloaded: {str(error).splitlines()[0]}\n"
         "Fetch the weights file by hand where there is a network, and set model.pretrained to its path; "
         "model.pretrained: none starts from random weights."
