@@ -17,11 +17,9 @@ from ssrseg.config import Settings, merge, resolve
 from ssrseg.errors import UserError
 from ssrseg.models import build_backbone
 from ssrseg.planning import plan
-from ssrseg.planning.accounting import SAVED, WORKING, LiveBytes
-from ssrseg.planning.advice import with_words
-from ssrseg.planning.fake_step import Rehearsal, rehearse
-from ssrseg.planning.flops import Flops
-from ssrseg.planning.plan import GIB, Plan
+from ssrseg.planning.counters import SAVED, WORKING, Flops, LiveBytes
+from ssrseg.planning.fake_step import StepCost, fake_step
+from ssrseg.planning.plan import GIB, Plan, with_words
 from test_cli import ssrseg as command
 
 TREE: dict[str, Any] = {
@@ -46,8 +44,8 @@ def settings(**over: Any) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def whole() -> Rehearsal:
-    return rehearse(settings(), "cpu")
+def whole() -> StepCost:
+    return fake_step(settings(), "cpu")
 
 
 def test_live_bytes_follow_storages() -> None:
@@ -89,7 +87,7 @@ def test_flops_of_a_part_forward_and_backward() -> None:
     }
 
 
-def test_every_part_is_counted(whole: Rehearsal) -> None:
+def test_every_part_is_counted(whole: StepCost) -> None:
     backbone = sum(weight.numel() for weight in build_backbone("timm:test_resnet").parameters())
     student = {"student backbone", "student head"}
     frozen = {"teacher", "foundation encoder", "frozen ImageNet backbone"}
@@ -101,7 +99,7 @@ def test_every_part_is_counted(whole: Rehearsal) -> None:
     assert all(whole.flops[part][1] == 0 for part in frozen)
 
 
-def test_weights_are_what_they_are(whole: Rehearsal) -> None:
+def test_weights_are_what_they_are(whole: StepCost) -> None:
     trained = sum(whole.parameters[part] for part in ("student backbone", "student head", "terms"))
     assert whole.memory.get("gradients", 0) <= 4 * trained
     assert whole.memory["optimiser states"] == pytest.approx(8 * trained, rel=0.01)
@@ -117,15 +115,15 @@ def test_weights_are_what_they_are(whole: Rehearsal) -> None:
         ("method.regularizer.foundation.precision=half", "foundation encoder", 0.51),
     ],
 )
-def test_each_economy_lowers_its_part(whole: Rehearsal, word: str, part: str, most: float) -> None:
-    changed = rehearse(with_words(settings(), (word,)), "cpu", flops=False)
+def test_each_economy_lowers_its_part(whole: StepCost, word: str, part: str, most: float) -> None:
+    changed = fake_step(with_words(settings(), (word,)), "cpu", flops=False)
     assert changed.memory[part] < most * whole.memory[part]
     assert changed.peak < whole.peak
     assert changed.parameters == whole.parameters
 
 
 def test_source_only_has_no_teacher_and_no_target() -> None:
-    alone = rehearse(settings(method={"teacher": None, "mixed": None, "masked": None, "regularizer": None}), "cpu")
+    alone = fake_step(settings(method={"teacher": None, "mixed": None, "masked": None, "regularizer": None}), "cpu")
     assert "teacher" not in alone.flops
     assert "teacher" not in alone.memory
 
@@ -142,14 +140,14 @@ def test_a_plan_that_fits_advises_nothing() -> None:
 def test_a_plan_that_does_not_fit_says_what_to_change() -> None:
     regularizer = TREE["method"]["regularizer"]
     large = settings(method={"mixed": None, "masked": None, "feature_distance": None, "regularizer": regularizer})
-    planned = plan(large, memory=0.6 * rehearse(large, "cpu", flops=False).peak / GIB)
+    planned = plan(large, memory=0.6 * fake_step(large, "cpu", flops=False).peak / GIB)
     assert not planned.fits
     assert planned.steps_per_second is None  # it would not fit
     assert planned.changes[0].words == ("train.activation_checkpointing=true",)
     peaks = [planned.peak, *(change.peak for change in planned.changes)]
     assert peaks == sorted(peaks, reverse=True)
     words = tuple(word for change in planned.changes for word in change.words)
-    assert rehearse(with_words(large, words), "cpu", flops=False).peak == peaks[-1]
+    assert fake_step(with_words(large, words), "cpu", flops=False).peak == peaks[-1]
 
 
 def test_unknown_memory_is_no_verdict() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from ssrseg import cpu
 from ssrseg.adapt import sam_attention
 from ssrseg.adapt.sam_attention import SamAttention, without_padding
-from ssrseg.planning.accounting import LiveBytes
+from ssrseg.planning.counters import LiveBytes
 
 
 def random_attention(sides: tuple[int, int]) -> Attention:

@@ -25,7 +25,7 @@ import torch
 
 from ssrseg.config import Settings, assignments, compose, merge, resolve
 from ssrseg.data import RawBatch, train_batches
-from ssrseg.planning.fake_step import rehearse
+from ssrseg.planning.fake_step import fake_step
 from ssrseg.planning.probe import noise
 from ssrseg.reporting.charts import Curve, chart
 from ssrseg.runs.folder import RunFolder
@@ -118,7 +118,7 @@ def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds(published, warm, timed),
         "peak": torch.cuda.max_memory_allocated() if cuda else None,
         "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "flops": sum(map(sum, rehearse(published, "cuda" if cuda else "cpu").flops.values())),
+        "flops": sum(map(sum, fake_step(published, "cuda" if cuda else "cpu").flops.values())),
         "rate": matmul_rate(),
     }
     plain = published.method.model_copy(update={"regularizer": None})

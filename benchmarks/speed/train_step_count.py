@@ -4,32 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from reference_step import ReferenceStep
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ssrseg.config import Settings
-from ssrseg.planning.accounting import LiveBytes
-from ssrseg.planning.fake_step import HEAP, rehearse
+from ssrseg.planning.counters import LiveBytes
+from ssrseg.planning.fake_step import HEAP, fake_step
 
 
 def count(known: Mapping[str, Any], wanted: Mapping[str, Settings], variant: str) -> dict[str, Any]:
     """Arithmetic by part and the peak of live memory of every setting, beside what is `known` of other variants."""
     found = {}
     for name, settings in wanted.items():
-        needs = rehearse(settings, "cpu")
+        needs = fake_step(settings, "cpu")
         live = {part: size for part, size in needs.memory.items() if part != HEAP}
         row: dict[str, Any] = dict(known.get(name, {}))
         if variant == "before":
             row["before_memory"] = sum(live.values())
         else:
             with as_written():
-                row |= {"flops": rehearse(settings, "cpu").flops, "needed": needs.flops, "memory": live}
+                row |= {"flops": fake_step(settings, "cpu").flops, "needed": needs.flops, "memory": live}
         if "reference_memory" not in row:
             row["reference_memory"] = reference_peak(settings)
         found[name] = row
@@ -40,13 +38,11 @@ def count(known: Mapping[str, Any], wanted: Mapping[str, Settings], variant: str
 @contextmanager
 def as_written() -> Iterator[None]:
     """Layers do what their definition says: no convolution in another order, no window that is filled up later."""
-    from ssrseg import relative  # `before` has none of them
-    from ssrseg.models import scaling
-    from ssrseg.training import preparation
+    from ssrseg import cpu  # `before` has none of them
+    from ssrseg.adapt import foundation
 
-    plain = partial(F.interpolate, mode="bilinear")
-    scale = patch.object(scaling._Scale, "apply", lambda maps, size, corners: plain(maps, size, align_corners=corners))
-    with patch.object(preparation, "ease"), patch.object(relative, "arrange"), scale:
+    as_is = lambda network, **_: network  # noqa: E731
+    with patch.object(cpu, "optimize", as_is), patch.object(foundation, "without_padding", as_is):
         yield
 
 

@@ -82,20 +82,20 @@ def weight_gradient(gradient: Tensor, maps: Tensor) -> Tensor:
 
 
 def _both_sides(matrix: tuple[tuple[float, ...], ...], like: Tensor) -> Tensor:
-    """M (m, n) of M x M^T as one matrix (m m, n n) on x as a column."""
+    """Write M x M^T, with M (m, n), as one matrix (m m, n n) on x as a column."""
     square = torch.tensor(matrix, dtype=torch.float64)
     return torch.kron(square, square).to(like)
 
 
 def _bands(height: int, width: int) -> Iterator[slice]:
-    """Rows of tiles, some at once."""
+    """Yield rows of tiles, some at once."""
     down, at_once = -(-height // TILE), max(1, AT_ONCE * TILE // width)
     for first in range(0, down, at_once):
         yield slice(first, min(first + at_once, down))
 
 
 def _seen(image: Tensor, rows: slice, look: Tensor) -> Tensor:
-    """B^T d B, which is `look` (36, 36), of the pixels (C, H, W) that tiles in these rows see: (C, 36, tiles)."""
+    """Compute B^T d B, which is `look` (36, 36), of the pixels (C, H, W) that tiles here see: (C, 36, tiles)."""
     height, width = image.shape[-2:]
     first, last = TILE * rows.start - 1, TILE * rows.stop + 1
     margins = (1, -width % TILE + 1, max(0, -first), max(0, last - height))
@@ -104,7 +104,7 @@ def _seen(image: Tensor, rows: slice, look: Tensor) -> Tensor:
 
 
 def _spread(image: Tensor, rows: slice, spread: Tensor) -> Tensor:
-    """A y A^T, which is `spread` (36, 16), of the tiles y in these rows of (K, H, W): (K, 36, tiles)."""
+    """Compute A y A^T, which is `spread` (36, 16), of the tiles y in these rows of (K, H, W): (K, 36, tiles)."""
     height, width = image.shape[-2:]
     last = TILE * rows.stop
     pixels = F.pad(image[:, TILE * rows.start : last], (0, -width % TILE, 0, max(0, last - height)))

@@ -24,7 +24,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a backbone is built, and where its published ImageNet weights lie."""
+    """A recipe for a backbone, and the place of its published ImageNet weights."""
 
     timm_name: str
     """Of the architecture, or of the one whose weights it takes."""
@@ -32,7 +32,7 @@ class Architecture:
     hub: str | None = None
     """Hub id of the weights; timm's own when absent."""
     arrange: Callable[[Any], None] | None = None
-    """What is changed in timm's pyramid."""
+    """Changes timm's pyramid."""
     build: Callable[[], nn.Module] | None = None
     """Builds the pyramid in timm's stead."""
     mean: tuple[float, ...] | None = None
@@ -106,7 +106,7 @@ class Backbone(nn.Module):
 
 
 def architecture(name: str) -> Architecture:
-    """The record behind a backbone's name; raises `UserError` for a name that is neither ours nor timm's."""
+    """Look up a backbone by name; raises `UserError` for a name that is neither ours nor timm's."""
     if name in BACKBONES:
         return BACKBONES[name]
     prefix, _, timm_name = name.partition(":")
@@ -118,7 +118,7 @@ def architecture(name: str) -> Architecture:
 
 
 def build_backbone(name: str, *, drop_path: float = 0.1, in_channels: int = 3, timm_weights: bool = False) -> Backbone:
-    """A backbone with random weights, or with timm's published ones.
+    """Build a backbone with random weights, or with timm's published ones.
 
     Args:
         name: a key of `BACKBONES` or `timm:<name>`; the pyramid must have at least four levels.

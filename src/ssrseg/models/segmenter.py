@@ -23,7 +23,7 @@ from ssrseg.runs.atomic import write_atomically
 
 @dataclass(frozen=True)
 class Description:
-    """What a weights file needs to be a model again; it lies in the file's metadata."""
+    """The architecture and classes of a model, in the metadata of its weights file."""
 
     backbone: str
     head: str
@@ -95,8 +95,8 @@ class Segmenter(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_segmenter(self, save_directory / WEIGHTS)
-        assert self.description is not None  # else it could not have been saved
-        (save_directory / "config.json").write_text(json.dumps(dataclasses.asdict(self.description), indent=1) + "\n")
+        text = json.dumps(json.loads(_description(self)), indent=1)
+        (save_directory / "config.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Segmenter:
@@ -109,7 +109,7 @@ class Segmenter(
         )
 
     def generate_model_card(self, *args: Any, card: str | None = None, **kwargs: Any) -> ModelCard:
-        """The text given, or one that says no more than the model itself knows."""
+        """Return the text given, or one of no more than the model itself knows."""
         if card is None:
             about = dataclasses.asdict(self.description) if self.description else {}
             facts = "\n".join(f"- {name}: {value}" for name, value in about.items() if name != "colors")
@@ -128,7 +128,7 @@ def build_segmenter(
     timm_weights: bool = False,
     align_corners: bool = False,
 ) -> Segmenter:
-    """A segmenter with random weights (or timm's for the backbone).
+    """Build a segmenter with random weights (or timm's for the backbone).
 
     Args:
         backbone: a name (`ssrseg.models.BACKBONES`, `timm:<name>`) or a `Backbone`.
@@ -150,21 +150,25 @@ def build_segmenter(
 
 
 def save_segmenter(segmenter: Segmenter, path: Path) -> None:
-    """Weights and description as one safetensors file, written atomically.
+    """Write weights and description as one safetensors file, atomically.
 
     Raises:
         ValueError: the segmenter has no description.
     """
-    if segmenter.description is None:
-        raise ValueError("set segmenter.description before saving: without it the file cannot become a model again")
-    metadata = {"ssrseg": json.dumps(dataclasses.asdict(segmenter.description))}
+    metadata = {"ssrseg": _description(segmenter)}
     state = {name: value.contiguous() for name, value in segmenter.state_dict().items()}
     content = save(state, metadata=metadata)  # its `save_file` would hide that a disk is full
     write_atomically(path, lambda partial: partial.write_bytes(content))
 
 
+def _description(segmenter: Segmenter) -> str:
+    if segmenter.description is None:
+        raise ValueError("set segmenter.description before saving: without it the file cannot become a model again")
+    return json.dumps(dataclasses.asdict(segmenter.description))
+
+
 def load_segmenter(path: Path) -> Segmenter:
-    """A segmenter from a file of `save_segmenter`, in eval mode.
+    """Load a segmenter from a file of `save_segmenter`, in eval mode.
 
     Raises:
         UserError: no such file, or not one of ours.

@@ -22,7 +22,7 @@ Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 
 def _numbered(template: str) -> Callable[[re.Match[str]], str]:
-    """A replacement that counts the stage, the first group, from 1."""
+    """Build a replacement that counts the stage, the first group, from 1."""
     return lambda match: template.format(int(match[1]) + 1, *match.groups()[1:])
 
 
@@ -56,7 +56,7 @@ HEAD_RULES: dict[type[nn.Module], Rules] = {
 
 
 def official_name(key: str, segmenter: Segmenter) -> str:
-    """The official spelling of one of our names."""
+    """Spell one of our names officially."""
     if key.startswith("head."):
         return "decode_head." + _rename(key.removeprefix("head."), HEAD_RULES.get(type(segmenter.head), ()))
     architecture = timm_architecture(segmenter)
@@ -65,13 +65,13 @@ def official_name(key: str, segmenter: Segmenter) -> str:
 
 
 def timm_name(key: str) -> str:
-    """What timm's classification model calls a weight of our backbone."""
+    """Spell the name of a backbone's weight as timm's classification model does."""
     key = key.removeprefix("backbone.pyramid.").removeprefix("model.")
     return re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", key)  # timm's pyramids flatten their outer sequence
 
 
 def timm_architecture(segmenter: Segmenter) -> str:
-    """The timm name of the backbone, without its weights' tag."""
+    """Give the timm name of the backbone, without its weights' tag."""
     config: Any = getattr(segmenter.backbone.pyramid, "default_cfg", None) or {}
     return str(config.get("architecture", ""))
 
@@ -132,13 +132,13 @@ DIALECTS: dict[str, Dialect] = {
 
 
 def recognise(keys: Iterable[str]) -> str:
-    """The dialect of a checkpoint's names."""
+    """Recognise the dialect of a checkpoint's names."""
     names = list(keys)
     return next(name for name, dialect in DIALECTS.items() if any(re.search(dialect.marker, key) for key in names))
 
 
 def to_official(state: Mapping[str, Tensor], dialect: str, segmenter: Segmenter | None) -> dict[str, Tensor]:
-    """A network's weights under their official names.
+    """Rename a network's weights to their official names.
 
     Args:
         state: names and weights in one dialect, without prefixes.
@@ -160,7 +160,7 @@ def to_official(state: Mapping[str, Tensor], dialect: str, segmenter: Segmenter 
 
 
 def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Separate keys and values as the one projection that we have."""
+    """Join separate keys and values into the one projection that we have."""
     joined: dict[str, Tensor] = {}
     for key, value in state.items():
         partner = key.replace(".attn.key.", ".attn.value.")

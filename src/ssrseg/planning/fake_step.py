@@ -1,4 +1,4 @@
-"""One training step on tensors without data: what it computes and what it keeps, in seconds and without the memory."""
+"""One training step on tensors without data: its operations and its memory, found in seconds and without the memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from ssrseg.adapt.learner import adapt
 from ssrseg.adapt.methods import Method, build_method
 from ssrseg.config import Settings
 from ssrseg.data import resolve_space
-from ssrseg.planning.accounting import LiveBytes
-from ssrseg.planning.flops import Flops
+from ssrseg.planning.counters import Flops, LiveBytes
 from ssrseg.planning.probe import noise, without_weights
 from ssrseg.training.loop import to_batch
 from ssrseg.training.optim import build_optimizer
@@ -32,8 +31,8 @@ Record = TypeVar("Record", Batch, View)
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """What one step needs."""
+class StepCost:
+    """The needs of one step."""
 
     parameters: dict[str, int]
     """By part."""
@@ -48,7 +47,7 @@ class Rehearsal:
         return sum(self.memory.values())
 
 
-def rehearse(settings: Settings, device: str, *, flops: bool = True) -> Rehearsal:
+def fake_step(settings: Settings, device: str, *, flops: bool = True) -> StepCost:
     """Run the second step of `settings` as it would be on `device` (`cpu`, `cuda`), on tensors without data.
 
     Weights are not needed and not read. What a compiler spares is not seen.
@@ -69,7 +68,7 @@ def rehearse(settings: Settings, device: str, *, flops: bool = True) -> Rehearsa
     if device == "cpu":
         live.peak[HEAP] = int(HEAP_SHARE * live.peak.total())
     memory = {part: size for part, size in live.peak.most_common() if size > 0}
-    return Rehearsal(parameters, counter.by_part(), memory)
+    return StepCost(parameters, counter.by_part(), memory)
 
 
 class _Cast:
@@ -111,7 +110,7 @@ class _Cast:
 
 
 def _one_batch(settings: Settings, method: Method) -> tuple[Batch, list[View]]:
-    """A batch of noise, and the views that the method really makes of one: their number and shapes are its own."""
+    """Make a batch of noise, and the views that the method really makes of one: their number and shapes are its own."""
     batch = to_batch(noise(settings), torch.device("cpu"))
     pseudo = Pseudo(batch.labels[: len(batch.target)], batch.valid.float())
     return batch, [make(batch, pseudo) for make in method.makers]
@@ -146,7 +145,7 @@ def _step(settings: Settings, cast: _Cast, batch: Batch, views: list[View], live
 
 
 def _stepped_once(optimizer: Optimizer) -> Optimizer:
-    """An optimiser that has its states, as it has from the second step on."""
+    """Give an optimiser its states, as it has them from the second step on."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for weight in weights:
         weight.grad = torch.zeros_like(weight)

@@ -18,7 +18,7 @@ STEPS = 3
 
 
 class Clock(Observer):
-    """When each step was over, in seconds."""
+    """Times at which steps were over, in seconds."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -32,7 +32,7 @@ class Clock(Observer):
 
 
 def probe(settings: Settings) -> float:
-    """Steps per second of one process on this machine, without loading data or evaluating.
+    """Measure the steps per second of one process on this machine, without loading data or evaluating.
 
     Raises:
         UserError: the settings do not allow the run.
@@ -46,7 +46,7 @@ def probe(settings: Settings) -> float:
 
 
 def without_weights(settings: Settings) -> Settings:
-    """The same networks with random weights: they cost the same, and no file is needed."""
+    """Ask for the same networks with random weights: they cost the same, and no file is needed."""
     model = settings.model.model_copy(update={"pretrained": "none"})
     method = settings.method
     if method.regularizer is not None:
@@ -57,7 +57,7 @@ def without_weights(settings: Settings) -> Settings:
 
 
 def noise(settings: Settings, seed: int = 0) -> RawBatch:
-    """A batch of random pixels, and labels in blocks."""
+    """Draw a batch of random pixels, and labels in blocks."""
     (height, width), count = settings.loader.crop, settings.loader.batch
     targets = count if settings.target is not None else 0
     draws = torch.Generator().manual_seed(seed)

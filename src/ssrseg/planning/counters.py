@@ -1,7 +1,12 @@
-"""Floating point operations of a step, by part, forward and backward."""
+"""Counters of a step that runs on tensors without data: bytes of live tensors and floating point operations, by part.
+
+torch's `MemTracker` refuses frozen weights and losses whose gradients are taken early; `FlopCounterMode` counts all
+operations, but gives the backward pass of such losses to the wrong modules.
+"""
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,14 +17,95 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from ssrseg.adapt.foundation import Frozen
 from ssrseg.adapt.learner import gradients
 
+WORKING = "working memory"
+SAVED = "saved for backward"
+SCRATCH = "scratch of convolutions"
+CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows every storage from the operation that makes it to the moment when nothing refers to it.
+
+    Python and autograd let go of a tensor without data when they would let go of a real one, so the course of the
+    memory is that of the real step. What kernels allocate inside is estimated: a convolution reorders its inputs and
+    outputs for the hardware (oneDNN's blocks, cuDNN's channels-last), which takes as much memory again.
+
+    Args:
+        device: `cuda` has kernels of its own for depthwise convolutions, which reorder nothing.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._live: dict[int, tuple[weakref.ref[Any], int, str]] = {}
+        self.parts: Counter[str] = Counter()
+        """Bytes that live now, by part."""
+        self.peak: Counter[str] = Counter()
+        """The parts when most was alive."""
+        self._now = self._most = 0
+        self._depthwise_reorders = device != "cuda"
+
+    def label(self, tensors: Iterable[Tensor | None], part: str) -> None:
+        """Count the storages of these tensors to `part`, from now on."""
+        for tensor in tensors:
+            if tensor is not None:
+                self._follow(tensor.untyped_storage(), part)
+
+    def forget_peak(self) -> None:
+        """Look for the peak from here on."""
+        self._most, self.peak = 0, Counter()
+        self._compare()
+
+    def _compare(self, scratch: int = 0) -> None:
+        if self._now + scratch > self._most:
+            self._most = self._now + scratch
+            self.peak = self.parts + Counter({SCRATCH: scratch})
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Count what autograd saves as such where it was working memory; a hook."""
+        storage = tensor.untyped_storage()
+        if id(storage) in self._live and self._live[id(storage)][2] == WORKING:
+            self._follow(storage, SAVED)
+        return tensor.detach() if tensor.requires_grad else tensor  # else it would hold its own graph alive
+
+    def _follow(self, storage: torch.UntypedStorage, part: str) -> None:
+        key = id(storage)
+        if key in self._live:
+            reference, size, before = self._live[key]
+            self.parts[before] -= size
+        else:
+            reference, size = weakref.ref(storage, lambda _: self._drop(key)), storage.nbytes()
+            self._now += size
+        self._live[key] = reference, size, part
+        self.parts[part] += size
+        self._compare()
+
+    def _drop(self, key: int) -> None:
+        _, size, part = self._live.pop(key)
+        self.parts[part] -= size
+        self._now -= size
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, and follow what is new in its output."""
+        output = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in self._live:
+                self._follow(leaf.untyped_storage(), WORKING)
+        if func in CONVOLUTIONS and (args[-1 if func is CONVOLUTIONS[0] else -2] == 1 or self._depthwise_reorders):
+            self._compare(sum(leaf.nbytes for leaf in tree_leaves((args, output)) if isinstance(leaf, Tensor)))
+        return output
+
+
 REST = "terms"
-"""What happens outside the networks belongs to the terms."""
+"""The part of all that happens outside the networks."""
 
 
 class Flops:
@@ -53,14 +139,14 @@ class Flops:
             self._enter(REST)
 
     def run_backward(self, loss: Tensor) -> None:
-        """The loss's backward pass."""
-        with self._going_back(loss):
+        """Run the loss's backward pass, counted."""
+        with self._in_backward(loss):
             loss.backward()
         self._owned.clear()
 
     def gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """Compute those of `ssrseg.adapt.learner.gradients`."""
-        with self._going_back(loss):
+        with self._in_backward(loss):
             return gradients(loss, inputs)
 
     def by_part(self) -> dict[str, tuple[int, int]]:
@@ -70,7 +156,7 @@ class Flops:
         return {name: both for name, both in found.items() if any(both)}
 
     @contextmanager
-    def _going_back(self, loss: Tensor) -> Iterator[None]:
+    def _in_backward(self, loss: Tensor) -> Iterator[None]:
         self._own(REST, [loss], ())
         self._enter(REST, self.backwards)
         yield
@@ -100,7 +186,7 @@ class Flops:
         self._own(name, tree_leaves(output), tree_leaves(args))
 
     def _own(self, name: str, outputs: Iterable[Any], inputs: Iterable[Any]) -> None:
-        """The nodes between inputs and outputs that nobody owns yet say, when they run, that `name` is running."""
+        """Let the nodes between inputs and outputs that have no owner yet enter `name` when they run backward."""
         passed = {leaf.grad_fn for leaf in inputs if isinstance(leaf, Tensor)}
         waiting = [leaf.grad_fn for leaf in outputs if isinstance(leaf, Tensor)]
         while waiting:
@@ -117,7 +203,7 @@ class Flops:
 def convolution_backward(
     grad: Sequence[int], images: Sequence[int], weight: Sequence[int], *args: Any, **kwargs: Any
 ) -> int:
-    """Each gradient costs as much as the forward pass; torch 2.14 counts a depthwise weight's as if it were dense."""
+    """Count each gradient as the forward pass; torch 2.14 counts a depthwise weight's as if it were dense."""
     transposed, wanted = args[4], args[7]
     count, _, *places = images if transposed else grad
     flops: int = 2 * count * prod(places) * prod(weight) * sum(wanted[:2])
@@ -125,13 +211,13 @@ def convolution_backward(
 
 
 def attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    """Attention on the CPU, which torch does not count."""
+    """Count attention on the CPU, which torch does not."""
     count: int = sdpa_flop_count(query, key, value)
     return count
 
 
 def attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    """Its backward pass."""
+    """Count its backward pass."""
     count: int = sdpa_backward_flop_count(grad, query, key, value)
     return count
 
