@@ -22,8 +22,8 @@ from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
 from ssrseg.inference.engines import open_engine, pick_device
 from ssrseg.inference.sliding_window import Size, build_inference
-from ssrseg.models.weights import load
 from ssrseg.models.segmenter import Segmenter
+from ssrseg.models.weights import load
 
 Images = Tensor | npt.NDArray[Any] | Image.Image | Path | str
 """One image or a batch: RGB, (3, H, W), (H, W, 3), (B, 3, H, W) or (B, H, W, 3); bytes, or floats in [0, 1]."""

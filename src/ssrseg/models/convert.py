@@ -12,8 +12,8 @@ from torch import Tensor
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import BACKBONES
 from ssrseg.models.segmenter import Description, build_segmenter, save_segmenter
-from ssrseg.models.weight_names import recognise, to_official
-from ssrseg.models.weights import LoadReport, load_published, read_checkpoint, select
+from ssrseg.models.weight_names import recognise, select, to_official
+from ssrseg.models.weights import LoadReport, load_published, read_checkpoint
 
 MIT_SIZES = {(2, 2, 2, 2): (0, 1), (3, 4, 6, 3): (2,), (3, 4, 18, 3): (3,), (3, 8, 27, 3): (4,), (3, 6, 40, 3): (5,)}
 """Blocks per stage -> sizes of the Mix Transformer; B0 and B1 differ by their width."""
@@ -51,7 +51,7 @@ def convert(
         head: recognised by its names when absent.
         classes: their names; when absent those in the checkpoint's `meta`, else Cityscapes' for 19, else numbers.
         resize: (width, height) that bounds the images at inference.
-        part: which network of an adaptation checkpoint, a key of `PARTS`.
+        part: which network of an adaptation checkpoint, a key of `ssrseg.models.weight_names.PARTS`.
 
     Raises:
         UserError: the checkpoint cannot be read, recognised, or does not fit.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssrseg.errors import UserError
 from ssrseg.models.heads import DAFormerHead, DeepLabV2Head, SegFormerHead
 from ssrseg.models.segmenter import Segmenter
 
@@ -129,6 +130,35 @@ DIALECTS: dict[str, Dialect] = {
     "timm": Dialect(r"^"),
 }
 """In the order in which they are tried. `bare`: `mit_b*.pth` or mmcv's ResNet v1c; `timm`: a classification model."""
+
+
+PARTS = {
+    "model": r"^model\.(?=backbone|decode_head)",
+    "ema_model": r"^ema_model\.",
+    "imnet_model": r"^imnet_model\.",
+    "mic_teacher": r"^mic\.teacher\.ema_model\.",
+}
+"""The networks of an adaptation checkpoint: student, teacher, ImageNet model, MIC's own teacher."""
+
+
+def select(state: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Pick one network of an adaptation checkpoint, without its prefix; the rest is returned with the reason."""
+    if part not in PARTS:
+        raise UserError(f"There is no part {part!r}: choose {', '.join(PARTS)}.")
+    plain = {key.removeprefix("module."): value for key, value in state.items()}
+    present = [name for name, pattern in PARTS.items() if any(re.search(pattern, key) for key in plain)]
+    if not present and part == "model":
+        return plain, {}
+    if part not in present:
+        raise UserError(f"The checkpoint has no {part!r}; it holds {', '.join(present) or 'a single network'}.")
+    chosen, dropped = dict[str, Tensor](), dict[str, str]()
+    for key, value in plain.items():
+        other = next((name for name in present if name != part and re.search(PARTS[name], key)), None)
+        if other:
+            dropped[key] = f"another network: {other}"
+        else:
+            chosen[re.sub(PARTS[part], "", key)] = value
+    return chosen, dropped
 
 
 def recognise(keys: Iterable[str]) -> str:

@@ -21,20 +21,12 @@ from torch import Tensor, nn
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import Architecture, architecture, build_backbone
 from ssrseg.models.segmenter import WEIGHTS, Segmenter, load_segmenter
-from ssrseg.models.weight_names import DIALECTS, official_name, recognise, timm_architecture, to_official
+from ssrseg.models.weight_names import DIALECTS, official_name, recognise, select, timm_architecture, to_official
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 """`owner/name[@revision]`."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".onnx", ".ckpt", ".bin")
 """Of files: what ends so is never looked for on the Hub."""
-PARTS = {
-    "model": r"^model\.(?=backbone|decode_head)",
-    "ema_model": r"^ema_model\.",
-    "imnet_model": r"^imnet_model\.",
-    "mic_teacher": r"^mic\.teacher\.ema_model\.",
-}
-"""The networks of an adaptation checkpoint: student, teacher, ImageNet model, MIC's own teacher."""
-
 DROPPED = {
     r"^(embedding_layer|fusion_layer|sam)\.": "SSR's regularisation branch, training only",
     r"^auxiliary_head\.": "auxiliary head, training only",
@@ -156,7 +148,7 @@ def load_published(
         checkpoint: a file (`.safetensors`, or a torch file that is read without executing anything), or names and
             tensors, bare or under `state_dict` or `model`.
         source: whose spelling it is, a key of `ssrseg.models.weight_names.DIALECTS`; recognised when `auto`.
-        part: which network of an adaptation checkpoint, a key of `PARTS`.
+        part: which network of an adaptation checkpoint, a key of `ssrseg.models.weight_names.PARTS`.
         backbone_only: leave the checkpoint's head out. Without it, a checkpoint that has no head at all
             (ImageNet weights) still loads; one that has a head must fit wholly.
         fresh: pattern of official names that the checkpoint may lack; these layers stay as they are.
@@ -189,26 +181,6 @@ def load_published(
     _refuse(unknown=[name for name in left if name not in reasons], missing=missing, shapes=shapes)
     segmenter.load_state_dict({**own, **chosen})
     return LoadReport(dialect, len(chosen), dropped | reasons)
-
-
-def select(state: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Pick one network of an adaptation checkpoint, without its prefix; the rest is returned with the reason."""
-    if part not in PARTS:
-        raise UserError(f"There is no part {part!r}: choose {', '.join(PARTS)}.")
-    plain = {key.removeprefix("module."): value for key, value in state.items()}
-    present = [name for name, pattern in PARTS.items() if any(re.search(pattern, key) for key in plain)]
-    if not present and part == "model":
-        return plain, {}
-    if part not in present:
-        raise UserError(f"The checkpoint has no {part!r}; it holds {', '.join(present) or 'a single network'}.")
-    chosen, dropped = dict[str, Tensor](), dict[str, str]()
-    for key, value in plain.items():
-        other = next((name for name in present if name != part and re.search(PARTS[name], key)), None)
-        if other:
-            dropped[key] = f"another network: {other}"
-        else:
-            chosen[re.sub(PARTS[part], "", key)] = value
-    return chosen, dropped
 
 
 def _reasons(names: Sequence[str], backbone_only: bool, timm_segmenter: Segmenter | None) -> dict[str, str]:
