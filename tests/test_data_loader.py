@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 
 from factories import CLASSES, random_image, random_labels, write_pairs
 from ssrseg.config import resolve
-from ssrseg.data import read_image, train_batches
+from ssrseg.data import loader, read_image, train_batches
 from ssrseg.errors import UserError
 
 
@@ -181,6 +183,16 @@ def test_a_killed_worker_ends_the_run_with_a_reason(tmp_path, workers):
     with pytest.raises(UserError, match=r"died before batch \d+ \(signal 9\).*loader.workers lower.*--resume"):
         list(batches)
     assert not set(multiprocessing.active_children()) - others
+
+
+def test_a_worker_whose_parent_was_killed_before_it_began_ends(monkeypatch):
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(pid=4711))
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit, match="1"):
+        loader._prepare_worker(0)
+    monkeypatch.setattr(os, "getppid", lambda: 4711)
+    loader._prepare_worker(0)
 
 
 def test_a_users_mistake_comes_from_a_worker_as_it_is(tmp_path):

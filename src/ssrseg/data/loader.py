@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -177,6 +178,9 @@ def load(
 
 
 def _prepare_worker(index: int) -> None:
+    parent = multiprocessing.parent_process()
+    if os.getppid() == 1 and parent is not None and parent.pid != 1:
+        os._exit(1)  # its parent was killed meanwhile, which torch's workers see only if it happens later
     cv2.setNumThreads(0)  # a worker is one core's; and OpenCV's thread pool does not survive a fork
 
 
