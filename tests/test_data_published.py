@@ -14,8 +14,7 @@ from PIL import Image
 from ssrseg.config import DataConfig, resolve
 from ssrseg.data import SPACES, SPECS, eval_samples, find_images, find_pairs
 from ssrseg.data.checks.inspect import read_header
-from ssrseg.data.idd_polygons import LEVEL3
-from ssrseg.data.label_files import read_raw_labels
+from ssrseg.data.label_files import LEVEL3, read_raw_labels
 from ssrseg.errors import UserError
 from test_data_reading import write_deep_png
 

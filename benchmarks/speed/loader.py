@@ -19,13 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import PIL
 import torch
 from PIL import Image
 
 from ssrseg.config import DataConfig, LoaderConfig, resolve
-from ssrseg.data import Pair, code_for, find_pairs, png
+from ssrseg.data import Pair, code_for, find_pairs
 from ssrseg.data.datasets import SourceImages
 from ssrseg.data.loader import scaled_files
 from ssrseg.data.samplers import SOURCE, Draw, generator_of
@@ -137,7 +138,7 @@ def machine() -> dict[str, str]:
         "numpy": np.__version__,
         "opencv": cv2.__version__,
         "torch": torch.__version__,
-        "isal": "yes" if png.isal is not None else "no",
+        "imagecodecs": imagecodecs.__version__,
     }
 
 

@@ -1,4 +1,4 @@
-"""Scaled images kept on the disk, so that the next epoch decodes and scales nothing."""
+"""Images and labels at the size they are trained at: decoded now, or kept on the disk from an earlier epoch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,92 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ssrseg.data.images import read_pixels, to_tensor
+from ssrseg.data.label_files import read_labels
+from ssrseg.data.label_mapping import LabelCode
+from ssrseg.data.layouts import Pair
+from ssrseg.data.storage import stamp
+from ssrseg.data.transforms import Box, rescale_size, resize_crop, resize_labels
+from ssrseg.errors import UserError
 
 Planes = npt.NDArray[np.uint8]
 """(C, H, W): red, green, blue, and the class ids where there are labels."""
+
+
+@dataclass(frozen=True)
+class ScaledImage:
+    """An image of which crops are asked for: only those are scaled, or read from the cache."""
+
+    size: tuple[int, int]
+    """(width, height)."""
+    crop: Callable[[Box], Tensor]
+    """Box, which may reach beyond the image -> RGB bytes (3, h, w)."""
+
+    def whole(self) -> Tensor:
+        """Return all of it, RGB bytes (3, H, W)."""
+        width, height = self.size
+        return self.crop((slice(0, height), slice(0, width)))
+
+
+@dataclass(frozen=True)
+class ScaledFiles:
+    """Reads images, alone or with their labels, bounded in size."""
+
+    bound: tuple[int, int] | None
+    """(width, height), aspect ratio kept; as they are when absent."""
+    scale_jpeg: bool = False
+    """Whether a JPEG is scaled while it is decoded."""
+    cache: ImageCache | None = None
+
+    def image(self, path: Path) -> ScaledImage:
+        """Read an image; raises `UserError` for what is none."""
+        if self.cache is None:
+            return self._decoded(path)[0]
+        return _kept(self.cache.planes(self._key(path), lambda: self._decoded(path)[0].whole().numpy()))
+
+    def pair(self, pair: Pair, code: LabelCode) -> tuple[ScaledImage, Tensor]:
+        """Read an image and its class ids (H, W) uint8; raises `UserError` when their sizes differ."""
+        if self.cache is None:
+            return self._decoded_pair(pair, code)
+
+        def planes() -> Planes:
+            image, labels = self._decoded_pair(pair, code)
+            return torch.cat([image.whole(), labels[None]]).numpy()
+
+        kept = self.cache.planes(key_of(self._key(pair.image), self._key(pair.label), code.digest()), planes)
+        return _kept(kept), torch.from_numpy(np.array(kept[3]))
+
+    def take_notes(self) -> list[str]:
+        """Return a note for each image since the last call that the cache could not keep."""
+        if self.cache is None:
+            return []
+        notes = list(self.cache.notes)
+        self.cache.notes.clear()
+        return notes
+
+    def _key(self, path: Path) -> str:
+        return key_of(path, stamp(path), self.bound, self.scale_jpeg)
+
+    def _decoded_pair(self, pair: Pair, code: LabelCode) -> tuple[ScaledImage, Tensor]:
+        (image, (width, height)), labels = self._decoded(pair.image), read_labels(pair.label, code)
+        if labels.shape != (height, width):
+            found = f"{labels.shape[1]}x{labels.shape[0]}"
+            raise UserError(f"{pair.image} is {width}x{height}, its label {pair.label} is {found}.")
+        return image, resize_labels(labels, image.size)
+
+    def _decoded(self, path: Path) -> tuple[ScaledImage, tuple[int, int]]:
+        """Return the image, and the (width, height) of its file."""
+        pixels, stored = read_pixels(path, self.bound if self.scale_jpeg else None)
+        size = rescale_size(*stored, self.bound) if self.bound else stored
+        return ScaledImage(size, lambda box: to_tensor(resize_crop(pixels, size, box))), stored
+
+
+def _kept(planes: Planes) -> ScaledImage:
+    size = planes.shape[2], planes.shape[1]
+    return ScaledImage(size, lambda box: torch.from_numpy(np.array(planes[:3, box[0], box[1]], order="C")))
 
 
 @dataclass
@@ -32,7 +115,7 @@ class ImageCache:
     """One for every entry that is not kept; whoever reads them takes them away."""
 
     def planes(self, key: str, make: Callable[[], Planes]) -> Planes:
-        """The entry of a key, read-only; made, and kept if possible, when it is not there or broken."""
+        """Return the entry of a key, read-only; make it, and keep it if possible, when it is not there or broken."""
         path = self.folder / key[:2] / f"{key}.npy"
         try:
             kept: Planes = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -52,7 +135,7 @@ class ImageCache:
 
 
 def key_of(*facts: object) -> str:
-    """The key of an entry: the same facts, the same key."""
+    """Return the key of an entry: the same facts, the same key."""
     return hashlib.sha256("\0".join(map(str, facts)).encode("utf-8", "surrogateescape")).hexdigest()[:40]
 
 

@@ -10,12 +10,12 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from ssrseg.config import LoaderConfig
+from ssrseg.data.cache import ScaledFiles
 from ssrseg.data.label_files import read_labels
 from ssrseg.data.label_mapping import LabelCode
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.layouts import Pair
 from ssrseg.data.samplers import Draw, Sampler
-from ssrseg.data.scaled import ScaledFiles, whole
 from ssrseg.data.transforms import Box, is_varied, mirrored, pad, random_box, rescale_size, resize_image, retry
 
 
@@ -39,7 +39,7 @@ class LabelledImages(Dataset[LabelledImage]):
 
     def __getitem__(self, index: int) -> LabelledImage:
         pair = self.pairs[index]
-        image = whole(ScaledFiles(self._resize).image(pair.image))
+        image = ScaledFiles(self._resize).image(pair.image).whole()
         return LabelledImage(image, read_labels(pair.label, self._code), pair.image)
 
 

@@ -1,20 +1,19 @@
-"""Image files to pixels."""
+"""Image files to pixels: imagecodecs decodes, Pillow reads headers and the rarer kinds."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import cv2
+import imagecodecs
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ssrseg.data import png
-from ssrseg.data.png import Pixels
 from ssrseg.data.storage import read_bytes
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
@@ -23,50 +22,87 @@ BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.Decomp
 """What Pillow raises for files that are no image, or half of one."""
 ORIENTATION = 0x0112
 """The EXIF tag that turns an image; 1 leaves it."""
+TAIL = 1 << 16
+"""Bytes at the end of a PNG in which its orientation may stand, after the pixels."""
 
-
-@dataclass(frozen=True)
-class Opened:
-    """An image file of which rows can be asked for."""
-
-    size: tuple[int, int]
-    """(width, height) that the file has."""
-    grid: tuple[int, int]
-    """(width, height) of its pixels: smaller than `size` when it is scaled while it is decoded."""
-    first_rows: Callable[[int], Pixels]
-    """How many -> the first rows of the grid, so many at least; raises `UserError` when the file is broken."""
+Pixels = npt.NDArray[np.uint8]
+"""RGB (H, W, 3)."""
+DECODERS: dict[tuple[str | None, str], Callable[[bytes], npt.NDArray[Any]]] = {
+    **{("PNG", mode): imagecodecs.png_decode for mode in ("L", "LA", "RGB", "RGBA", "I", "I;16")},
+    **{("JPEG", mode): imagecodecs.jpeg8_decode for mode in ("L", "RGB")},
+    **{("WEBP", mode): imagecodecs.webp_decode for mode in ("RGB", "RGBA")},
+    ("TIFF", "RGB"): imagecodecs.tiff_decode,
+}
+"""By format and mode, those that give what Pillow gives; Pillow does palettes, CMYK, one bit, other formats."""
 
 
 def read_image(path: Path) -> Tensor:
-    """An image as RGB bytes (3, H, W), whatever it was: grey, palette, RGBA, CMYK, 16-bit, EXIF-rotated.
+    """Read an image as RGB bytes (3, H, W), whatever it was: grey, palette, RGBA, CMYK, 16-bit, EXIF-rotated.
 
     Raises:
         UserError: the file is missing, truncated or no image.
     """
-    image = open_image(path)
-    return to_tensor(image.first_rows(image.grid[1]))
+    return to_tensor(read_pixels(path)[0])
 
 
-def open_image(path: Path, bound: tuple[int, int] | None = None) -> Opened:
-    """An image as RGB bytes, decoded if need be as far as it is asked for; see `read_image`.
+def read_pixels(path: Path, bound: tuple[int, int] | None = None) -> tuple[Pixels, tuple[int, int]]:
+    """Read an image as RGB bytes (H, W, 3); see `read_image`.
 
     Args:
         path: the file.
         bound: (width, height). A JPEG that is to be half as large or smaller in it is scaled by 2, 4 or 8 while it is
             decoded, by leaving out frequencies; no image is when absent.
+
+    Returns:
+        The pixels, and the (width, height) that the image has when it is not scaled.
     """
     encoded = read_bytes(path)
     try:
         with Image.open(io.BytesIO(encoded)) as file:
-            if file.format == "PNG" and png.is_plain(encoded):
-                return Opened(file.size, file.size, lambda rows: _plain_rows(encoded, rows, path))
             size = _scale_while_decoding(file, bound) if bound is not None and file.format == "JPEG" else None
-            pixels = _decode_jpeg(encoded) if size is None and _is_plain_jpeg(file, encoded) else None
-            pixels = _decode(file, path) if pixels is None else pixels
+            upright = orientation_of(file, encoded[-TAIL:]) == 1
+            if size is None and upright and (file.format, file.mode) in DECODERS:
+                pixels = _to_rgb(decode(file, encoded))
+            else:
+                pixels = _convert(file, path)
     except BROKEN as error:
         raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
-    grid = pixels.shape[1], pixels.shape[0]
-    return Opened(size or grid, grid, lambda rows: pixels)
+    return pixels, size or (pixels.shape[1], pixels.shape[0])
+
+
+def decode(file: Image.Image, encoded: bytes) -> npt.NDArray[Any]:
+    """Decode a file as it is stored: neither turned nor converted; of a palette, the indices; 16 bits as such.
+
+    Args:
+        file: the opened file, of which nothing was decoded yet.
+        encoded: its content.
+
+    Raises:
+        One of `BROKEN`: it is damaged.
+    """
+    decoder = DECODERS.get((file.format, file.mode))
+    whole = file.format != "JPEG" or encoded.endswith(b"\xff\xd9")  # libjpeg makes the rest of half a file up
+    if decoder is not None and whole and not getattr(file, "is_animated", False):
+        try:
+            pixels = decoder(encoded)
+            if pixels.shape[:2] == (file.height, file.width):
+                return pixels
+        except Exception:  # of many kinds, which do not say what is wrong; Pillow does
+            pass
+    return np.array(file)
+
+
+def orientation_of(file: Image.Image, tail: bytes) -> int:
+    """Return the EXIF orientation, without decoding where that can be.
+
+    Args:
+        file: an opened file.
+        tail: its last bytes, `TAIL` of them.
+    """
+    late = any(mark in tail for mark in (b"eXIf", b"Raw profile type", b"com.adobe.xmp"))
+    # A PNG's own `getexif` decodes it all, as its EXIF may come last.
+    exif = Image.Image.getexif(file) if file.format == "PNG" and not late else file.getexif()
+    return int(exif.get(ORIENTATION, 1))
 
 
 def to_tensor(pixels: Pixels) -> Tensor:
@@ -75,13 +111,21 @@ def to_tensor(pixels: Pixels) -> Tensor:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, shortly."""
+    """Return the first line of an error's message."""
     if isinstance(error, UnidentifiedImageError):
         return "its content is of no known image format"  # Pillow's own words name a buffer
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _decode(file: Image.Image, path: Path) -> Pixels:
+def _to_rgb(pixels: npt.NDArray[Any]) -> Pixels:
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.ndim == 2 or pixels.shape[2] < 3:  # grey, with alpha or without
+        pixels = np.repeat(pixels.reshape(*pixels.shape[:2], -1)[..., :1], 3, axis=2)
+    return pixels[..., :3]
+
+
+def _convert(file: Image.Image, path: Path) -> Pixels:
     image = ImageOps.exif_transpose(file)
     if image.mode in ("F", "I"):
         raise UserError(f"{path} has 32 bits per pixel, expected 8 or 16: convert it first.")
@@ -90,30 +134,8 @@ def _decode(file: Image.Image, path: Path) -> Pixels:
     return np.array(image.convert("RGB"))
 
 
-def _plain_rows(encoded: bytes, rows: int, path: Path) -> Pixels:
-    pixels = png.decode_rows(encoded, rows)
-    if pixels is not None:
-        return pixels
-    try:
-        with Image.open(io.BytesIO(encoded)) as file:
-            return _decode(file, path)  # which says what is wrong
-    except BROKEN as error:
-        raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
-
-
-def _is_plain_jpeg(file: Image.Image, encoded: bytes) -> bool:
-    """Whether OpenCV decodes the file to the same bytes as Pillow, and faster; half a file it would make up."""
-    upright = file.mode == "RGB" and file.getexif().get(ORIENTATION, 1) == 1
-    return file.format == "JPEG" and upright and encoded.endswith(b"\xff\xd9")
-
-
-def _decode_jpeg(encoded: bytes) -> Pixels | None:
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    return None if image is None else np.asarray(image, np.uint8)
-
-
 def _scale_while_decoding(file: Image.Image, bound: tuple[int, int]) -> tuple[int, int] | None:
-    """Ask for a smaller image, and say how large it would have been; nothing when it is not to be half as large."""
+    """Ask for a smaller image; returns how large it would have been, or nothing if it is not to be half as large."""
     stored = file.size
     # The bound holds for the long and the short side, so it does not matter whether the image will be turned.
     file.draft(None, rescale_size(*stored, bound))

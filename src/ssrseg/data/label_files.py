@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ssrseg.data.idd_polygons import draw_polygons, is_polygons
-from ssrseg.data.images import BROKEN, first_line
+from ssrseg.data.images import BROKEN, decode, first_line
 from ssrseg.data.label_mapping import LabelCode, map_ids
 from ssrseg.data.label_spaces import IGNORE, Color
 from ssrseg.data.storage import read_bytes
@@ -24,10 +23,54 @@ Pixels = npt.NDArray[np.integer]
 BLACK = 0
 VALUE_MODES = ("L", "LA", "P", "I", "I;16", "1")
 COLOR_MODES = ("RGB", "RGBA")
+Points = list[tuple[float, float]]
+LEVEL3 = {
+    "road": 0,
+    "parking": 1,
+    "drivable fallback": 1,
+    "sidewalk": 2,
+    "rail track": 3,
+    "non-drivable fallback": 3,
+    "person": 4,
+    "animal": 4,
+    "rider": 5,
+    "motorcycle": 6,
+    "bicycle": 7,
+    "autorickshaw": 8,
+    "car": 9,
+    "truck": 10,
+    "bus": 11,
+    "caravan": 12,
+    "trailer": 12,
+    "train": 12,
+    "vehicle fallback": 12,
+    "curb": 13,
+    "wall": 14,
+    "fence": 15,
+    "guard rail": 16,
+    "billboard": 17,
+    "traffic sign": 18,
+    "traffic light": 19,
+    "pole": 20,
+    "polegroup": 20,
+    "obs-str-bar-fallback": 21,
+    "building": 22,
+    "bridge": 23,
+    "tunnel": 23,
+    "vegetation": 24,
+    "sky": 25,
+    "fallback background": 25,
+    "unlabeled": IGNORE,
+    "ego vehicle": IGNORE,
+    "rectification border": IGNORE,
+    "out of roi": IGNORE,
+    "license plate": IGNORE,
+}
+"""Name of a polygon -> id of `idd26`, the third level of the data set's hierarchy (AutoNUE/public-code)."""
 
 
 def read_labels(path: Path, code: LabelCode) -> Tensor:
-    """A label map as class ids (H, W), uint8.
+    """Read a label map as class ids (H, W), uint8.
 
     Args:
         path: one channel of raw values, a palette image (its indices count, not its colours), an image of three
@@ -45,26 +88,22 @@ def read_labels(path: Path, code: LabelCode) -> Tensor:
 
 
 def read_raw_labels(path: Path) -> Tensor:
-    """The values of a label file (H, W), uint8, as they are; raises `UserError` for colours and as `read_labels`."""
+    """Read the raw values of a label file (H, W), uint8; raises `UserError` for colours and as `read_labels`."""
     return _values(_read(path), path)
 
 
 def is_colored(path: Path) -> bool:
-    """Whether a label file has three channels of 8 bits: colours, where they are known; raises as `read_labels`."""
+    """Return whether a label file has three channels of 8 bits, as for colours; raises as `read_labels`."""
     return _read(path).ndim == 3
 
 
 def _read(path: Path) -> Pixels:
     """Values (H, W), or RGB bytes (H, W, 3)."""
     encoded = read_bytes(path)
-    if is_polygons(encoded):
+    if encoded.lstrip()[:1] == b"{":
         return draw_polygons(encoded, path)
     if encoded[:3] == b"\xff\xd8\xff":
         raise UserError(f"{path} is a JPEG: its compression has changed the labels. Write labels as PNG.")
-    return _red_of_16_bits(encoded, path) if _is_deep(encoded) else _decoded(encoded, path)
-
-
-def _decoded(encoded: bytes, path: Path) -> Pixels:
     try:
         with Image.open(io.BytesIO(encoded)) as file:
             if file.mode not in VALUE_MODES + COLOR_MODES:
@@ -72,10 +111,16 @@ def _decoded(encoded: bytes, path: Path) -> Pixels:
                     f"{path} is a label in {file.mode}, expected one channel of class values, a palette image, "
                     "or the colours of classes as RGB."
                 )
-            pixels = np.array(file)
-            return pixels[..., 0] if file.mode == "LA" else pixels[..., :3] if file.mode in COLOR_MODES else pixels
+            pixels = decode(file, encoded)
     except BROKEN as error:
         raise UserError(f"{path} cannot be read as a label map: {first_line(error)}") from error
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.dtype == np.uint8:
+        if _is_deep(encoded):  # Pillow keeps 8 of the bits, and not those of the label
+            raise UserError(f"{path} cannot be read as a label map: its PNG data are broken.")
+        return pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
+    return pixels[..., 0]
 
 
 def _values(pixels: Pixels, path: Path) -> Tensor:
@@ -112,12 +157,47 @@ def _ids_of_colors(pixels: Pixels, colors: Mapping[Color, int], path: Path) -> T
 
 
 def _is_deep(encoded: bytes) -> bool:
-    """A PNG of 16 bits and three channels: Pillow keeps 8 of them, and not those of the label."""
+    """Return whether a file is a PNG of 16 bits and three channels."""
     return encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[24:26] in (b"\x10\x02", b"\x10\x06")
 
 
-def _red_of_16_bits(encoded: bytes, path: Path) -> Pixels:
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise UserError(f"{path} cannot be read as a label map: its PNG data are broken.")
-    return image[..., 2].astype(np.int64)  # blue, green, red
+# --- India Driving Dataset: polygons with names
+
+
+def draw_polygons(encoded: bytes, path: Path) -> Pixels:
+    """Draw ids of `idd26` (H, W): later polygons cover earlier ones, as in the data set's own tool.
+
+    Raises:
+        UserError: the file is damaged, or IDD does not know a polygon's name.
+    """
+    size, polygons = _read_polygons(encoded, path)
+    image = Image.new("L", size, IGNORE)
+    pen = ImageDraw.Draw(image)
+    for name, points in polygons:
+        known = name if name in LEVEL3 else name.removesuffix("group")  # several at once, as cargroup
+        if known not in LEVEL3:
+            raise UserError(f"{path} holds a polygon named {name!r}; IDD's names are {', '.join(LEVEL3)}.")
+        if len(points) > 1:
+            pen.polygon(points, fill=LEVEL3[known])
+    return np.array(image)
+
+
+def polygons_size(encoded: bytes, path: Path) -> tuple[int, int]:
+    """Read the (width, height); raises `UserError` as `draw_polygons`."""
+    return _read_polygons(encoded, path)[0]
+
+
+def _read_polygons(encoded: bytes, path: Path) -> tuple[tuple[int, int], list[tuple[str, Points]]]:
+    """Size, and the polygons that are not deleted."""
+    try:
+        content = json.loads(encoded)
+        size = int(content["imgWidth"]), int(content["imgHeight"])
+        if min(size) < 1:
+            raise ValueError(f"the size is {size[0]}x{size[1]}")
+        kept = [entry for entry in content["objects"] if not entry.get("deleted")]
+        return size, [(str(one["label"]), [(float(x), float(y)) for x, y, *_ in one["polygon"]]) for one in kept]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read as polygons ({type(error).__name__}: {error}). Expected JSON with imgWidth, "
+            "imgHeight and objects, each with a label and a polygon of points."
+        ) from error

@@ -19,13 +19,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssrseg.config import DataConfig, LoaderConfig, Settings
 from ssrseg.data import samplers
-from ssrseg.data.cache import ImageCache
+from ssrseg.data.cache import ImageCache, ScaledFiles
 from ssrseg.data.class_statistics import class_statistics
 from ssrseg.data.datasets import LabelledImages, SourceImages, TargetImages
 from ssrseg.data.label_mapping import Classes, code_for, resolve_space
 from ssrseg.data.layouts import find_images, find_pairs
 from ssrseg.data.samplers import SOURCE, TARGET, ClassBalancedSampler, RareClassSampler, Shuffled, generator_of
-from ssrseg.data.scaled import ScaledFiles
 from ssrseg.errors import UserError
 
 POLL = 5

@@ -12,11 +12,10 @@ import imagecodecs
 import numpy as np
 
 from ssrseg.config import DataConfig
-from ssrseg.data.images import read_image
+from ssrseg.data.cache import ScaledFiles
+from ssrseg.data.images import Pixels, read_image
 from ssrseg.data.label_files import is_colored, read_raw_labels
 from ssrseg.data.layouts import find_images, find_pairs
-from ssrseg.data.png import Pixels
-from ssrseg.data.scaled import ScaledFiles, whole
 from ssrseg.data.storage import INDEX, name_below, read_bytes
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
@@ -80,7 +79,7 @@ def pack(data: DataConfig, out: Path, *, images_only: bool = False) -> int:
 
 
 def _image(path: Path, data: DataConfig) -> bytes:
-    pixels = whole(ScaledFiles(data.resize).image(path)).permute(1, 2, 0).numpy()  # a broken one is found now
+    pixels = ScaledFiles(data.resize).image(path).whole().permute(1, 2, 0).numpy()  # a broken one is found now
     return read_bytes(path) if data.resize is None else _png(pixels)
 
 

@@ -49,25 +49,22 @@ def rows_needed(old: int, new: int, last: int) -> int:
     return last if old == new else min(old, math.ceil(last * old / new) + 2)
 
 
-def resize_crop(
-    first_rows: Callable[[int], npt.NDArray[np.uint8]], grid: tuple[int, int], size: tuple[int, int], box: Box
-) -> npt.NDArray[np.uint8]:
-    """Cut a box (h, w, 3) out of a resized image, bit for bit; nothing below or right of it is decoded or computed.
+def resize_crop(pixels: npt.NDArray[np.uint8], size: tuple[int, int], box: Box) -> npt.NDArray[np.uint8]:
+    """Cut a box (h, w, 3) out of a resized image, bit for bit; nothing below or right of it is computed.
 
     What lies above and left is computed: only from the corner on do all weights stay those of the whole image.
 
     Args:
-        first_rows: how many -> the first rows of the image, so many at least, uint8.
-        grid: (width, height) of the image.
+        pixels: the image (H, W, 3).
         size: (width, height) of the whole image after resizing.
         box: in the resized image.
     """
     rows, columns = box
-    pixels = first_rows(rows_needed(grid[1], size[1], rows.stop))
-    if size == grid:
+    height, width = pixels.shape[:2]
+    if size == (width, height):
         return pixels[rows, columns]
-    below, right = (rows_needed(grid[i], size[i], box[1 - i].stop) for i in (1, 0))
-    fx, fy = size[0] / grid[0], size[1] / grid[1]
+    below, right = rows_needed(height, size[1], rows.stop), rows_needed(width, size[0], columns.stop)
+    fx, fy = size[0] / width, size[1] / height
     part = cv2.resize(pixels[:below, :right], None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)
     return np.asarray(part[rows, columns], np.uint8)
 

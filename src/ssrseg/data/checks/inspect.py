@@ -15,9 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from ssrseg.data.checks.problems import Problem
-from ssrseg.data.idd_polygons import polygons_size
-from ssrseg.data.images import BROKEN, ORIENTATION, first_line, read_image
-from ssrseg.data.label_files import read_labels, read_raw_labels
+from ssrseg.data.images import BROKEN, TAIL, first_line, orientation_of, read_image
+from ssrseg.data.label_files import polygons_size, read_labels, read_raw_labels
 from ssrseg.data.label_mapping import LabelCode, map_ids
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.storage import open_file, read_bytes
@@ -57,22 +56,24 @@ def read_header(path: Path) -> Header:
         return Header(size, size, 1, "L", "JSON", 1, True)
     try:
         with open_file(path) as file, Image.open(file) as image:
-            orientation = image.getexif().get(ORIENTATION, 1)
-            stored = image.size
+            stored, kind, tail = image.size, image.format or "", _tail(file)
+            orientation = orientation_of(image, tail)
             shown = (stored[1], stored[0]) if orientation >= 5 else stored
             # A phone's JPEG of format MPO holds a preview or depth beside the photograph.
             pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            kind = image.format or ""
-            return Header(stored, shown, orientation, image.mode, kind, pages, _is_complete(file, kind))
+            complete = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(kind, b"") in tail[-64:]
+            return Header(stored, shown, orientation, image.mode, kind, pages, complete)
     except BROKEN as error:
         read_bytes(path)  # an empty file has a message of its own
         raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
 
 
-def _is_complete(file: IO[bytes], kind: str) -> bool:
-    length = file.seek(0, io.SEEK_END)
-    file.seek(max(0, length - 64))
-    return {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(kind, b"") in file.read()
+def _tail(file: IO[bytes]) -> bytes:
+    begin = file.tell()
+    file.seek(max(0, file.seek(0, io.SEEK_END) - TAIL))
+    tail = file.read()
+    file.seek(begin)  # where Pillow goes on
+    return tail
 
 
 @dataclass(frozen=True)
