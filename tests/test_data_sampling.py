@@ -19,7 +19,7 @@ from ssrseg.config import ClassBalancedConfig, DataConfig, RareClassConfig
 from ssrseg.data import LabelCode, find_pairs
 from ssrseg.data.class_statistics import ClassStatistics, class_statistics
 from ssrseg.data.label_mapping import lookup_table
-from ssrseg.data.loader import DrawNumbers
+from ssrseg.data.loader import draw_numbers
 from ssrseg.data.samplers import (
     SOURCE,
     TARGET,
@@ -41,12 +41,12 @@ def sampler(pixels, **config):
 
 
 def test_exactly_min_pixels_is_not_enough():
-    assert sampler([[3000], [3001]]).files_of(0) == [1]
+    assert sampler([[3000], [3001]]).files[0] == [1]
 
 
 def test_a_class_that_no_file_shows_enough_of_takes_those_with_most():
-    assert sampler([[2900], [10], [1600], [0]]).files_of(0) == [0, 2]
-    assert sampler([[0], [1]]).files_of(0) == [1]
+    assert sampler([[2900], [10], [1600], [0]]).files[0] == [0, 2]
+    assert sampler([[0], [1]]).files[0] == [1]
 
 
 def test_labels_without_any_class_are_refused():
@@ -131,7 +131,7 @@ def test_twenty_thousand_draws_have_the_frequencies_of_the_formula():
 def test_files_of_a_class_are_drawn_alike():
     draws = gta5_like_sampler()
     drawn = [draw for draw in drawn_by(draws, range(20_000)) if draw.rare == int(draws.classes[0])]
-    files = draws.files_of(int(draws.classes[0]))
+    files = draws.files[int(draws.classes[0])]
     counts = torch.tensor([draw.file for draw in drawn]).bincount(minlength=300)[files].float()
     assert counts.sum() == len(drawn)
     assert (counts - counts.mean()).abs().max() < 5 * counts.mean().sqrt()
@@ -140,7 +140,7 @@ def test_files_of_a_class_are_drawn_alike():
 @pytest.mark.parametrize("world", [2, 3])
 def test_every_process_draws_other_numbers_and_other_images(world):
     draws, steps, batch = gta5_like_sampler(), 40, 2
-    numbers = [[n for step in DrawNumbers(range(steps), batch, rank, world) for n in step] for rank in range(world)]
+    numbers = [[n for step in draw_numbers(range(steps), batch, rank, world) for n in step] for rank in range(world)]
     assert sorted(n for rank in numbers for n in rank) == list(range(steps * batch * world))
     drawn = [[(draw.rare, draw.file) for draw in drawn_by(draws, rank)] for rank in numbers]
     for one, other in itertools.combinations(drawn, 2):
@@ -150,9 +150,9 @@ def test_every_process_draws_other_numbers_and_other_images(world):
 
 def test_a_resumed_run_draws_on_where_it_stopped():
     draws = gta5_like_sampler()
-    whole = drawn_by(draws, [n for step in DrawNumbers(range(30), 2, 1, 3) for n in step])
-    stopped = drawn_by(draws, [n for step in DrawNumbers(range(17), 2, 1, 3) for n in step])
-    resumed = drawn_by(draws, [n for step in DrawNumbers(range(17, 30), 2, 1, 3) for n in step])
+    whole = drawn_by(draws, [n for step in draw_numbers(range(30), 2, 1, 3) for n in step])
+    stopped = drawn_by(draws, [n for step in draw_numbers(range(17), 2, 1, 3) for n in step])
+    resumed = drawn_by(draws, [n for step in draw_numbers(range(17, 30), 2, 1, 3) for n in step])
     assert stopped + resumed == whole
 
 
@@ -221,8 +221,8 @@ def test_a_class_that_never_occurs_is_left_out_and_a_scarce_one_is_not():
     pixels = torch.tensor([[9000, 400, 0, 50], [8000, 0, 0, 60]])
     draws = RareClassSampler(ClassStatistics(pixels), RareClassConfig(min_pixels=100), (64, 64))
     assert draws.classes.tolist() == [3, 1, 0]
-    assert draws.files_of(3) == [0, 1]  # no file has more than 100 pixels: all that show it
-    assert draws.files_of(1) == [0]
+    assert draws.files[3] == [0, 1]  # no file has more than 100 pixels: all that show it
+    assert draws.files[1] == [0]
 
 
 def test_probabilities_follow_ascending_pixel_counts():

@@ -68,7 +68,7 @@ def rare_classes(case, same):
     config = RareClassConfig(min_pixels=table["min_pixels"], min_crop_ratio=table["min_crop_ratio"])
     sampler = RareClassSampler(statistics, config, CROP)
     for c, stored in table["files_with_enough_pixels"].items():
-        same.exactly(f"files of {c}", sorted(files[i] for i in sampler.files_of(int(c))), sorted(stored))
+        same.exactly(f"files of {c}", sorted(files[i] for i in sampler.files[int(c)]), sorted(stored))
     for trial in table["retry_trials"]:
         reads = []
         counts = trial["pixels_of_class_per_crop"]

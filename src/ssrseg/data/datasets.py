@@ -18,12 +18,15 @@ from ssrseg.data.layouts import Pair
 from ssrseg.data.samplers import Draw, Sampler
 from ssrseg.data.transforms import Box, is_varied, mirrored, pad, random_box, rescale_size, resize_image, retry
 
+Crop = tuple[Tensor, Tensor, str]
+"""A crop of an image (3, h, w) uint8, of its labels or of where to trust pseudo-labels (h, w), and the image's name."""
+
 
 @dataclass(frozen=True)
 class LabelledImage:
     """A sample for evaluation: a whole image and its label."""
 
-    image: Tensor  # (3, h, w) uint8, resized as the settings say
+    image: Tensor  # (3, h, w) uint8, resized to the bound of its data set
     labels: Tensor  # (H, W) uint8, at the label's own resolution
     path: Path
 
@@ -53,7 +56,7 @@ class SourceImages:
     loader: LoaderConfig
     sampler: Sampler
 
-    def draw(self, number: int, generator: Generator) -> tuple[Tensor, Tensor, str]:
+    def draw(self, number: int, generator: Generator) -> Crop:
         """Return a crop of an image (3, h, w) and of its labels (h, w), uint8, and the image's name."""
         draw = self.sampler(number, generator)
         pair = self.pairs[draw.file]
@@ -90,7 +93,7 @@ class TargetImages:
     loader: LoaderConfig
     sampler: Sampler
 
-    def draw(self, number: int, generator: Generator) -> tuple[Tensor, Tensor, str]:
+    def draw(self, number: int, generator: Generator) -> Crop:
         """Return a crop (3, h, w) uint8, where to trust pseudo-labels in it (h, w) bool, and the image's name."""
         path = self.images[self.sampler(number, generator).file]
         scaled = self.files.image(path)

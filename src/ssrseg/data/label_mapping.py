@@ -1,4 +1,4 @@
-"""How raw values and colours of label files become the class ids of a run."""
+"""Map raw values and colours of label files to the class ids of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Classes = str | Sequence[ClassConfig]
 
 @dataclass(frozen=True)
 class LabelCode:
-    """How the pixels of a label file become class ids."""
+    """Mapping of the pixels of a label file to class ids."""
 
     table: Tensor
     """Raw value -> class id, (256,) uint8."""

@@ -170,7 +170,7 @@ def _glob(data: DataConfig, kind: str) -> str:
 def _match(root: Path, glob: str, twice: list[tuple[Path, Path]]) -> dict[tuple[str, ...], Path]:
     """Find image files below `root`, keyed by the text that each wildcard matches; second ones are added to `twice`.
 
-    What is unpacked wins: archives are looked into for a glob that no unpacked file matches.
+    Unpacked files win: archives are searched for a glob that no unpacked file matches.
     """
     below = _fixed_part(glob)
     return _keyed(list_files(root, below), glob, twice) or _keyed(list_members(root, below), glob, twice)

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from typing import Any
 import cv2
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from ssrseg.config import DataConfig, LoaderConfig, Settings
 from ssrseg.data import samplers
 from ssrseg.data.cache import ImageCache, ScaledFiles
 from ssrseg.data.class_statistics import class_statistics
-from ssrseg.data.datasets import LabelledImages, SourceImages, TargetImages
+from ssrseg.data.datasets import Crop, LabelledImages, SourceImages, TargetImages
 from ssrseg.data.label_mapping import Classes, code_for, resolve_space
 from ssrseg.data.layouts import find_images, find_pairs
 from ssrseg.data.samplers import SOURCE, TARGET, ClassBalancedSampler, RareClassSampler, Shuffled, generator_of
@@ -51,13 +51,8 @@ class RawBatch:
         return RawBatch(source, labels, target, valid, self.names, self.notes)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One draw of both streams."""
-
-    source: tuple[Tensor, Tensor, str]
-    target: tuple[Tensor, Tensor, str] | None
-    notes: tuple[str, ...] = ()
+Sample = tuple[Crop, Crop | None, list[str]]
+"""One draw of both streams, and notes for the user."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +67,9 @@ class Draws(Dataset[Sample]):
         source = self.source.draw(number, generator_of(self.seed, SOURCE, number))
         notes = self.source.files.take_notes()
         if self.target is None:
-            return Sample(source, None, tuple(notes))
+            return source, None, notes
         target = self.target.draw(number, generator_of(self.seed, TARGET, number))
-        return Sample(source, target, (*notes, *self.target.files.take_notes()))
+        return source, target, notes + self.target.files.take_notes()
 
     def __getitems__(self, numbers: list[int]) -> list[Sample] | UserError:
         """Return a batch of samples, or the user's mistake: raised, it would arrive with a worker's traceback."""
@@ -84,32 +79,24 @@ class Draws(Dataset[Sample]):
             return error
 
 
-@dataclass(frozen=True)
-class DrawNumbers(Sampler[list[int]]):
-    """The draw numbers of each turn's batch: no two turns or processes share one.
+def draw_numbers(turns: range, batch: int, rank: int, world: int) -> Iterator[list[int]]:
+    """Yield the draw numbers of each turn's batch: no two turns or processes share one.
 
     A step takes one turn, or as many as it accumulates batches.
     """
-
-    turns: range
-    batch: int
-    rank: int
-    world: int
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for turn in self.turns:
-            first = (turn * self.world + self.rank) * self.batch
-            yield list(range(first, first + self.batch))
+    for turn in turns:
+        first = (turn * world + rank) * batch
+        yield list(range(first, first + batch))
 
 
 def collate(samples: list[Sample] | UserError) -> RawBatch | UserError:
     """Stack samples to a batch; an error is passed on."""
     if isinstance(samples, UserError):
         return samples
-    images, labels, names = zip(*(sample.source for sample in samples), strict=True)
-    notes = tuple(note for sample in samples for note in sample.notes)
+    images, labels, names = zip(*(source for source, _, _ in samples), strict=True)
+    notes = tuple(note for _, _, notes in samples for note in notes)
     source = torch.stack(images)
-    targets = [sample.target for sample in samples if sample.target is not None]
+    targets = [target for _, target, _ in samples if target is not None]
     if not targets:
         return RawBatch(source, torch.stack(labels), source[:0], source[:0, 0].bool(), names, notes)
     target, valid, target_names = zip(*targets, strict=True)
@@ -118,13 +105,13 @@ def collate(samples: list[Sample] | UserError) -> RawBatch | UserError:
 
 
 def load(
-    draws: Draws, numbers: DrawNumbers, *, workers: int, timeout: int = 0, start_method: str | None = None
+    draws: Draws, numbers: Iterable[list[int]], *, workers: int, timeout: int = 0, start_method: str | None = None
 ) -> Iterator[RawBatch]:
-    """Yield the batch of every turn, in order, made by worker processes.
+    """Yield batches in order, made by worker processes.
 
     Args:
         draws: the samples.
-        numbers: of each turn.
+        numbers: the draw numbers of each batch.
         workers: how many processes; 0 makes the batches in this one.
         timeout: seconds without a batch after which to give up; 0 waits for ever.
         start_method: of the workers: `fork`, `spawn` or `forkserver`; Python's own choice when absent.
@@ -149,19 +136,21 @@ def load(
     if threading.current_thread() is threading.main_thread():
         # torch's handler would raise in the midst of any step when a worker dies: here it is seen at the next batch.
         signal.signal(signal.SIGCHLD, handler)
-    for turn in numbers.turns:
+    while True:
         began = time.monotonic()
         while True:
             try:
                 batch = next(iterator)
                 break
+            except StopIteration:
+                return
             except (RuntimeError, OSError, EOFError) as error:
                 if codes := [process.exitcode for process in processes if process.exitcode]:
                     how = ", ".join(f"signal {-code}" if code < 0 else f"exit code {code}" for code in sorted(codes))
                     raise UserError(
-                        f"A worker of the data loader died before batch {turn + 1} ({how}): most often memory runs "
-                        f"out. Set loader.workers lower (now {workers}; 0 loads in the training process and shows what "
-                        "happens), loader.batch or loader.crop smaller; continue with --resume."
+                        f"A worker of the data loader died ({how}): most often memory runs out. Set loader.workers "
+                        f"lower (now {workers}; 0 loads in the training process and shows what happens), loader.batch "
+                        "or loader.crop smaller; continue with --resume."
                     ) from error
                 if "timed out after" not in str(error):
                     raise
@@ -208,7 +197,7 @@ def train_batches(
     config, accumulate = settings.loader, settings.train.accumulate
     draws = Draws(source_images(settings, cache), target_images(settings), settings.train.seed)
     turns = range(start * accumulate, settings.train.steps * accumulate)
-    numbers = DrawNumbers(turns, config.batch, rank, world)
+    numbers = draw_numbers(turns, config.batch, rank, world)
     return load(draws, numbers, workers=config.workers, timeout=config.timeout, start_method=start_method)
 
 

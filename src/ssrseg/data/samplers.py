@@ -88,23 +88,19 @@ class RareClassSampler:
         self.classes, self.probabilities = rare_class_probabilities(statistics.totals, config.temperature)
         if not len(self.classes):
             raise UserError(NO_CLASS)
-        self._files = {int(c): self._files_of(statistics.pixels[:, c]) for c in self.classes}
-
-    def files_of(self, class_id: int) -> list[int]:
-        """Return the indices of the files that are drawn for a class."""
-        files: list[int] = self._files[class_id].tolist()
-        return files
+        self.files = {int(c): self._files_of(statistics.pixels[:, c]) for c in self.classes}
+        """Class id -> indices of the files that are drawn for it."""
 
     def __call__(self, number: int, generator: Generator) -> Draw:
         """Draw the class by its probability, the file uniformly; the draw number has seeded the generator already."""
         class_id = int(self.classes[int(torch.multinomial(self.probabilities, 1, generator=generator))])
-        files = self._files[class_id]
-        file = int(files[int(torch.randint(len(files), (), generator=generator))])
-        return Draw(file, class_id, self.enough)
+        files = self.files[class_id]
+        return Draw(files[int(torch.randint(len(files), (), generator=generator))], class_id, self.enough)
 
-    def _files_of(self, pixels: Tensor) -> Tensor:
+    def _files_of(self, pixels: Tensor) -> list[int]:
         many = (pixels > self.min_pixels).nonzero()[:, 0]
-        return many if len(many) else (pixels > pixels.max() // 2).nonzero()[:, 0]
+        files: list[int] = (many if len(many) else (pixels > pixels.max() // 2).nonzero()[:, 0]).tolist()
+        return files
 
 
 class ClassBalancedSampler:

@@ -1,4 +1,4 @@
-"""One image, with its label or without: what its header and pixels show, and what is wrong with it."""
+"""Examine one image, with its label or without: header, pixels, colours, faults."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 @dataclass(frozen=True)
 class Header:
-    """What the first and last bytes of an image file tell, without decoding it."""
+    """Properties of an image file, from its first and last bytes alone."""
 
     stored: tuple[int, int]
     """(width, height) of the pixels as they lie in the file: a label's size."""
@@ -114,7 +114,7 @@ def mean_colour(colours: Sequence[Colour]) -> Colour:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the files of a data set must be for training."""
+    """Requirements on the files of a data set."""
 
     domain: str
     crop: tuple[int, int]
@@ -129,7 +129,7 @@ class Expected:
 
 @dataclass
 class Inspection:
-    """What was found in one image and its label; what was not examined is absent."""
+    """Findings in one image and its label; None where nothing was examined."""
 
     image: Path
     label: Path | None

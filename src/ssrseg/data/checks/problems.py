@@ -1,4 +1,4 @@
-"""Faults of data: what is wrong, where, and what to do."""
+"""Kinds of faults in data, with their remedies, and messages about those that were found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Kind:
-    """What all problems of one kind have in common."""
+    """Severity and remedy of one kind of problem."""
 
     fatal: bool
     """Whether training could not work."""
@@ -60,7 +60,7 @@ KINDS: dict[str, Kind] = {
     "same content as in the source": Kind(False, "The files are equal byte for byte: remove one of them."),
     "same content as in the target": Kind(False, "The files are equal byte for byte: remove one of them."),
 }
-"""Every fault that is looked for."""
+"""Every kind of fault that is detected."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class Problem:
     """`source`, `target` or `val`."""
     path: Path
     text: str
-    """What was found and, where it is not plain, what was expected; names the path."""
+    """The finding and, where it is not plain, the expectation; names the path."""
 
     @property
     def remedy(self) -> str:
-        """What the user can do."""
+        """Instruction for the user."""
         return KINDS[self.kind].remedy
 
     @property

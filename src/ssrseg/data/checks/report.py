@@ -30,7 +30,7 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class DataReport:
-    """What was found; the same stands in `report.json`."""
+    """Findings, as they are written to `report.json`."""
 
     folder: Path
     problems: list[Problem]

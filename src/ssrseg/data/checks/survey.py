@@ -1,4 +1,4 @@
-"""All data of a run, inspected: what they show, and everything that is wrong with them."""
+"""Examine all data of a run: facts, and everything that is wrong with them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EFFECTS = {
     "image is its own label": {"label cannot be read"},
     "target is the source's labels": {"looks like a label map"},
 }
-"""What follows from a problem in the same data set, and need not be reported too."""
+"""Kind of problem -> kinds that only follow from it in the same data set, and are not reported too."""
 
 
 @dataclass(frozen=True)
