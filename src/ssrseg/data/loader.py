@@ -133,36 +133,36 @@ def load(
     others, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
     iterator = iter(loader)
     processes = set(multiprocessing.active_children()) - others
-    if threading.current_thread() is threading.main_thread():
+    if handler is not None and threading.current_thread() is threading.main_thread():
         # torch's handler would raise in the midst of any step when a worker dies: here it is seen at the next batch.
         signal.signal(signal.SIGCHLD, handler)
+    began = time.monotonic()
     while True:
-        began = time.monotonic()
-        while True:
-            try:
-                batch = next(iterator)
-                break
-            except StopIteration:
-                return
-            except (RuntimeError, OSError, EOFError) as error:
-                if codes := [process.exitcode for process in processes if process.exitcode]:
-                    how = ", ".join(f"signal {-code}" if code < 0 else f"exit code {code}" for code in sorted(codes))
-                    raise UserError(
-                        f"A worker of the data loader died ({how}): most often memory runs out. Set loader.workers "
-                        f"lower (now {workers}; 0 loads in the training process and shows what happens), loader.batch "
-                        "or loader.crop smaller; continue with --resume."
-                    ) from error
-                if "timed out after" not in str(error):
-                    raise
-                if timeout and time.monotonic() - began >= timeout:
-                    raise UserError(
-                        f"No batch has come from the loader's workers for {timeout} seconds: a file that cannot "
-                        "be read to its end (a network disk that hangs?), or a worker that was stopped. Try "
-                        "loader.workers=0 to see where, or raise loader.timeout (seconds; 0 waits for ever)."
-                    ) from error
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError) as error:
+            if codes := [process.exitcode for process in processes if process.exitcode]:
+                how = ", ".join(f"signal {-code}" if code < 0 else f"exit code {code}" for code in sorted(codes))
+                raise UserError(
+                    f"A worker of the data loader died ({how}): most often memory runs out. Set loader.workers "
+                    f"lower (now {workers}; 0 loads in the training process and shows what happens), loader.batch "
+                    "or loader.crop smaller; continue with --resume."
+                ) from error
+            if "timed out after" not in str(error):
+                raise
+            if timeout and time.monotonic() - began >= timeout:
+                raise UserError(
+                    f"No batch has come from the loader's workers for {timeout} seconds: a file that cannot "
+                    "be read to its end (a network disk that hangs?), or a worker that was stopped. Try "
+                    "loader.workers=0 to see where, or raise loader.timeout (seconds; 0 waits for ever)."
+                ) from error
+            continue
         if isinstance(batch, UserError):
             raise batch
         yield batch
+        began = time.monotonic()
 
 
 def _prepare_worker(index: int) -> None:
