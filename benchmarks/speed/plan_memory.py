@@ -60,6 +60,7 @@ def measure(name: str) -> dict[str, Any]:
     """In this process: two steps, and the most memory that they held."""
     import torch
 
+    from ssrseg import cpu
     from ssrseg.planning.probe import noise
     from ssrseg.runs.folder import RunFolder
     from ssrseg.training import setup as building
@@ -68,7 +69,7 @@ def measure(name: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     if NO_HEAP.items() <= os.environ.items():
-        building.keep_memory = lambda: None  # it overrules the environment
+        cpu.keep_memory = lambda: None  # it overrules the environment
     settings = settings_of(name)
     before = resident("VmRSS")
     context = building.build_context(settings, RunFolder(Path("plan")))

@@ -158,7 +158,7 @@ STYLE = (
 HEADER = """# The training step
 
 MiT-B5 with DAFormer's head, SAM ViT-B, two source and two target images of noise, random weights, fp32 on two cores.
-Made by `benchmarks/speed/train_step.py`; docs/speed.md says what was done.
+Made by `benchmarks/speed/train_step.py`; speed-notes.md says what was done.
 
 `reference` is a plain restatement of the references' way (`benchmarks/speed/reference_step.py`), with SAM at 1024
 always, and one image in SAM at a time (the authors' four do not fit this machine; one is, if anything, faster).
