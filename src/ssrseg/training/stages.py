@@ -118,7 +118,7 @@ def _between(stage: StageConfig, settings: Settings, left: Path) -> None:
 
 
 def _labelled(settings: Settings, folder: Path) -> DataConfig:
-    """The target of the settings with labels of ours in `folder`."""
+    """Describe the target of the settings as a data set with our labels in `folder`."""
     return labelled_by(settings.target, resolve_space(settings.classes, settings.source).num_classes, folder)
 
 
