@@ -11,7 +11,7 @@ from torch import Tensor
 from factories import CLASSES, tiny_segmenter
 from ssrseg.adapt import Learner, Term, View
 from ssrseg.adapt.alignment import Alignment, Discriminator, domain_loss
-from ssrseg.config import OptimConfig
+from ssrseg.config import SGDConfig
 from ssrseg.training.optim import build_optimizer, set_learning_rates
 
 K = len(CLASSES)
@@ -85,7 +85,7 @@ def test_the_alignment_loss_is_the_formula() -> None:
 
 def test_student_and_discriminator_have_optimisers_of_their_own() -> None:
     learner = Learner(tiny_segmenter(), {"alignment": Alignment(10, K)})
-    config = OptimConfig(kind="sgd", lr=0.1, warmup=0, weight_decay=0)
+    config = SGDConfig(lr=0.1, warmup=0, weight_decay=0)
     optimizer = build_optimizer(learner, config, discriminator_lr=0.01)
     set_learning_rates(optimizer, config, 50, 100)
     assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([0.005, 0.05, 0.5])

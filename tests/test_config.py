@@ -102,3 +102,34 @@ def test_assignments_are_yaml() -> None:
     assert assignments(words) == {"a": {"b": 1, "c": [1, 2]}, "d": None}
     with pytest.raises(UserError, match=r"Expected `key\.path=value`, found 'a\.b'"):
         assignments(["a.b"])
+
+
+def test_a_setting_of_another_choice_names_the_choice_that_has_it() -> None:
+    with pytest.raises(UserError, match=r"  optim\.momentum: only with kind: sgd\."):
+        resolve({"source": {"root": "x"}, "optim": {"momentum": 0.5}})
+    stages = [{"name": "priors", "does": "priors", "settings": {}}, {"name": "labels", "does": "label", "priors": "x"}]
+    with pytest.raises(UserError) as raised:
+        resolve({"source": {"root": "x"}, "stages": stages})
+    assert "  stages.0.settings: only with does: train." in str(raised.value)
+    assert "  stages.1.priors: only with does: adjust." in str(raised.value)
+
+
+def test_an_unknown_choice_and_a_misspelt_key_in_one_name_the_valid_ones() -> None:
+    with pytest.raises(UserError, match=r"  optim\.kind: choose adamw or sgd \(found 'adam'\)"):
+        resolve({"source": {"root": "x"}, "optim": {"kind": "adam"}})
+    with pytest.raises(UserError, match=r"  optim\.momentm: no such setting\. Did you mean 'momentum'\?"):
+        resolve({"source": {"root": "x"}, "optim": {"kind": "sgd", "momentm": 0.5}})
+    with pytest.raises(UserError, match=r"  optim\.momentum: .*less than or equal to 1 \(found 2\.0\)"):
+        resolve({"source": {"root": "x"}, "optim": {"kind": "sgd", "momentum": 2.0}})
+    with pytest.raises(UserError, match=r"  optim: .*"):
+        resolve({"source": {"root": "x"}, "optim": "sgd"})
+    with pytest.raises(UserError, match=r"  stages\.0\.modell: no such setting\. Did you mean 'model'\?"):
+        resolve({"source": {"root": "x"}, "stages": [{"name": "a", "does": "label", "modell": "x"}]})
+
+
+def test_the_kind_of_an_optimiser_may_be_left_out() -> None:
+    settings = resolve({"source": {"root": "x"}, "optim": {"lr": 0.1}})
+    assert (settings.optim.kind, settings.optim.lr) == ("adamw", 0.1)
+    assert settings.model_dump()["optim"]["kind"] == "adamw"
+    sgd = resolve(merge(read_preset("undoing"), {"optim": {"kind": "adamw"}}))
+    assert sgd.optim.kind == "adamw"

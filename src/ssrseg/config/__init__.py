@@ -1,15 +1,7 @@
 """Typed settings, in YAML or on the command line as `key.path=value`; an unknown key names the nearest valid one."""
 
-from ssrseg.config.base import (
-    Strict,
-)
-from ssrseg.config.data import (
-    ClassBalancedConfig,
-    ClassConfig,
-    DataConfig,
-    LoaderConfig,
-    RareClassConfig,
-)
+from ssrseg.config.base import Strict
+from ssrseg.config.data import ClassBalancedConfig, ClassConfig, DataConfig, LoaderConfig, RareClassConfig
 from ssrseg.config.method import (
     AlignmentConfig,
     AugmentConfig,
@@ -24,23 +16,25 @@ from ssrseg.config.method import (
 )
 from ssrseg.config.presets import assignments, compose, merge, preset_names, preset_summaries, read_preset, read_yaml
 from ssrseg.config.resolve import affects_result, dump, flatten, resolve, resolve_group
-from ssrseg.config.settings import (
-    Settings,
-    StageConfig,
-)
+from ssrseg.config.settings import AdjustStage, AnyStage, LabelStage, PriorsStage, Settings, TrainStage
 from ssrseg.config.training import (
     CRITERIA,
+    AdamWConfig,
     GuardConfig,
     InferenceConfig,
     ModelConfig,
     OptimConfig,
     SelectionConfig,
+    SGDConfig,
     TrainConfig,
 )
 
 __all__ = [
     "CRITERIA",
+    "AdamWConfig",
+    "AdjustStage",
     "AlignmentConfig",
+    "AnyStage",
     "AugmentConfig",
     "ClassBalancedConfig",
     "ClassConfig",
@@ -49,21 +43,24 @@ __all__ = [
     "FoundationConfig",
     "GuardConfig",
     "InferenceConfig",
+    "LabelStage",
     "LoaderConfig",
     "MaskedConfig",
     "MethodConfig",
     "MixedConfig",
     "ModelConfig",
     "OptimConfig",
+    "PriorsStage",
     "RareClassConfig",
     "RegularizerConfig",
+    "SGDConfig",
     "SegmentationConfig",
     "SelectionConfig",
     "Settings",
-    "StageConfig",
     "Strict",
     "TeacherConfig",
     "TrainConfig",
+    "TrainStage",
     "affects_result",
     "assignments",
     "compose",

@@ -1,13 +1,14 @@
-"""What all groups of settings share."""
+"""Types that all groups of settings share."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path, PosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
 
 View = Literal["source", "mixed", "masked", "target"]
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
@@ -56,6 +57,17 @@ EFFECT = Field(json_schema_extra={"affects_result": True})
 
 
 class Strict(BaseModel):
-    """A group of settings: frozen, and unknown keys are errors."""
+    """Hold a group of settings: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def chosen_by(key: str, default: str) -> Discriminator:
+    """Choose a member of a union of groups, each with a `Tag`, by the value of a key that may be absent."""
+
+    def tag(value: Any) -> Any:
+        return value.get(key, default) if isinstance(value, Mapping) else getattr(value, key, default)
+
+    return Discriminator(
+        tag, custom_error_type="unknown_tag", custom_error_message=f"no such {key}", custom_error_context={"key": key}
+    )

@@ -1,10 +1,10 @@
-"""Trees of plain values to checked settings and back."""
+"""Plain trees to checked settings, and back."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -17,12 +17,12 @@ Group = TypeVar("Group", bound=Strict)
 
 
 def resolve(tree: Mapping[str, Any]) -> Settings:
-    """A tree as checked settings; raises `UserError` that names every wrong key."""
+    """Check a tree of settings; raises `UserError` that names every wrong key."""
     return resolve_group(Settings, tree)
 
 
 def resolve_group(group: type[Group], tree: Mapping[str, Any], name: str = "settings") -> Group:
-    """A tree as one checked group of settings; raises `UserError` that names every wrong key."""
+    """Check a tree of one group of settings; raises `UserError` that names every wrong key."""
     try:
         return group.model_validate(tree)
     except ValidationError as error:
@@ -31,12 +31,12 @@ def resolve_group(group: type[Group], tree: Mapping[str, Any], name: str = "sett
 
 
 def dump(settings: Settings) -> str:
-    """The settings as YAML that `resolve` reads back."""
+    """Write the settings as YAML that `resolve` reads back."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree as dotted path -> leaf."""
+    """Flatten a tree to dotted path -> leaf."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -48,47 +48,60 @@ def affects_result(path: str) -> bool:
 
     Settings are marked where they are declared, alone or by their group. An unknown path is taken to matter.
     """
-    group: type[Strict] | None = Settings
+    groups: list[type[Strict]] = [Settings]
     affects = True
     for key in path.split("."):
-        if group is None or key not in group.model_fields:
+        found = next((group.model_fields[key] for group in groups if key in group.model_fields), None)
+        if found is None:
             break
-        found = group.model_fields[key]
         extra = found.json_schema_extra
         affects = bool(extra.get("affects_result", affects)) if isinstance(extra, dict) else affects
-        group = _group_of(found.annotation)
+        groups = _groups_in(found.annotation)
     return affects
 
 
 def _explain(error: Any, root: type[Strict]) -> str:
-    path = ".".join(str(part) for part in error["loc"])
+    """Put a problem that pydantic found in words, under the path of the setting as the user writes it."""
+    words, groups, siblings = list[str](), [root], list[type[Strict]]()
+    for key in error["loc"]:
+        if len(groups) > 1 and (tagged := [group for group in groups if _tag(group)[1] == key]):
+            groups, siblings = tagged, groups  # pydantic's word for a member of a union, which no user wrote
+            continue
+        words.append(str(key))
+        owner = next((group for group in groups if key in group.model_fields), None)
+        if owner is not None:
+            groups, siblings = _groups_in(owner.model_fields[key].annotation), []
+    path = ".".join(words) or "settings"
     if error["type"] == "extra_forbidden":
-        group = _group_at(root, error["loc"][:-1])
-        valid = list(group.model_fields) if group else []
-        return f"  {path}: no such setting.{nearest(str(error['loc'][-1]), valid)}"
+        key = words[-1]
+        if others := [_tag(group) for group in siblings if key in group.model_fields]:
+            return f"  {path}: only with {' or '.join(f'{name}: {value}' for name, value in others)}."
+        return f"  {path}: no such setting.{nearest(key, [name for group in groups for name in group.model_fields])}"
+    if error["type"] == "unknown_tag":
+        name, known = error["ctx"]["key"], [_tag(group)[1] for group in groups]
+        return f"  {path}.{name}: choose {' or '.join(known)} (found {error['input'].get(name)!r})"
     found = "" if error["type"] in ("missing", "value_error") else f" (found {error['input']!r})"
-    return f"  {path or 'settings'}: {error['msg'].removeprefix('Value error, ')}{found}"
+    return f"  {path}: {error['msg'].removeprefix('Value error, ')}{found}"
 
 
-def _group_at(group: type[Strict], path: tuple[Any, ...]) -> type[Strict] | None:
-    for key in path:
-        if key not in group.model_fields:
-            continue  # an index, or pydantic's name for a member of a union
-        found = _group_of(group.model_fields[key].annotation)
-        if found is None:
-            return None
-        group = found
-    return group
-
-
-def _group_of(annotation: Any) -> type[Strict] | None:
+def _groups_in(annotation: Any) -> list[type[Strict]]:
+    """Return the groups of settings that a field may hold: several for a union."""
     if isinstance(annotation, type) and issubclass(annotation, Strict):
-        return annotation
-    return next((group for part in get_args(annotation) if (group := _group_of(part))), None)
+        return [annotation]
+    return [group for part in get_args(annotation) for group in _groups_in(part)]
+
+
+def _tag(group: type[Strict]) -> tuple[str, str]:
+    """Return the key by which a member of a union is chosen and its value there; empty for other groups."""
+    for name, field in group.model_fields.items():
+        values = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        if len(values) == 1:
+            return name, values[0]
+    return "", ""
 
 
 def nearest(word: str, valid: list[str]) -> str:
-    """` Did you mean ...?`, or what would be valid, or nothing."""
+    """Suggest the nearest valid word, else list what is valid; starts with a space, empty when nothing is valid."""
     close = difflib.get_close_matches(word, valid, n=1)
     if close:
         return f" Did you mean {close[0]!r}?"

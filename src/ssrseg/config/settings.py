@@ -1,36 +1,72 @@
-"""All of a run, typed."""
+"""All settings of a run, and of a recipe of several."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Tag, model_validator
 
-from ssrseg.config.base import NO_EFFECT, Strict
+from ssrseg.config.base import NO_EFFECT, Strict, chosen_by
 from ssrseg.config.data import Class, DataConfig, LoaderConfig
 from ssrseg.config.method import MethodConfig
-from ssrseg.config.training import InferenceConfig, ModelConfig, OptimConfig, SelectionConfig, TrainConfig
+from ssrseg.config.training import AdamWConfig, InferenceConfig, ModelConfig, Optim, SelectionConfig, TrainConfig
 
 
 class StageConfig(Strict):
-    """One of several runs, or what lies between two of them.
+    """Name a stage of a recipe: a run, or what lies between two runs.
 
-    `{name}` in its texts is what the stage of that name left: a model file, a file of priors, a labelled data set.
+    `{name}` in a stage's texts is what the stage of that name left: a model, priors, a labelled data set.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
-    does: Literal["train", "priors", "adjust", "label"] = "train"
-    """Train; count the priors of source and target; fold them into a model; label the target with a model."""
-    model: str | None = None
-    """The model file of `priors`, `adjust` and `label`; that of the last stage that left one when absent."""
-    priors: str | None = None
-    """The file of `adjust`; that of the last stage that left one when absent."""
+
+
+class TrainStage(StageConfig):
+    """Train a model."""
+
+    does: Literal["train"] = "train"
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Laid over the run's own, for `train`."""
+    """Merged over the recipe's own."""
+
+
+class PriorsStage(StageConfig):
+    """Count the class priors of source and target with a model."""
+
+    does: Literal["priors"] = "priors"
+    model: str | None = None
+    """The model file; that of the last stage that left one when absent."""
+
+
+class AdjustStage(StageConfig):
+    """Fold priors into a model."""
+
+    does: Literal["adjust"] = "adjust"
+    model: str | None = None
+    """The model file; that of the last stage that left one when absent."""
+    priors: str | None = None
+    """The file of priors; that of the last stage that left one when absent."""
+
+
+class LabelStage(StageConfig):
+    """Label the target with a model."""
+
+    does: Literal["label"] = "label"
+    model: str | None = None
+    """The model file; that of the last stage that left one when absent."""
+
+
+AnyStage = TrainStage | PriorsStage | AdjustStage | LabelStage
+Stage = Annotated[
+    Annotated[TrainStage, Tag("train")]
+    | Annotated[PriorsStage, Tag("priors")]
+    | Annotated[AdjustStage, Tag("adjust")]
+    | Annotated[LabelStage, Tag("label")],
+    chosen_by("does", default="train"),
+]
 
 
 class Settings(Strict):
-    """All of a run. The resolved settings lie in the run folder and are what resume reads."""
+    """Hold all settings of a run; resume reads the resolved ones from the run folder."""
 
     classes: str | tuple[Class, ...] | None = None
     """A label space in `ssrseg.data.SPACES`, or the classes themselves; the source spec's when absent."""
@@ -40,12 +76,12 @@ class Settings(Strict):
     loader: LoaderConfig = LoaderConfig()
     model: ModelConfig = ModelConfig()
     method: MethodConfig = MethodConfig()
-    optim: OptimConfig = OptimConfig()
+    optim: Optim = AdamWConfig()
     inference: InferenceConfig = InferenceConfig()
     selection: Annotated[SelectionConfig | None, NO_EFFECT] = SelectionConfig()
     """Scores without labels; not computed when absent, or without a target."""
     train: TrainConfig = TrainConfig()
-    stages: Annotated[tuple[StageConfig, ...], NO_EFFECT] = ()
+    stages: Annotated[tuple[Stage, ...], NO_EFFECT] = ()
     """Runs that start from runs, one after the other, each with its own settings; none for one run."""
 
     @model_validator(mode="after")

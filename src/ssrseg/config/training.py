@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, Tag
 
-from ssrseg.config.base import EFFECT, NO_EFFECT, Fraction, Positive, Rate, Size, Strict
+from ssrseg.config.base import EFFECT, NO_EFFECT, Fraction, Positive, Rate, Size, Strict, chosen_by
 
 
 class ModelConfig(Strict):
@@ -30,11 +30,8 @@ class ModelConfig(Strict):
 
 
 class OptimConfig(Strict):
-    """Optimiser and schedule; by default AdamW with DAFormer's groups."""
+    """Set the schedule, and what both optimisers have; the parameter groups are DAFormer's."""
 
-    kind: Literal["adamw", "sgd"] = "adamw"
-    momentum: Fraction = 0.9
-    """Of SGD."""
     lr: Rate = 6e-5
     head_lr_factor: Rate = 10.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -45,6 +42,24 @@ class OptimConfig(Strict):
     """Steps until the rate has decayed; `train.steps` when absent. Undoing stops at two thirds of its schedule."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
     """Where the decay ends."""
+
+
+class AdamWConfig(OptimConfig):
+    """Use AdamW: betas 0.9 and 0.999, eps 1e-8."""
+
+    kind: Literal["adamw"] = "adamw"
+
+
+class SGDConfig(OptimConfig):
+    """Use stochastic gradient descent with momentum, not Nesterov's."""
+
+    kind: Literal["sgd"] = "sgd"
+    momentum: Fraction = 0.9
+
+
+Optim = Annotated[
+    Annotated[AdamWConfig, Tag("adamw")] | Annotated[SGDConfig, Tag("sgd")], chosen_by("kind", default="adamw")
+]
 
 
 class InferenceConfig(Strict):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ssrseg.adapt.learner import Learner
-from ssrseg.config import OptimConfig
+from ssrseg.config import OptimConfig, SGDConfig
 
 DISCRIMINATOR = ".discriminator."
 """Part of the names of a term's discriminator's parameters, which have an optimiser of their own."""
@@ -42,7 +42,7 @@ def build_optimizer(learner: Learner, config: OptimConfig, *, discriminator_lr: 
     """
     groups = parameter_groups(learner, config)
     own: Optimizer
-    if config.kind == "sgd":
+    if isinstance(config, SGDConfig):
         own = SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     else:
         own = AdamW(groups, lr=config.lr, fused=True)

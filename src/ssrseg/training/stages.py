@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from rich.console import Console
 
-from ssrseg.config import DataConfig, Settings, StageConfig, dump, merge, read_yaml, resolve
+from ssrseg.config import AdjustStage, AnyStage, DataConfig, PriorsStage, Settings, TrainStage, dump, merge, read_yaml, resolve
 from ssrseg.data import resolve_space
 from ssrseg.errors import UserError
 from ssrseg.inference import Predictor, evaluate
@@ -20,12 +20,11 @@ from ssrseg.training.environment import environment
 
 Run = TypeVar("Run")
 
-PRIORS_OF = StageConfig(name=PRIORS, does="priors")
-CORRECTIONS: dict[str, tuple[StageConfig, ...]] = {
-    "ia": (PRIORS_OF, StageConfig(name=ADJUSTED, does="adjust")),
+CORRECTIONS: dict[str, tuple[AnyStage, ...]] = {
+    "ia": (PriorsStage(name=PRIORS), AdjustStage(name=ADJUSTED)),
     "cr": (
-        PRIORS_OF,
-        StageConfig(
+        PriorsStage(name=PRIORS),
+        TrainStage(
             name=REFINED,
             settings={
                 "model": {"start": f"{{{TRAINED}}}"},
@@ -47,7 +46,7 @@ def corrected(settings: Settings, how: str) -> Settings:
         raise UserError(f"There is no prior correction {how!r}: choose {' or '.join(CORRECTIONS)}.")
     if settings.stages:
         raise UserError("This recipe has stages of its own: its prior correction is one of them.")
-    return settings.model_copy(update={"stages": (StageConfig(name=TRAINED), *CORRECTIONS[how])})
+    return settings.model_copy(update={"stages": (TrainStage(name=TRAINED), *CORRECTIONS[how])})
 
 
 def train_stages(
@@ -98,7 +97,7 @@ def train_stages(
     return last
 
 
-def _between(stage: StageConfig, settings: Settings, left: Path) -> None:
+def _between(stage: PriorsStage | AdjustStage, settings: Settings, left: Path) -> None:
     if stage.does == "priors":
         estimate_priors(_of(stage.model), settings, out=left, device=settings.train.accelerator)
         return
@@ -127,7 +126,7 @@ def _of(path: str | None) -> Path:
     return Path(path)
 
 
-def planned(settings: Settings, out: Path) -> list[tuple[StageConfig, Settings, Path]]:
+def planned(settings: Settings, out: Path) -> list[tuple[AnyStage, Settings, Path]]:
     """Resolve every stage: its names replaced, its settings, and the path of what it will leave.
 
     Raises:
@@ -136,18 +135,21 @@ def planned(settings: Settings, out: Path) -> list[tuple[StageConfig, Settings, 
     base = {key: value for key, value in settings.model_dump(mode="json").items() if key != "stages"}
     left: dict[str, Any] = {}
     latest: dict[str, str] = {}
-    plan: list[tuple[StageConfig, Settings, Path]] = []
+    plan: list[tuple[AnyStage, Settings, Path]] = []
     for stage in settings.stages:
         if stage.name in left:
             raise UserError(f"Two stages are called {stage.name!r}.")
         place = _product(stage.does, RecipeFolder(out).stage(stage.name))
-        resolved = resolve(merge(base, _filled(stage.settings, left, stage.name)))
-        model, priors = (
-            _filled(getattr(stage, kind), left, stage.name) or latest.get(kind) for kind in ("model", "priors")
-        )
-        if stage.does != "train" and model is None:
-            raise UserError(f"Stage {stage.name!r} needs a model, and no stage before it leaves one.")
-        plan.append((stage.model_copy(update={"model": model, "priors": priors}), resolved, place))
+        over = stage.settings if stage.does == "train" else {}
+        resolved = resolve(merge(base, _filled(over, left, stage.name)))
+        files: dict[str, str] = {}
+        for kind in ("model", "priors"):
+            if kind in type(stage).model_fields:
+                file = _filled(getattr(stage, kind), left, stage.name) or latest.get(kind)
+                if file is None:
+                    raise UserError(f"Stage {stage.name!r} needs a {kind} file, and no stage before it leaves one.")
+                files[kind] = file
+        plan.append((stage.model_copy(update=files), resolved, place))
         if stage.does == "label":
             left[stage.name] = yaml.safe_load(_labelled(resolved, place).model_dump_json())
         else:
