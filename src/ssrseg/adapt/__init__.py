@@ -1,32 +1,15 @@
 """The algorithm: views, terms, teacher, learner, and the step that combines them."""
 
-from ssrseg.adapt.alignment import Alignment, Discriminator, frozen_call
-from ssrseg.adapt.augment import StrongAugment, color_jitter, gaussian_blur
+from ssrseg.adapt.alignment import Alignment, frozen_call
+from ssrseg.adapt.augment import StrongAugment
 from ssrseg.adapt.batch import IGNORE, Batch, Pseudo, View
-from ssrseg.adapt.foundation import Frozen, build_encoder, feature_map
+from ssrseg.adapt.foundation import Frozen, build_encoder
 from ssrseg.adapt.learner import Learner, ViewMaker, adapt
 from ssrseg.adapt.methods import Method, build_method
-from ssrseg.adapt.regularizer import CrossAttention, Regularizer
+from ssrseg.adapt.regularizer import Regularizer
 from ssrseg.adapt.teacher import NoTeacher, Teacher, pseudo_label
-from ssrseg.adapt.terms import (
-    FeatureDistance,
-    Segmentation,
-    Term,
-    downscale_labels,
-    feature_distance,
-    segmentation_loss,
-)
-from ssrseg.adapt.views import (
-    BlockMask,
-    ClassMix,
-    Masked,
-    Mixed,
-    Source,
-    Target,
-    block_mask,
-    class_mask,
-    mix,
-)
+from ssrseg.adapt.terms import FeatureDistance, Segmentation, Term, feature_distance, segmentation_loss
+from ssrseg.adapt.views import BlockMask, ClassMix, Masked, Mixed, Source, Target
 
 __all__ = [
     "IGNORE",
@@ -34,8 +17,6 @@ __all__ = [
     "Batch",
     "BlockMask",
     "ClassMix",
-    "CrossAttention",
-    "Discriminator",
     "FeatureDistance",
     "Frozen",
     "Learner",
@@ -54,17 +35,10 @@ __all__ = [
     "View",
     "ViewMaker",
     "adapt",
-    "block_mask",
     "build_encoder",
     "build_method",
-    "class_mask",
-    "color_jitter",
-    "downscale_labels",
     "feature_distance",
-    "feature_map",
     "frozen_call",
-    "gaussian_blur",
-    "mix",
     "pseudo_label",
     "segmentation_loss",
 ]

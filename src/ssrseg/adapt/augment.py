@@ -19,7 +19,7 @@ from ssrseg.adapt import distributed
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Add factor - 1; clamped to [0, 1]. Images (B, 3, H, W), factor (B, 1, 1)."""
+    """Add factor - 1 and clamp to [0, 1]; images (B, 3, H, W), factor (B, 1, 1)."""
     return (images + (factor[:, None] - 1)).clamp(0, 1)
 
 
@@ -29,23 +29,23 @@ def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """S * factor in HSV, in [0, 1]."""
+    """Multiply the saturation of HSV by factor, in [0, 1]."""
     return turn_hsv(images, factor, torch.zeros_like(factor))
 
 
 def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
-    """Hue turned by `factor` of a full turn."""
+    """Turn the hue by `factor` of a full turn."""
     return turn_hsv(images, torch.ones_like(factor), factor)
 
 
 def turn_hsv(images: Tensor, scale: Tensor, turn: Tensor) -> Tensor:
-    """Saturation times `scale` in [0, 1], hue plus `turn` of a full turn; both (B, 1, 1)."""
+    """Multiply the saturation by `scale`, in [0, 1], and turn the hue by `turn` of a full turn; both (B, 1, 1)."""
     hue, saturation, value = rgb_to_hsv(images)
     return hsv_to_rgb((hue + turn) % 1, (saturation * scale).clamp(0, 1), value)
 
 
 def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hue in turns [0, 1), saturation and value in [0, 1]; each (B, H, W)."""
+    """Convert (B, 3, H, W) to hue in turns [0, 1), saturation and value in [0, 1]; each (B, H, W)."""
     red, green, blue = images.unbind(dim=1)
     value, low = images.amax(dim=1), images.amin(dim=1)
     chroma = value - low
@@ -59,7 +59,7 @@ def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """Inverse of `rgb_to_hsv`: (B, 3, H, W)."""
+    """Invert `rgb_to_hsv`: (B, 3, H, W)."""
 
     def channel(offset: int) -> Tensor:
         k = (offset + hue * 6) % 6
@@ -75,11 +75,11 @@ IDLE = (1.0, 1.0, 1.0, 0.0)
 
 
 def color_jitter(images: Tensor, factors: Tensor, orders: Sequence[Sequence[int]]) -> Tensor:
-    """The four adjustments, one after the other, each image in its own order.
+    """Apply the four adjustments one after the other, to each image in its own order.
 
-    The whole batch is worked on at once, with as many operations for eight images as for two: whatever its order, an
-    image sees shifts and scales, a turn through HSV, shifts and scales, another turn, shifts and scales. Where an image
-    has nothing to do it is scaled by 1, shifted by 0 or turned by 0, which changes no bit.
+    The whole batch is processed at once, with as many operations for eight images as for two: whatever its order, an
+    image sees shifts and scales, a turn through HSV, shifts and scales, another turn, shifts and scales. An image that
+    has nothing to do is scaled by 1 or shifted by 0, which changes no bit.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -98,7 +98,7 @@ def color_jitter(images: Tensor, factors: Tensor, orders: Sequence[Sequence[int]
 
 
 def _rounds(order: Sequence[int]) -> list[int | None]:
-    """An order spread over eight rounds such that every order turns through HSV in the third and in the sixth."""
+    """Spread an order over eight rounds such that every order turns through HSV in the third and in the sixth."""
     first, second = (place for place, kind in enumerate(order) if kind in (SATURATION, HUE))
     stages = order[:first], order[first + 1 : second], order[second + 1 :]
     before, between, after = ([*stage, *[None] * (2 - len(stage))] for stage in stages)
@@ -106,19 +106,19 @@ def _rounds(order: Sequence[int]) -> list[int | None]:
 
 
 def _chosen(factors: Tensor, doing: Sequence[int | None], kind: int, images: Tensor) -> Tensor:
-    """The factors (B, 1, 1) of one adjustment; idle for the images that do something else now."""
+    """Return the factors (B, 1, 1) of one adjustment; idle for the images that have another one now."""
     values = [factor if now == kind else IDLE[kind] for factor, now in zip(factors[kind].tolist(), doing, strict=True)]
     return torch.tensor(values).to(images)[:, None, None]
 
 
 def _slices(images: Tensor) -> list[slice]:
-    """What is worked on at once: a device waits between operations, a CPU when an image does not fit its cache."""
+    """Cut the batch for processing: whole for a device, which waits between operations, by image for a CPU's cache."""
     size = 1 if images.device.type == "cpu" else len(images)
     return [slice(start, start + size) for start in range(0, len(images), size)]
 
 
 def gaussian_blur(images: Tensor, sigma: Sequence[float]) -> Tensor:
-    """Each image blurred by its own sigma (pixels); the kernel is the largest odd length within a tenth of the side."""
+    """Blur each image by its own sigma (pixels); the kernel is the largest odd length within a tenth of the side."""
     batch, channels, height, width = images.shape
     for dim, side in ((2, height), (3, width)):
         length = blur_length(side)
@@ -135,14 +135,14 @@ def gaussian_blur(images: Tensor, sigma: Sequence[float]) -> Tensor:
 
 
 def blur_length(side: int) -> int:
-    """Largest odd number that is not above ceil(side / 10)."""
+    """Return the largest odd number that is not above ceil(side / 10)."""
     length = math.ceil(0.1 * side)
     return length - 1 + length % 2
 
 
 @dataclass(frozen=True)
 class StrongAugment:
-    """Colour jitter, then blur; whether each happens is drawn once for the whole batch, over all processes (DACS).
+    """Jitter colours, then blur; whether each happens is drawn once for the whole batch, over all processes (DACS).
 
     Args:
         generator: on the CPU, alike in every process.
@@ -159,7 +159,7 @@ class StrongAugment:
     per_image: bool = True
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Augmented images in [0, 1]."""
+        """Augment images (B, 3, H, W) in [0, 1]."""
         jitter, blur = torch.rand(2, generator=self.generator).tolist()
         if jitter > self.jitter_skipped:
             images = self._jitter(images)
@@ -182,7 +182,7 @@ class StrongAugment:
 
 @dataclass(frozen=True)
 class PhotometricDistortion:
-    """The loader augmentation of source-only training, per image: brightness, contrast, saturation, hue.
+    """Distort colours as source-only training does, per image: brightness, contrast, saturation, hue.
 
     Each with probability 1/2; contrast comes second or last. The references work on 8-bit OpenCV images and round
     after each step; this works on [0, 1] without rounding, on the whole batch at once.
@@ -191,7 +191,7 @@ class PhotometricDistortion:
     generator: Generator
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Distorted images in [0, 1]."""
+        """Distort images (B, 3, H, W) in [0, 1]."""
         count, rows = distributed.world() * len(images), distributed.rows(len(images))
         drawn = [
             (torch.rand(5, generator=self.generator), torch.rand(4, generator=self.generator)) for _ in range(count)
@@ -203,7 +203,7 @@ class PhotometricDistortion:
 
 
 def distort(images: Tensor, chosen: Tensor, strengths: Tensor) -> Tensor:
-    """Images (B, 3, H, W), each by what was drawn for it.
+    """Distort each image (B, 3, H, W) by what was drawn for it.
 
     Args:
         images: in [0, 1].
@@ -231,7 +231,7 @@ def distort(images: Tensor, chosen: Tensor, strengths: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Jitter:
-    """Colour jitter as torchvision has it (Undoing): four adjustments of every image, in an order of its own.
+    """Jitter colours as torchvision does (Undoing): four adjustments of every image, in an order of its own.
 
     Args:
         generator: on the CPU.
@@ -244,7 +244,7 @@ class Jitter:
     hue: float = 0.2
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Jittered images (B, 3, H, W) in [0, 1]."""
+        """Jitter images (B, 3, H, W) in [0, 1]."""
         return torch.stack([self._one(image) for image in images]) if len(images) else images
 
     def _one(self, image: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from ssrseg.models.weights import read_checkpoint
 
 
 class Frozen:
-    """A frozen encoder: images in [0, 1] (B, 3, H, W) -> features (B, D, h, w), without gradient.
+    """Apply a frozen encoder: images in [0, 1] (B, 3, H, W) -> features (B, D, h, w), without gradient.
 
     Deliberately not an `nn.Module`: no module registers it, so it is in no `parameters()`, no `state_dict()`
     and no checkpoint. It normalises and resizes by itself.
@@ -49,7 +49,7 @@ class Frozen:
         self.half = False
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Frozen:
-        """Moved in place, and to bfloat16 where `precision` asks for it on this device."""
+        """Move in place, and to bfloat16 where `precision` asks for it on this device."""
         self.module.to(device, dtype)
         self.mean, self.std = self.mean.to(device, dtype), self.std.to(device, dtype)
         self.half = self.runs_half(torch.device(device).type)
@@ -58,13 +58,13 @@ class Frozen:
         return self
 
     def runs_half(self, device_type: str) -> bool:
-        """Does `precision` ask for bfloat16 on this kind of device?"""
+        """Tell whether `precision` asks for bfloat16 on this kind of device."""
         return self.precision == "half" or (self.precision == "auto" and device_type == "cuda")
 
     # Not inference_mode: its tensors may not enter the student's graph.
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features of images in [0, 1]."""
+        """Return the features of images in [0, 1]."""
         height, width = self.input_size or _padded(images.shape[-2:], self.divisor)
         images = (images - self.mean) / self.std  # before the resizing: there are fewer pixels
         if images.shape[-2:] != (height, width):
@@ -81,14 +81,14 @@ def _padded(size: torch.Size, divisor: int) -> tuple[int, int]:
 
 
 def frozen_backbone(backbone: Backbone) -> Frozen:
-    """The deepest level of a copy of `backbone` as it is now: DAFormer's ImageNet features."""
+    """Freeze the deepest level of a copy of `backbone` as it is now: DAFormer's ImageNet features."""
     copy = deepcopy(backbone)
     return Frozen(copy, lambda images: copy(images)[-1], channels=copy.channels[-1], mean=copy.mean, std=copy.std)
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """How timm builds a foundation encoder."""
+    """Hold how timm builds a foundation encoder."""
 
     timm_name: str
     divisor: int
@@ -106,7 +106,7 @@ ENCODERS: dict[str, Encoder] = {
 
 
 def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
-    """The frozen encoder of a run.
+    """Build the frozen encoder of a run.
 
     Args:
         config: which encoder, which weights, at which input size.
@@ -115,53 +115,44 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
     Raises:
         UserError: unknown encoder, or its weights cannot be had.
     """
-    encoder = _build(config, crop)
-    if config.weights == "none":
-        control = f"{config.encoder}: random weights, which is a control and not a method"
-        encoder.note = "; ".join(filter(None, (encoder.note, control)))
-    return encoder
-
-
-def _build(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
     square = None if config.input_size == "native" else (config.input_size, config.input_size)
     if config.encoder == "demo":
         from ssrseg.demo import encoder as demo  # only for those who ask for it
 
-        module = without_padding(demo.untrained_encoder() if config.weights == "none" else demo.demo_encoder())
-        return Frozen(
-            module,
-            feature_map(module),
-            channels=demo.CHANNELS,
-            mean=demo.MEAN,
-            std=demo.STD,
-            input_size=square,
-            divisor=demo.PATCH,
-            precision=config.precision,
-        )
-    record = ENCODERS.get(config.encoder)
-    if record is None:
-        prefix, _, name = config.encoder.partition(":")
-        if prefix != "timm" or not timm.is_model(name.partition(".")[0]):
-            known = ", ".join(ENCODERS)
-            raise UserError(f"There is no foundation encoder {config.encoder!r}: choose {known} or timm:<name>.")
-        record = Encoder(name, 32, any_size=name.startswith("samvit_"))
-    module, note = _create(record, config.weights, _padded(torch.Size(square or crop), record.divisor))
-    settings: Any = module.pretrained_cfg
+        module: Any = demo.untrained_encoder() if config.weights == "none" else demo.demo_encoder()
+        mean, std, divisor, note = demo.MEAN, demo.STD, demo.PATCH, ""
+    else:
+        record = _record(config.encoder)
+        module, note = _create(record, config.weights, _padded(torch.Size(square or crop), record.divisor))
+        mean, std = (tuple(module.pretrained_cfg[key]) for key in ("mean", "std"))
+        divisor = record.divisor
+    if config.weights == "none":
+        note = f"{config.encoder}: random weights, which is a control and not a method"
+    module = without_padding(module)
     return Frozen(
-        without_padding(module),
+        module,
         feature_map(module),
         channels=module.num_features,
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
+        mean=mean,
+        std=std,
         input_size=square,
-        divisor=record.divisor,
+        divisor=divisor,
         precision=config.precision,
         note=note,
     )
 
 
+def _record(name: str) -> Encoder:
+    if name in ENCODERS:
+        return ENCODERS[name]
+    prefix, _, timm_name = name.partition(":")
+    if prefix != "timm" or not timm.is_model(timm_name.partition(".")[0]):
+        raise UserError(f"There is no foundation encoder {name!r}: choose {', '.join(ENCODERS)} or timm:<name>.")
+    return Encoder(timm_name, 32, any_size=timm_name.startswith("samvit_"))
+
+
 def _create(record: Encoder, weights: str, size: tuple[int, int]) -> tuple[Any, str]:
-    """The module, and what to say about its weights."""
+    """Build timm's module, and a note about its weights."""
     options: dict[str, Any] = {"pretrained": weights != "none"}
     state: Mapping[str, Tensor] = {}
     if weights not in ("hub", "none"):
@@ -194,7 +185,7 @@ def _note(record: Encoder, weights: str, state: Mapping[str, Tensor], owned: int
 
 
 def feature_map(module: Any) -> Callable[[Tensor], Tensor]:
-    """A timm model's last features as a map (B, D, h, w), whatever its layout."""
+    """Return the function that gives a timm model's last features as a map (B, D, h, w), whatever its layout."""
     channels: int = module.num_features
 
     def features(images: Tensor) -> Tensor:

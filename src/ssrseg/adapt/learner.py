@@ -131,6 +131,9 @@ def adapt(
 
     Returns:
         Detached losses, named `view/term`.
+
+    Raises:
+        UserError: no term names a view.
     """
     pseudo = teacher(batch.target, batch.valid)
     values: dict[str, Tensor] = {}
@@ -138,20 +141,10 @@ def adapt(
         view = make(batch, pseudo)
         with around(left == 0):
             losses = learner(view)
-            backward(sum_of(losses))
+            if not losses:
+                raise UserError(
+                    "A view was made that no term asks anything of: leave its maker out, or name it in a term's views."
+                )
+            backward(torch.stack([*losses.values()]).sum())
         values |= {name: loss.detach() for name, loss in losses.items()}
     return values
-
-
-def sum_of(losses: Mapping[str, Tensor]) -> Tensor:
-    """Sum a view's losses.
-
-    Raises:
-        UserError: no term names the view.
-    """
-    if not losses:
-        raise UserError(
-            "A view was made that no term asks anything of: leave its maker out, or name it in a term's views."
-        )
-    first, *others = losses.values()
-    return sum(others, first)

@@ -3,7 +3,6 @@
 from ssrseg.config.base import Strict
 from ssrseg.config.data import ClassBalancedConfig, ClassConfig, DataConfig, LoaderConfig, RareClassConfig
 from ssrseg.config.method import (
-    AlignmentConfig,
     AugmentConfig,
     FeatureDistanceConfig,
     FoundationConfig,
@@ -11,18 +10,14 @@ from ssrseg.config.method import (
     MethodConfig,
     MixedConfig,
     RegularizerConfig,
-    SegmentationConfig,
     TeacherConfig,
 )
 from ssrseg.config.presets import assignments, compose, merge, preset_names, preset_summaries, read_preset, read_yaml
 from ssrseg.config.resolve import affects_result, dump, flatten, resolve, resolve_group
-from ssrseg.config.settings import AdjustStage, AnyStage, LabelStage, PriorsStage, Settings, TrainStage
+from ssrseg.config.settings import AdjustStage, PriorsStage, RecipeStage, Settings, TrainStage
 from ssrseg.config.training import (
     CRITERIA,
-    AdamWConfig,
-    GuardConfig,
     InferenceConfig,
-    ModelConfig,
     OptimConfig,
     SelectionConfig,
     SGDConfig,
@@ -31,30 +26,24 @@ from ssrseg.config.training import (
 
 __all__ = [
     "CRITERIA",
-    "AdamWConfig",
     "AdjustStage",
-    "AlignmentConfig",
-    "AnyStage",
     "AugmentConfig",
     "ClassBalancedConfig",
     "ClassConfig",
     "DataConfig",
     "FeatureDistanceConfig",
     "FoundationConfig",
-    "GuardConfig",
     "InferenceConfig",
-    "LabelStage",
     "LoaderConfig",
     "MaskedConfig",
     "MethodConfig",
     "MixedConfig",
-    "ModelConfig",
     "OptimConfig",
     "PriorsStage",
     "RareClassConfig",
+    "RecipeStage",
     "RegularizerConfig",
     "SGDConfig",
-    "SegmentationConfig",
     "SelectionConfig",
     "Settings",
     "Strict",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path, PosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 View = Literal["source", "mixed", "masked", "target"]
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
@@ -62,12 +62,6 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def chosen_by(key: str, default: str) -> Discriminator:
-    """Choose a member of a union of groups, each with a `Tag`, by the value of a key that may be absent."""
-
-    def tag(value: Any) -> Any:
-        return value.get(key, default) if isinstance(value, Mapping) else getattr(value, key, default)
-
-    return Discriminator(
-        tag, custom_error_type="unknown_tag", custom_error_message=f"no such {key}", custom_error_context={"key": key}
-    )
+def by_default(**tag: str) -> BeforeValidator:
+    """Let the key that chooses a member of a union of groups be absent: it has this value then."""
+    return BeforeValidator(lambda value: {**tag, **value} if isinstance(value, Mapping) else value)

@@ -1,4 +1,4 @@
-"""Where settings come from: presets, files, words of the command line, laid over each other."""
+"""Presets, files and words of the command line, merged to one tree of settings."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ DATA = ("classes", "source", "target", "val")
 
 
 def preset_names() -> list[str]:
-    """Names of the shipped recipes, sorted."""
+    """List the names of the shipped recipes, sorted."""
     entries = (resources.files("ssrseg") / "presets").iterdir()
     names = (entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
     return sorted(name for name in names if not name.startswith("_"))
 
 
 def preset_summaries() -> dict[str, str]:
-    """The first comment line of every recipe, by name."""
+    """Return the first comment line of every recipe, by name."""
     return {name: _preset_text(name).splitlines()[0].lstrip("# ") for name in preset_names()}
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The settings of a shipped recipe; a recipe may name others as its `base`, laid over each other in order."""
+    """Read the settings of a shipped recipe, merged over those that it names as its `base`, in order."""
     tree: dict[str, Any] = yaml.safe_load(_preset_text(name))
     base: dict[str, Any] = {}
     for other in tree.pop("base", []):
@@ -47,7 +47,7 @@ def _preset_text(name: str) -> str:
 def compose(
     preset: str | None, config: Path | None, own: Mapping[str, Mapping[str, Any]], words: Sequence[str]
 ) -> dict[str, Any]:
-    """Settings as a tree: a preset, a file laid over it, own data, and `key.path=value` words.
+    """Compose a tree of settings: a preset, merged with a file, own data, and `key.path=value` words.
 
     Data in the file or in `own` (groups by name) replace *all* data of the preset: a task is a whole. Words only
     change what they name.
@@ -61,7 +61,7 @@ def compose(
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A settings file as a tree."""
+    """Read a settings file as a tree."""
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -74,7 +74,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, group by group; neither is changed."""
+    """Merge `over` into a copy of `base`, group by group."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
@@ -83,7 +83,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def assignments(words: Sequence[str]) -> dict[str, Any]:
-    """`key.path=value` words as a tree; values are YAML."""
+    """Parse `key.path=value` words to a tree; values are YAML."""
     tree: dict[str, Any] = {}
     for word in words:
         path, equals, value = word.partition("=")

@@ -77,9 +77,9 @@ def _explain(error: Any, root: type[Strict]) -> str:
         if others := [_tag(group) for group in siblings if key in group.model_fields]:
             return f"  {path}: only with {' or '.join(f'{name}: {value}' for name, value in others)}."
         return f"  {path}: no such setting.{nearest(key, [name for group in groups for name in group.model_fields])}"
-    if error["type"] == "unknown_tag":
-        name, known = error["ctx"]["key"], [_tag(group)[1] for group in groups]
-        return f"  {path}.{name}: choose {' or '.join(known)} (found {error['input'].get(name)!r})"
+    if error["type"] == "union_tag_invalid":
+        name, known = error["ctx"]["discriminator"].strip("'"), [_tag(group)[1] for group in groups]
+        return f"  {path}.{name}: choose {' or '.join(known)} (found {error['ctx']['tag']!r})"
     found = "" if error["type"] in ("missing", "value_error") else f" (found {error['input']!r})"
     return f"  {path}: {error['msg'].removeprefix('Value error, ')}{found}"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from ssrseg.config.base import NO_EFFECT, Strict, chosen_by
+from ssrseg.config.base import NO_EFFECT, Strict, by_default
 from ssrseg.config.data import Class, DataConfig, LoaderConfig
 from ssrseg.config.method import MethodConfig
 from ssrseg.config.training import AdamWConfig, InferenceConfig, ModelConfig, Optim, SelectionConfig, TrainConfig
@@ -29,39 +29,35 @@ class TrainStage(StageConfig):
     """Merged over the recipe's own."""
 
 
-class PriorsStage(StageConfig):
+class ModelStage(StageConfig):
+    """Use a model."""
+
+    model: str | None = None
+    """The model file; that of the last stage that left one when absent."""
+
+
+class PriorsStage(ModelStage):
     """Count the class priors of source and target with a model."""
 
     does: Literal["priors"] = "priors"
-    model: str | None = None
-    """The model file; that of the last stage that left one when absent."""
 
 
-class AdjustStage(StageConfig):
+class AdjustStage(ModelStage):
     """Fold priors into a model."""
 
     does: Literal["adjust"] = "adjust"
-    model: str | None = None
-    """The model file; that of the last stage that left one when absent."""
     priors: str | None = None
     """The file of priors; that of the last stage that left one when absent."""
 
 
-class LabelStage(StageConfig):
+class LabelStage(ModelStage):
     """Label the target with a model."""
 
     does: Literal["label"] = "label"
-    model: str | None = None
-    """The model file; that of the last stage that left one when absent."""
 
 
-AnyStage = TrainStage | PriorsStage | AdjustStage | LabelStage
-Stage = Annotated[
-    Annotated[TrainStage, Tag("train")]
-    | Annotated[PriorsStage, Tag("priors")]
-    | Annotated[AdjustStage, Tag("adjust")]
-    | Annotated[LabelStage, Tag("label")],
-    chosen_by("does", default="train"),
+RecipeStage = Annotated[
+    TrainStage | PriorsStage | AdjustStage | LabelStage, Field(discriminator="does"), by_default(does="train")
 ]
 
 
@@ -81,7 +77,7 @@ class Settings(Strict):
     selection: Annotated[SelectionConfig | None, NO_EFFECT] = SelectionConfig()
     """Scores without labels; not computed when absent, or without a target."""
     train: TrainConfig = TrainConfig()
-    stages: Annotated[tuple[Stage, ...], NO_EFFECT] = ()
+    stages: Annotated[tuple[RecipeStage, ...], NO_EFFECT] = ()
     """Runs that start from runs, one after the other, each with its own settings; none for one run."""
 
     @model_validator(mode="after")

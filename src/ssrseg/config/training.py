@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, Tag
+from pydantic import Field
 
-from ssrseg.config.base import EFFECT, NO_EFFECT, Fraction, Positive, Rate, Size, Strict, chosen_by
+from ssrseg.config.base import EFFECT, NO_EFFECT, Fraction, Positive, Rate, Size, Strict, by_default
 
 
 class ModelConfig(Strict):
@@ -57,9 +57,7 @@ class SGDConfig(OptimConfig):
     momentum: Fraction = 0.9
 
 
-Optim = Annotated[
-    Annotated[AdamWConfig, Tag("adamw")] | Annotated[SGDConfig, Tag("sgd")], chosen_by("kind", default="adamw")
-]
+Optim = Annotated[AdamWConfig | SGDConfig, Field(discriminator="kind"), by_default(kind="adamw")]
 
 
 class InferenceConfig(Strict):

@@ -9,7 +9,18 @@ from typing import Any, TypeVar
 import yaml
 from rich.console import Console
 
-from ssrseg.config import AdjustStage, AnyStage, DataConfig, PriorsStage, Settings, TrainStage, dump, merge, read_yaml, resolve
+from ssrseg.config import (
+    AdjustStage,
+    DataConfig,
+    PriorsStage,
+    RecipeStage,
+    Settings,
+    TrainStage,
+    dump,
+    merge,
+    read_yaml,
+    resolve,
+)
 from ssrseg.data import resolve_space
 from ssrseg.errors import UserError
 from ssrseg.inference import Predictor, evaluate
@@ -20,7 +31,7 @@ from ssrseg.training.environment import environment
 
 Run = TypeVar("Run")
 
-CORRECTIONS: dict[str, tuple[AnyStage, ...]] = {
+CORRECTIONS: dict[str, tuple[RecipeStage, ...]] = {
     "ia": (PriorsStage(name=PRIORS), AdjustStage(name=ADJUSTED)),
     "cr": (
         PriorsStage(name=PRIORS),
@@ -126,7 +137,7 @@ def _of(path: str | None) -> Path:
     return Path(path)
 
 
-def planned(settings: Settings, out: Path) -> list[tuple[AnyStage, Settings, Path]]:
+def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, Path]]:
     """Resolve every stage: its names replaced, its settings, and the path of what it will leave.
 
     Raises:
@@ -135,7 +146,7 @@ def planned(settings: Settings, out: Path) -> list[tuple[AnyStage, Settings, Pat
     base = {key: value for key, value in settings.model_dump(mode="json").items() if key != "stages"}
     left: dict[str, Any] = {}
     latest: dict[str, str] = {}
-    plan: list[tuple[AnyStage, Settings, Path]] = []
+    plan: list[tuple[RecipeStage, Settings, Path]] = []
     for stage in settings.stages:
         if stage.name in left:
             raise UserError(f"Two stages are called {stage.name!r}.")
