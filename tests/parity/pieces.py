@@ -20,7 +20,7 @@ from ssrseg.adapt import (
 )
 from ssrseg.adapt.augment import color_jitter, gaussian_blur
 from ssrseg.adapt.terms import downscale_labels
-from ssrseg.adapt.views import block_mask, choose_half, class_mask, classes_present, mix
+from ssrseg.adapt.views import block_mask, choose_half, class_mask, classes_present
 from ssrseg.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from ssrseg.models.heads import Resize
 
@@ -42,11 +42,11 @@ def classmix(case, same):
         same("how many are chosen", how_many, len(chosen))
         pasted = class_mask(labels[i : i + 1], torch.zeros(1, 256, dtype=torch.bool).index_fill(1, chosen, True))
         same(f"mask_{i}", pasted[:, None], case.arrays[f"mask_{i}"])
-        images = mix(pasted[:, None], source[i : i + 1], target[i : i + 1])
+        images = torch.where(pasted[:, None], source[i : i + 1], target[i : i + 1])
         same(f"mixed_img_{i}", images, case.arrays[f"mixed_img_{i}"])
-        mixed = mix(pasted, labels[i : i + 1], pseudo[i : i + 1])
+        mixed = torch.where(pasted, labels[i : i + 1], pseudo[i : i + 1])
         same(f"mixed_lbl_{i}", mixed[:, None], case.arrays[f"mixed_lbl_{i}"])
-        trust = mix(pasted, torch.ones(1, height, width), weights[i : i + 1])
+        trust = torch.where(pasted, torch.ones(1, height, width), weights[i : i + 1])
         same(f"mixed_weight_{i}", trust[:, None], case.arrays[f"mixed_weight_{i}"])
 
 

@@ -7,7 +7,7 @@ from ssrseg.adapt.foundation import Frozen, build_encoder
 from ssrseg.adapt.learner import Learner, ViewMaker, adapt
 from ssrseg.adapt.methods import Method, build_method
 from ssrseg.adapt.regularizer import Regularizer
-from ssrseg.adapt.teacher import NoTeacher, Teacher, pseudo_label
+from ssrseg.adapt.teacher import Teacher, pseudo_label
 from ssrseg.adapt.terms import FeatureDistance, Segmentation, Term, feature_distance, segmentation_loss
 from ssrseg.adapt.views import BlockMask, ClassMix, Masked, Mixed, Source, Target
 
@@ -23,7 +23,6 @@ __all__ = [
     "Masked",
     "Method",
     "Mixed",
-    "NoTeacher",
     "Pseudo",
     "Regularizer",
     "Segmentation",

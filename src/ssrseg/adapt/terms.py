@@ -37,10 +37,8 @@ class Term(nn.Module):
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
         """Return the loss of a view, a scalar.
 
-        Args:
-            view: images (B, 3, H, W), labels (B, H, W), and trust (B, H, W) or `None`.
-            features: the backbone's maps (B, C_i, h_i, w_i) of the view's images, finest first.
-            student: whose `decode(features, size)` gives logits.
+        The student has encoded its images to `features` (B, C_i, h_i, w_i), finest first; `student.decode(features,
+        size)` gives logits.
         """
         raise NotImplementedError
 

@@ -57,15 +57,10 @@ class Mixed:
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
         """Return mixed images, labels and trust; pasted pixels have trust 1."""
         pasted = self.draw(batch.labels)
-        images = mix(pasted[:, None], batch.source, batch.target)
-        labels = mix(pasted, batch.labels, pseudo.labels)
-        trust = mix(pasted, torch.ones_like(pseudo.trust), pseudo.trust)
+        images = torch.where(pasted[:, None], batch.source, batch.target)
+        labels = torch.where(pasted, batch.labels, pseudo.labels)
+        trust = torch.where(pasted, 1, pseudo.trust)
         return View("mixed", self.augment(images), labels, trust)
-
-
-def mix(pasted: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Take the source where `pasted`, the target elsewhere."""
-    return torch.where(pasted, source, target)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ssrseg.config.method import (
 )
 from ssrseg.config.presets import assignments, compose, merge, preset_names, preset_summaries, read_preset, read_yaml
 from ssrseg.config.resolve import affects_result, dump, flatten, resolve, resolve_group
-from ssrseg.config.settings import AdjustStage, PriorsStage, RecipeStage, Settings, TrainStage
+from ssrseg.config.settings import Settings
 from ssrseg.config.training import (
     CRITERIA,
     InferenceConfig,
@@ -26,7 +26,6 @@ from ssrseg.config.training import (
 
 __all__ = [
     "CRITERIA",
-    "AdjustStage",
     "AugmentConfig",
     "ClassBalancedConfig",
     "ClassConfig",
@@ -39,9 +38,7 @@ __all__ = [
     "MethodConfig",
     "MixedConfig",
     "OptimConfig",
-    "PriorsStage",
     "RareClassConfig",
-    "RecipeStage",
     "RegularizerConfig",
     "SGDConfig",
     "SelectionConfig",
@@ -49,7 +46,6 @@ __all__ = [
     "Strict",
     "TeacherConfig",
     "TrainConfig",
-    "TrainStage",
     "affects_result",
     "assignments",
     "compose",

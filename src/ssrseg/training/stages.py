@@ -9,18 +9,8 @@ from typing import Any, TypeVar
 import yaml
 from rich.console import Console
 
-from ssrseg.config import (
-    AdjustStage,
-    DataConfig,
-    PriorsStage,
-    RecipeStage,
-    Settings,
-    TrainStage,
-    dump,
-    merge,
-    read_yaml,
-    resolve,
-)
+from ssrseg.config import DataConfig, Settings, dump, merge, read_yaml, resolve
+from ssrseg.config.settings import AdjustStage, PriorsStage, RecipeStage, TrainStage
 from ssrseg.data import resolve_space
 from ssrseg.errors import UserError
 from ssrseg.inference import Predictor, evaluate
