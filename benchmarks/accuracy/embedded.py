@@ -23,7 +23,7 @@ from embedded_page import RESULTS, write_results
 from rows import restore, run_rows, start_of
 
 from ssrseg.config import Settings, merge, resolve
-from ssrseg.demo.demo import METHODS, demo_settings, going_on
+from ssrseg.demo.demo import METHODS, continued_settings, demo_settings
 
 SOURCE_STEPS, STEPS = 1200, 240
 SIZES = {"source": 400, "target": 400, "val": 100}
@@ -73,7 +73,7 @@ def row(name: str, seed: int, out: Path) -> Settings:
     """One row of one seed, or the `source` of the seed's rows."""
     if name in ("source", "oracle"):
         return _from_nothing(name, seed, out)
-    settings = going_on(out / "data", ROWS[name], start_of(seed, out), STEPS, seed)
+    settings = continued_settings(out / "data", ROWS[name], start_of(seed, out), STEPS, seed)
     return resolve(merge(settings.model_dump(mode="json"), {"train": _watched(STEPS)}))
 
 

@@ -63,7 +63,7 @@ def demo_settings(data: Path, method: Mapping[str, Any], steps: int, seed: int =
     return resolve(merge(tree, dict(method)))
 
 
-def going_on(data: Path, method: Mapping[str, Any], start: Path, steps: int, seed: int = 0) -> Settings:
+def continued_settings(data: Path, method: Mapping[str, Any], start: Path, steps: int, seed: int = 0) -> Settings:
     """Return the settings of a run that goes on from a source-trained student: half the batch, a third of the rate."""
     tree = {
         "loader": {"batch": 2},
@@ -102,21 +102,21 @@ def demo(
     source, target, val = pictures
     write_dataset(data, source=source, target=target, val=val)
     first = RunFolder(out / "source")
-    _run(_looked_at_once(demo_settings(data, METHODS["source-only"], source_steps)), first, console)
+    _run(_evaluated_at_end(demo_settings(data, METHODS["source-only"], source_steps)), first, console)
     folders = []
     for name, method in METHODS.items():
         folders.append(out / name)
-        _run(going_on(data, method, first.student_last, steps), RunFolder(folders[-1]), console)
+        _run(continued_settings(data, method, first.student_last, steps), RunFolder(folders[-1]), console)
     print_table(overview(compare_records([read_run(folder) for folder in folders])), console)
     page = report(folders, out / "report.html")
     console.print(f"all three went on from one student, for {steps} steps. One seed of a short training: not evidence,")
-    console.print(f"which lies in benchmarks/results. {_clock(began)}")
+    console.print(f"which lies in benchmarks/results. {time.perf_counter() - began:.0f} s in all")
     console.print(f"report: {page}", soft_wrap=True)
     return page
 
 
-def _looked_at_once(settings: Settings) -> Settings:
-    """At its end: the report is about the runs that go on from it."""
+def _evaluated_at_end(settings: Settings) -> Settings:
+    """Evaluate only at the end: the report is about the runs that go on from it."""
     last = dict.fromkeys(("evaluate_every", "pictures_every"), settings.train.steps)
     return settings.model_copy(update={"train": settings.train.model_copy(update=last)})
 
@@ -127,7 +127,3 @@ def _run(settings: Settings, folder: RunFolder, console: Console) -> None:
         return
     console.print(f"\n[bold]{folder.path.name}")
     finish(settings, folder.path, console=console)
-
-
-def _clock(began: float) -> str:
-    return f"{time.perf_counter() - began:.0f} s in all"
