@@ -37,7 +37,6 @@ import ssrseg.inference, ssrseg.models, ssrseg.training, ssrseg.planning, ssrseg
 from ssrseg.adapt import build_method
 from ssrseg.adapt.foundation import build_encoder
 from ssrseg.config import FoundationConfig, MethodConfig, MixedConfig, RegularizerConfig, TeacherConfig, TrainConfig
-from ssrseg.inference.engines import open_engine
 from ssrseg.models import build_segmenter
 from ssrseg.training.setup import prepare
 
@@ -53,7 +52,7 @@ print(*(name for name in sys.modules if name.startswith("ssrseg.cpu")))
 """
 ENGINE = """
 from ssrseg.inference.engines import ENGINES
-assert ENGINES["torch"].build(student)(torch.rand(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+assert ENGINES["torch"](student)(torch.rand(1, 3, 64, 64)).shape == (1, 3, 64, 64)
 """
 ASKED = """
 torch.set_default_device("cpu")
