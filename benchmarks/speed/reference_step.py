@@ -28,7 +28,6 @@ from ssrseg.adapt.augment import (
 from ssrseg.adapt.regularizer import CrossAttention
 from ssrseg.adapt.terms import downscale_labels, feature_distance
 from ssrseg.models import build_segmenter
-from ssrseg.training.optim import multipliers
 
 CLASSES, IGNORE, THINGS = 19, 255, (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
 Timed = Callable[[str, Callable[..., Any]], Callable[..., Any]]
@@ -89,7 +88,8 @@ class ReferenceStep:
         """The references' rates and decays, a group per weight."""
         groups = []
         for name, weight in self.student.named_parameters(prefix="student"):
-            rate, decay = multipliers(name, 10.0)
+            rate = 10.0 if name.startswith("student.head.") else 1.0
+            decay = 0.0 if name.startswith("student.backbone.") and "norm" in name else 1.0
             groups.append({"params": [weight], "lr": 6e-5 * rate, "weight_decay": 0.01 * decay})
         own = [*self.embed.parameters(), *(self.attend.parameters() if self.sam else ())]
         return groups + [{"params": [weight], "lr": 6e-5} for weight in own]
