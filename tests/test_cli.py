@@ -6,8 +6,6 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
@@ -132,18 +130,3 @@ def test_every_preset_is_listed(tmp_path: Path) -> None:
 def test_the_readmes_commands_are_commands(trained: Path) -> None:
     for line in re.findall(r"^ssrseg (\w+)", README, flags=re.M):
         assert "Usage" in ssrseg(line, "--help", cwd=trained)
-
-
-def test_the_term_of_the_docs_trains(trained: Path) -> None:
-    term, script = re.findall(r"```python\n(.*?)```", EXTEND, flags=re.S)
-    body = term.split("class Entropy")[1]
-    assert len(("class Entropy" + body).strip().splitlines()) <= 10
-    (trained / "entropy.py").write_text(term)
-    words = [word for word in TINY if "regularizer" not in word]
-    script = "import torch; torch.set_num_threads(1)\n" + script.replace('["classes=[road, car, other]"]', repr(words))
-    done = subprocess.run([sys.executable, "-c", script], cwd=trained, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = (trained / "runs" / "entropy" / "metrics.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["losses"] for line in lines if '"train"' in line]
-    assert losses
-    assert all(step["target/entropy"] > 0 for step in losses)

@@ -14,15 +14,17 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
+from typer.testing import CliRunner
 
-from factories import CLASSES, COLORS, random_image, random_labels, tiny_segmenter, write_pairs
+from factories import CLASSES, COLORS, random_image, random_labels, small_segmenter, tiny_segmenter, write_pairs
+from ssrseg.cli import app
 from ssrseg.config import ClassConfig, DataConfig, InferenceConfig
 from ssrseg.data import SPACES
 from ssrseg.data.datasets import bounded
 from ssrseg.errors import UserError
 from ssrseg.inference import Scores, evaluate, evaluate_model, scores_table
 from ssrseg.inference.sliding_window import averaged, predict_ids, whole
-from ssrseg.models import Description, Segmenter
+from ssrseg.models import Description, Segmenter, save_segmenter
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "reference" / "fixtures"
 
@@ -190,6 +192,23 @@ def test_a_folder_is_scored_and_written(tmp_path: Path) -> None:
     assert written["images"] == 3
     assert written["inference"]["flip"] is True
     assert written["data"]["resize"] == [32, 32]
+
+
+def test_the_words_of_the_command_line(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "data", 2)
+    save_segmenter(small_segmenter(), tmp_path / "model.safetensors")
+    start = ["evaluate", str(tmp_path / "model.safetensors"), str(tmp_path / "data"), "resize=[48, 48]"]
+    words = ["inference.flip=true", "inference.scales=[1, 1.5]", "--device", "cpu", "--out", str(tmp_path / "s.json")]
+    run = CliRunner().invoke(app, [*start, *words])
+    assert run.exit_code == 0, run.output
+    written = json.loads((tmp_path / "s.json").read_text())
+    settings = InferenceConfig(flip=True, scales=(1.0, 1.5))
+    assert written["inference"] == settings.model_dump(mode="json")
+    data = DataConfig(root=tmp_path / "data", resize=(48, 48))
+    expected = evaluate(tmp_path / "model.safetensors", data, inference=settings, device="cpu")
+    assert written["confusion"] == expected.confusion.tolist()
+    refused = CliRunner().invoke(app, [*start, "inference.flop=true"])
+    assert "Did you mean 'flip'" in str(refused.exception)
 
 
 def test_classes_may_say_which_values_mean_them(tmp_path: Path) -> None:
