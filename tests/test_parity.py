@@ -18,10 +18,9 @@ def pytest_generate_tests(metafunc):
 
 
 def test_equals_the_original_implementation(case):
-    if case.kind.startswith("undoing_"):
-        pytest.skip("a later issue")
-    if case.kind not in KINDS:
-        pytest.skip(f"no check for the kind {case.kind!r}")
+    if case.kind.startswith("hrda_"):
+        pytest.skip("HRDA is not built yet")
+    assert case.kind in KINDS, f"no check for the kind {case.kind!r}"
     try:
         worst = measure(case)
     except Unsupported as reason:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from parity import models, pieces, runs, steps
+from parity import models, pieces, runs, steps, undoing
 from parity.cases import Same
 
 FUNCTION, NETWORK, EXACT = 1e-5, 1e-4, 0.0
@@ -44,6 +44,26 @@ KINDS = {
     "metrics": Kind(runs.metrics, FUNCTION),
     "train_step": Kind(steps.train_step, NETWORK),
     "train_step_ssr": Kind(steps.train_step, NETWORK),
+    "undoing_network": Kind(undoing.network, NETWORK),
+    "undoing_frozen_bn": Kind(undoing.frozen_norm, FUNCTION),
+    "undoing_discriminator": Kind(undoing.discriminator, FUNCTION),
+    "undoing_domain_loss": Kind(undoing.domain_losses, FUNCTION),
+    "undoing_align_step": Kind(undoing.align_step, NETWORK),
+    "undoing_refine_loss": Kind(undoing.refine_loss, FUNCTION),
+    "undoing_refine_step": Kind(undoing.refine_step, NETWORK),
+    "undoing_supervised_step": Kind(undoing.supervised_step, NETWORK),
+    "undoing_adjusted": Kind(undoing.adjusted, FUNCTION),
+    "undoing_target_counts": Kind(undoing.target_counts, FUNCTION),
+    "undoing_class_balanced_list": Kind(undoing.class_balanced, FUNCTION),
+    "undoing_metrics": Kind(undoing.metrics, FUNCTION),
+    "undoing_lr_schedule": Kind(undoing.lr_schedule, FUNCTION),
+    "undoing_checkpoint_names": Kind(undoing.undoing_names, EXACT),
+    "dacs_checkpoint_names": Kind(undoing.dacs_names, EXACT),
+    "dacs_network": Kind(undoing.dacs_network, NETWORK),
+    "dacs_step": Kind(undoing.dacs_step, NETWORK),
+    "dacs_param_groups": Kind(undoing.dacs_param_groups, EXACT),
+    "dacs_lr_schedule": Kind(undoing.lr_schedule, FUNCTION),
+    "dacs_blur": Kind(undoing.dacs_blur, FUNCTION),
 }
 
 

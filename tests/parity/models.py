@@ -16,7 +16,7 @@ CLASSES = 19
 HEADS = {"daformer": "daformer", "segformer": "segformer", "dlv2red": "deeplabv2"}
 """The manifest's names of heads -> ours."""
 
-DEAD = {"segformer": {"decode_head.conv_seg.weight": [CLASSES, 128], "decode_head.conv_seg.bias": [CLASSES]}}
+DEAD = {"segformer": {"decode_head.conv_seg.weight": [CLASSES, 128, 1, 1], "decode_head.conv_seg.bias": [CLASSES]}}
 """Layers that the reference owns and never uses; ours does not have them."""
 
 

@@ -68,7 +68,7 @@ class Alignment(Term):
         size, deepest = view.images.shape[-2:], features[-1]
         with torch.no_grad():
             logits = student.decode([level.detach() for level in features], size)
-            soft = (logits / self.temperature).softmax(dim=1).clamp(max=self.clip)
+            soft = soft_classes(logits, self.temperature, self.clip)
         domain = 0 if view.name == self.source else 1
         detached = student.resize(self.discriminator(deepest.detach()), size)
         loss = 0.5 * domain_loss(detached, soft, domain)
@@ -76,6 +76,11 @@ class Alignment(Term):
             attached = student.resize(frozen_call(self.discriminator, deepest), size)
             loss = loss + self.student_weight * domain_loss(attached, soft, 0)
         return loss
+
+
+def soft_classes(logits: Tensor, temperature: float, clip: float) -> Tensor:
+    """Clip the class probabilities of logits over a temperature, elementwise; they are not normalised again."""
+    return (logits / temperature).softmax(dim=1).clamp(max=clip)
 
 
 def domain_loss(logits: Tensor, soft: Tensor, domain: int) -> Tensor:

@@ -55,6 +55,9 @@ class SGDConfig(OptimConfig):
 
     kind: Literal["sgd"] = "sgd"
     momentum: Fraction = 0.9
+    steps_by_depth: bool = False
+    """Step a parameter of the backbone once for each module that contains it: three or four times per iteration in a
+    residual block. DACS's code does so, since its optimiser lists parameters so often."""
 
 
 Optim = Annotated[AdamWConfig | SGDConfig, Field(discriminator="kind"), by_default(kind="adamw")]

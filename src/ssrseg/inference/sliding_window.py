@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssrseg.config import InferenceConfig
 from ssrseg.errors import UserError
+from ssrseg.models.segmenter import Segmenter
 
 Size = tuple[int, int]
 """(height, width)."""
@@ -27,8 +28,11 @@ def whole(model: Network, images: Tensor, size: Size | None = None) -> Tensor:
         model: the segmenter.
         images: (B, 3, H, W) in [0, 1].
         size: (height, width) of the result; (H, W) when absent. The logits are resized to the images' size and from
-            there to this one: two bilinear steps, as published numbers were made.
+            there to this one: two bilinear steps, as DAFormer's and MIC's numbers were made. Those of networks that
+            align corners (DACS, Undoing) go there in one step.
     """
+    if size is not None and isinstance(model, Segmenter) and model.resize.align_corners:
+        return model.decode(model.encode(images), size)
     return _resized(model(images), size)
 
 

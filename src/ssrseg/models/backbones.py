@@ -17,6 +17,7 @@ from ssrseg.models.deeplab import (
     DilatedVGG,
     caffe_resnet,
     frozen_norms,
+    renormalise,
 )
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -38,6 +39,7 @@ class Architecture:
     mean: tuple[float, ...] | None = None
     """Of RGB in [0, 1]; the pyramid's own when absent."""
     std: tuple[float, ...] | None = None
+    """Likewise."""
     bgr: bool = False
     """Its published weights want blue, green, red: their first layer is turned when it is loaded."""
     fresh: str | None = None
@@ -50,22 +52,28 @@ def _mit(size: int) -> Architecture:
     return Architecture(f"pvt_v2_b{size}", options, hub=f"nvidia/mit-b{size}")
 
 
-BACKBONES: dict[str, Architecture] = {f"mit_b{size}": _mit(size) for size in range(6)} | {
-    "resnet101v1c": Architecture("resnet101c", {"output_stride": 8}),
-    "resnet101-caffe": Architecture(
-        "resnet101", {"output_stride": 8}, arrange=caffe_resnet, mean=CAFFE_RESNET_MEAN, std=CAFFE_STD, bgr=True
-    ),
-    "resnet101-dilated": Architecture("resnet101.tv_in1k", {"output_stride": 8}),
-    "resnet101-frozen": Architecture("resnet101.tv_in1k", {"output_stride": 8}, arrange=frozen_norms),
+def _resnets(depth: int) -> dict[str, Architecture]:
+    """MIC's port of DACS; DACS as published; Undoing's with frozen norms, and with live ones, into which it distils."""
+    name, options = f"resnet{depth}", {"output_stride": 8}
+    return {
+        f"{name}v1c": Architecture(f"{name}c", options),
+        f"{name}-caffe": Architecture(
+            f"{name}.tv_in1k", options, arrange=caffe_resnet, mean=CAFFE_RESNET_MEAN, std=CAFFE_STD, bgr=True
+        ),
+        f"{name}-dilated": Architecture(f"{name}.tv_in1k", options),
+        f"{name}-frozen": Architecture(f"{name}.tv_in1k", options, arrange=frozen_norms),
+    }
+
+
+BACKBONES: dict[str, Architecture] = {
+    **{f"mit_b{size}": _mit(size) for size in range(6)},
+    **_resnets(50),
+    **_resnets(101),
     "vgg16-dilated": Architecture(
-        "vgg16", build=DilatedVGG, mean=CAFFE_VGG_MEAN, std=CAFFE_STD, bgr=True, fresh=r"\.fc[67]\."
+        "vgg16.tv_in1k", build=DilatedVGG, mean=CAFFE_VGG_MEAN, std=CAFFE_STD, bgr=True, fresh=r"\.fc[67]\."
     ),
 }
-"""Short names; `timm:<name>` reaches every other pyramid of timm.
-
-`resnet101v1c` is MIC's port of DACS; `-caffe` is DACS as published; `-frozen` and `vgg16-dilated` are Undoing's, and
-`-dilated` the student that it distils into.
-"""
+"""Short names; `timm:<name>` reaches every other pyramid of timm. `vgg16-dilated` is Undoing's."""
 
 
 class Backbone(nn.Module):
@@ -131,7 +139,7 @@ def build_backbone(name: str, *, drop_path: float = 0.1, in_channels: int = 3, t
     """
     record = architecture(name)
     if record.build is not None:
-        return _backbone(record, record.build())
+        return _backbone(record, _filled(record) if timm_weights else record.build())
     options = dict(record.options, in_chans=in_channels, pretrained=timm_weights, features_only=True)
     try:
         pyramid = _create(record.timm_name, drop_path, options)
@@ -143,9 +151,22 @@ def build_backbone(name: str, *, drop_path: float = 0.1, in_channels: int = 3, t
         raise UserError(f"timm cannot build {record.timm_name!r} as a pyramid: {error}") from error
     if levels < 4:
         raise UserError(f"{name!r} has {levels} feature levels; the heads need four.")
+    if timm_weights and record.mean is not None:
+        renormalise(pyramid, pyramid.default_cfg, record.mean, record.std)
     if record.arrange is not None:
         record.arrange(pyramid)
     return _backbone(record, pyramid)
+
+
+def _filled(record: Architecture) -> nn.Module:
+    """Build a pyramid of ours with the weights that timm's classification model has under the same names."""
+    assert record.build is not None
+    published: Any = timm.create_model(record.timm_name, pretrained=True)
+    pyramid = record.build()
+    own = pyramid.state_dict()
+    pyramid.load_state_dict({**own, **{key: value for key, value in published.state_dict().items() if key in own}})
+    renormalise(pyramid, published.default_cfg, record.mean, record.std)
+    return pyramid
 
 
 def _backbone(record: Architecture, pyramid: Any) -> Backbone:

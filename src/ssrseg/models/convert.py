@@ -21,7 +21,9 @@ MIT_SIZES = {(2, 2, 2, 2): (0, 1), (3, 4, 6, 3): (2,), (3, 4, 18, 3): (3,), (3, 
 HEAD_MARKS = {
     "embed_layers.0.proj.weight": ("daformer", 256),
     "linear_c.0.proj.weight": ("segformer", 768),
+    "aspp_modules.3.conv.weight": ("deeplabv2-whole", None),
     "aspp_modules.0.conv.weight": ("deeplabv2", None),
+    "squeeze.1.weight": ("aspp-attentive", None),
 }
 """Official name of a layer -> the head that has it, and its published width."""
 
@@ -58,10 +60,18 @@ def convert(
     """
     found = read_checkpoint(source)
     state, _ = select(found.state, part)
-    official = to_official(state, recognise(state), None)
-    description = describe(official, found.meta, source, backbone=backbone, head=head, classes=classes, resize=resize)
+    dialect = recognise(state)
+    official = to_official(state, dialect, None)
+    if dialect == "dacs":  # its head owns four branches and returns after the second
+        head = head or "deeplabv2"
+    given: Any = {"backbone": backbone, "head": head, "classes": classes, "resize": resize}
+    description = describe(official, found.meta, source, dialect, **given)
     segmenter = build_segmenter(
-        description.backbone, description.head, len(description.classes), head_channels=description.head_channels
+        description.backbone,
+        description.head,
+        len(description.classes),
+        head_channels=description.head_channels,
+        align_corners=description.align_corners,
     )
     report = load_published(segmenter, {"state_dict": found.state}, part=part)
     segmenter.description = description
@@ -73,6 +83,7 @@ def describe(
     state: Mapping[str, Tensor],
     meta: Mapping[str, Any],
     source: Path,
+    dialect: str = "official",
     *,
     backbone: str | None = None,
     head: str | None = None,
@@ -95,22 +106,30 @@ def describe(
         raise UserError(f"The head in {source} is not recognised; ours are {heads}.")
     palette = _listed(meta.get("PALETTE"), count) or ()
     return Description(
-        backbone=backbone or _backbone_in(state, source),
+        backbone=backbone or _backbone_in(state, source, dialect),
         head=head or recognised,
         classes=tuple(map(str, names)),
         colors=tuple((int(red), int(green), int(blue)) for red, green, blue in palette),
         resize=resize,
         head_channels=channels,
+        align_corners=dialect in ("dacs", "undoing"),
     )
 
 
-def _backbone_in(state: Mapping[str, Tensor], source: Path) -> str:
+def _backbone_in(state: Mapping[str, Tensor], source: Path, dialect: str) -> str:
     depths = tuple(_count(state, rf"^backbone\.block{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
     if depths in MIT_SIZES and "backbone.norm1.weight" in state:
         wide = len(state["backbone.norm1.weight"]) == 64
         return f"mit_b{MIT_SIZES[depths][-1 if wide else 0]}"
-    if "backbone.stem.0.weight" in state and _count(state, r"^backbone\.layer3\.(\d+)\.") == 23:
-        return "resnet101v1c"
+    if (depth := {6: 50, 23: 101}.get(_count(state, r"^backbone\.layer3\.(\d+)\."))) is not None:
+        if "backbone.stem.0.weight" in state:
+            return f"resnet{depth}v1c"
+        if dialect == "dacs":
+            return f"resnet{depth}-caffe"
+        # Norms that FADA and Undoing have frozen count no batches.
+        return f"resnet{depth}-{'dilated' if 'backbone.bn1.num_batches_tracked' in state else 'frozen'}"
+    if "backbone.fc6.weight" in state:
+        return "vgg16-dilated"
     raise UserError(f"The backbone in {source} is not recognised: name it, one of {', '.join(BACKBONES)}.")
 
 
@@ -123,7 +142,7 @@ def _head_in(state: Mapping[str, Tensor]) -> tuple[str, int | None]:
 
 
 def _count_classes(state: Mapping[str, Tensor], source: Path) -> int:
-    for name in ("linear_pred", "aspp_modules.0.conv", "conv_seg"):  # SegFormer's conv_seg is a dead layer
+    for name in ("linear_pred", "aspp_modules.0.conv", "classify", "conv_seg"):  # SegFormer's conv_seg is a dead layer
         if f"decode_head.{name}.weight" in state:
             return len(state[f"decode_head.{name}.weight"])
     raise UserError(f"{source} has no classifier: it is a backbone. Use it as model.pretrained instead.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -29,6 +31,35 @@ def caffe_resnet(pyramid: Any) -> None:
     for norm in pyramid.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.requires_grad_(False)
+
+
+@torch.no_grad()
+def renormalise(
+    pyramid: nn.Module, published: Mapping[str, Any], mean: Sequence[float] | None, std: Sequence[float] | None
+) -> None:
+    """Change the first convolution so that images normalised by `mean` and `std` are as those of the published weights.
+
+    W (x - m) / s is W' (x - m') / s' with W' = W s' / s, plus W (m' - m) / s: a bias, or what the norm behind expects
+    less of. Exact but for the borders, which are padded with the mean colour.
+
+    Args:
+        pyramid: the published weights' network; its first norm, if any, follows the first convolution.
+        published: `mean` and `std` of its images.
+        mean: of the images to come, RGB in [0, 1].
+        std: likewise.
+    """
+    conv = next(layer for layer in pyramid.modules() if isinstance(layer, nn.Conv2d))
+    old_mean, old_std, new_mean, new_std = (
+        torch.tensor(value).view(1, -1, 1, 1) for value in (published["mean"], published["std"], mean, std)
+    )
+    shift = (conv.weight * (new_mean - old_mean) / old_std).sum(dim=(1, 2, 3))
+    conv.weight.mul_(new_std / old_std)
+    if conv.bias is not None:
+        conv.bias.add_(shift)
+    else:
+        norm = next(layer for layer in pyramid.modules() if isinstance(layer, nn.BatchNorm2d))
+        assert norm.running_mean is not None
+        norm.running_mean.sub_(shift)
 
 
 def frozen_norms(module: nn.Module) -> None:

@@ -129,13 +129,21 @@ class DeepLabV2Head(nn.Module):
     """Parallel dilated convolutions of the last level, summed.
 
     Two branches, as nearly all published "DeepLabV2" adaptation results really ran; four (6, 12, 18, 24) as in the
-    paper, and in Undoing.
+    paper, and in Undoing. Biases start at zero in MIC's code, and as torch draws them in Undoing's.
     """
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int, *, dilations: Sequence[int] = (6, 12)) -> None:
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        dilations: Sequence[int] = (6, 12),
+        zero_bias: bool = True,
+    ) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
-            _classifier(in_channels[-1], num_classes, kernel=3, dilation=dilation) for dilation in dilations
+            _classifier(in_channels[-1], num_classes, kernel=3, dilation=dilation, zero_bias=zero_bias)
+            for dilation in dilations
         )
 
     @property
@@ -167,6 +175,7 @@ class AttentiveASPPHead(Head):
         )
         fuse = nn.Conv2d(stacked, channels, 3, padding=1)
         nn.init.kaiming_normal_(fuse.weight)
+        nn.init.zeros_(cast(Tensor, fuse.bias))
         self.fuse = nn.Sequential(fuse, nn.GroupNorm(_groups(channels), channels), nn.Dropout2d(dropout))
         self.classify = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.classify.weight, std=0.001)
@@ -197,10 +206,13 @@ def _project_and_stack(features: Sequence[Tensor], embed: nn.ModuleList, resize:
     return torch.cat([finest, *(resize(level, size) for level in coarser)], dim=1)
 
 
-def _classifier(channels: int, num_classes: int, *, kernel: int = 1, dilation: int = 1) -> nn.Conv2d:
+def _classifier(
+    channels: int, num_classes: int, *, kernel: int = 1, dilation: int = 1, zero_bias: bool = True
+) -> nn.Conv2d:
     classify = nn.Conv2d(channels, num_classes, kernel, padding=dilation * (kernel // 2), dilation=dilation)
     nn.init.normal_(classify.weight, std=0.01)
-    nn.init.constant_(cast(Tensor, classify.bias), 0)
+    if zero_bias:
+        nn.init.zeros_(cast(Tensor, classify.bias))
     return classify
 
 
@@ -208,7 +220,7 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     "daformer": DAFormerHead,
     "segformer": SegFormerHead,
     "deeplabv2": DeepLabV2Head,
-    "deeplabv2-whole": partial(DeepLabV2Head, dilations=(6, 12, 18, 24)),
+    "deeplabv2-whole": partial(DeepLabV2Head, dilations=(6, 12, 18, 24), zero_bias=False),
     "aspp-attentive": AttentiveASPPHead,
 }
 """Name -> head, which takes the channels of each level, the number of classes, and what `build_head` takes."""

@@ -35,8 +35,8 @@ TIMM_MIT: Rules = (
     (r"\.mlp\.dwconv\.", ".mlp.dwconv.dwconv."),
 )
 TIMM_RESNET: Rules = ((r"^conv1\.(\d)\.", r"stem.\1."), (r"^bn1\.", "stem.7."))
-TIMM_RULES: dict[str, Rules] = {"pvt": TIMM_MIT, "resnet": TIMM_RESNET}
-"""First letters of a timm architecture -> its names' official spelling; others keep timm's."""
+TIMM_RULES: dict[str, Rules] = {r"pvt": TIMM_MIT, r"resnet\d+c$": TIMM_RESNET}
+"""Pattern of a timm architecture -> its names' official spelling; others, as ResNets with a plain stem, keep timm's."""
 
 HEAD_RULES: dict[type[nn.Module], Rules] = {
     DAFormerHead: (
@@ -61,7 +61,7 @@ def official_name(key: str, segmenter: Segmenter) -> str:
     if key.startswith("head."):
         return "decode_head." + _rename(key.removeprefix("head."), HEAD_RULES.get(type(segmenter.head), ()))
     architecture = timm_architecture(segmenter)
-    rules = next((rules for start, rules in TIMM_RULES.items() if architecture.startswith(start)), ())
+    rules = next((rules for pattern, rules in TIMM_RULES.items() if re.match(pattern, architecture)), ())
     return "backbone." + _rename(timm_name(key), rules)
 
 
@@ -92,6 +92,8 @@ class Dialect:
     rules: Rules = ()
     deepest_first: bool = False
     """Its SegFormer head fuses the levels deepest first; the official one, finest first."""
+    bgr: str | None = None
+    """Official name of a first layer that takes blue, green, red."""
 
 
 HUGGING_FACE: Rules = (
@@ -118,6 +120,29 @@ SMP: Rules = (
     (r"^decoder\.fuse_stage\.1\.", "decode_head.linear_fuse.bn."),
     (r"^segmentation_head\.0\.", "decode_head.linear_pred."),
 )
+DACS: Rules = (
+    (r"^layer5\.conv2d_list\.(\d)\.", r"decode_head.aspp_modules.\1.conv."),
+    (r"^(?!decode_head)", "backbone."),
+)
+
+
+def _vgg_layer(match: re.Match[str]) -> str:
+    """A layer of a sequence without the fourth and fifth pooling, which ends with fc6 and fc7."""
+    place = int(match[1])
+    return {29: "backbone.fc6.", 31: "backbone.fc7."}.get(place, f"backbone.features.{place + (place > 22)}.")
+
+
+UNDOING: Rules = (
+    (r"^(feature_extractor|classifier|model_D)\.module\.", r"\1."),
+    (r"^feature_extractor\.", ""),
+    (r"^backbone\.(\d+)\.", _vgg_layer),
+    (r"^classifier\.conv2d_list\.(\d)\.(\d)\.", r"decode_head.branches.\1.\2."),
+    (r"^classifier\.conv2d_list\.(\d)\.", r"decode_head.aspp_modules.\1.conv."),
+    (r"^classifier\.bottleneck\.0\.se\.0\.", "decode_head.squeeze.1."),
+    (r"^classifier\.bottleneck\.0\.se\.2\.", "decode_head.squeeze.3."),
+    (r"^classifier\.bottleneck\.([12])\.", lambda match: f"decode_head.fuse.{int(match[1]) - 1}."),
+    (r"^classifier\.head\.1\.", "decode_head.classify."),
+)
 NVLABS: Rules = ((r"^decode_head\.linear_c(\d)\.", lambda match: f"decode_head.linear_c.{int(match[1]) - 1}."),)
 
 DIALECTS: dict[str, Dialect] = {
@@ -125,6 +150,8 @@ DIALECTS: dict[str, Dialect] = {
     "huggingface": Dialect(r"^(segformer\.)?encoder\.patch_embeddings\.", HUGGING_FACE, deepest_first=True),
     "smp": Dialect(r"^encoder\.patch_embed1\.", SMP, deepest_first=True),
     "segformer": Dialect(r"^decode_head\.linear_c1\.", NVLABS, deepest_first=True),
+    "undoing": Dialect(r"^feature_extractor\.", UNDOING, bgr="backbone.features.0.weight"),
+    "dacs": Dialect(r"^layer5\.conv2d_list\.", DACS, bgr="backbone.conv1.weight"),
     "official": Dialect(r"^(backbone|decode_head)\."),
     "bare": Dialect(r"^(patch_embed1|stem\.7)\.", ((r"^", "backbone."),)),
     "timm": Dialect(r"^"),
@@ -133,7 +160,7 @@ DIALECTS: dict[str, Dialect] = {
 
 
 PARTS = {
-    "model": r"^model\.(?=backbone|decode_head)",
+    "model": r"^model\.(?=backbone|decode_head|conv1|bn1|layer\d)",
     "ema_model": r"^ema_model\.",
     "imnet_model": r"^imnet_model\.",
     "mic_teacher": r"^mic\.teacher\.ema_model\.",
@@ -186,7 +213,20 @@ def to_official(state: Mapping[str, Tensor], dialect: str, segmenter: Segmenter 
     fusion = "decode_head.linear_fuse.conv.weight"
     if record.deepest_first and fusion in renamed:
         renamed[fusion] = torch.cat(renamed[fusion].chunk(4, dim=1)[::-1], dim=1)
+    if record.bgr in renamed:
+        renamed[record.bgr] = renamed[record.bgr].flip(1)
+    if dialect == "undoing":
+        _as_convolutions(renamed)
     return renamed
+
+
+def _as_convolutions(state: dict[str, Tensor]) -> None:
+    """Linear layers of Undoing's modified ASPP as the 1x1 convolutions that ours has; its classifier has no bias."""
+    for key, value in state.items():
+        if key.startswith("decode_head.squeeze.") and value.ndim == 2:
+            state[key] = value[:, :, None, None]
+    if (classify := state.get("decode_head.classify.weight")) is not None:
+        state["decode_head.classify.bias"] = classify.new_zeros(len(classify))
 
 
 def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:

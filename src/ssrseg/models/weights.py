@@ -27,12 +27,15 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 """`owner/name[@revision]`."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".onnx", ".ckpt", ".bin")
 """Of files: what ends so is never looked for on the Hub."""
+NETWORKS = ("model", "ema_model", "feature_extractor", "classifier", "model_D")
+"""Names under which DACS (the first two), FADA and Undoing save networks side by side."""
 DROPPED = {
     r"^(embedding_layer|fusion_layer|sam)\.": "SSR's regularisation branch, training only",
     r"^auxiliary_head\.": "auxiliary head, training only",
     r"^backbone\.(head|fc|classifier)\.": "ImageNet classifier",
     r"^backbone\.layer5\.": "DeepLabV2's head",
     r"^decode_head\.conv_seg\.": "unused layer of the SegFormer head",
+    r"^model_D\.": "discriminator, training only",
     r"\.num_batches_tracked$": "a counter that nothing reads",
 }
 """Official names that no network of ours has -> why they may be left out."""
@@ -98,7 +101,14 @@ def read_checkpoint(source: Mapping[str, Any] | Path | str) -> Checkpoint:
         UserError: no such file, not a weights file, or one that holds more than tensors and plain values.
     """
     found = source if isinstance(source, Mapping) else _read(Path(source))
+    networks = {part: found[part] for part in NETWORKS if isinstance(found.get(part), Mapping)}
     state = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), Mapping)), found)
+    if networks.keys() - {"model"} and "state_dict" not in found:
+        state = {
+            f"{part}.{name.removeprefix('module.')}": value
+            for part, network in networks.items()
+            for name, value in network.items()
+        }
     strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if strange or not state:
         where = "The checkpoint" if isinstance(source, Mapping) else str(source)
@@ -168,6 +178,8 @@ def load_published(
     chosen = {wanted[name]: value for name, value in state.items() if name in wanted}
     left = [name for name in state if name not in wanted]
     reasons = _reasons(left, backbone_only, segmenter if dialect == "timm" else None)
+    if dialect == "dacs":
+        reasons |= {name: "a branch that the released code never reaches" for name in left if ".aspp_modules." in name}
     missing = [
         official
         for official, key in wanted.items()
@@ -235,7 +247,8 @@ def load_pretrained(segmenter: Segmenter, spec: str, backbone: str) -> str:
         except (OSError, RuntimeError, ValueError) as error:
             raise _by_hand(f"timm's weights of {record.timm_name}", error) from error
         segmenter.backbone.load_state_dict(pretrained.state_dict())
-        return f"{backbone}: timm's weights of {record.timm_name}"
+        left = " but for fc6 and fc7, which are random" if record.fresh else ""
+        return f"{backbone}: timm's weights of {record.timm_name}{left}"
     if not HUB_ID.fullmatch(spec) or Path(spec).suffix in SUFFIXES:
         raise UserError(f"model.pretrained is {spec!r}: no such file, and neither none, hub nor owner/name[@revision].")
     try:
@@ -249,7 +262,9 @@ def load_pretrained(segmenter: Segmenter, spec: str, backbone: str) -> str:
 
 def _load_backbone(segmenter: Segmenter, file: Path | str, record: Architecture) -> LoadReport:
     report = load_published(segmenter, file, backbone_only=True, fresh=record.fresh)
-    if record.bgr:  # published for blue, green, red
+    if (
+        record.bgr and DIALECTS[report.dialect].bgr is None
+    ):  # published for blue, green, red, and not turned by its names
         first = next(layer for layer in segmenter.backbone.modules() if isinstance(layer, nn.Conv2d))
         first.weight.data = first.weight.data.flip(1)
     return report

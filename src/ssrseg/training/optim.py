@@ -20,16 +20,20 @@ def parameter_groups(learner: nn.Module, config: OptimConfig) -> list[dict[str, 
     The head learns `head_lr_factor` times as fast; the backbone's norms do not decay; biases do, and so do the head's
     norms (DAFormer's configuration).
 
-    Each group holds `params`, their `names`, `lr`, `base_lr` (what the schedule scales) and `weight_decay`.
+    Each group holds `params`, their `names`, `lr`, `base_lr` (what the schedule scales), `weight_decay`, and `steps`,
+    how often an iteration steps it.
     """
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    by_depth = isinstance(config, SGDConfig) and config.steps_by_depth
+    groups: dict[tuple[float, float, int], dict[str, Any]] = {}
     for name, parameter in learner.named_parameters():
         if not parameter.requires_grad or DISCRIMINATOR in name:
             continue
         lr = config.lr * (config.head_lr_factor if name.startswith("student.head.") else 1.0)
         decay = 0.0 if name.startswith("student.backbone.") and "norm" in name else config.weight_decay
-        new = {"params": [], "names": [], "lr": lr, "base_lr": lr, "weight_decay": decay}
-        group = groups.setdefault((lr, decay), new)
+        path = name.removeprefix("student.backbone.pyramid.")
+        steps = path.count(".") if by_depth and path != name else 1
+        new = {"params": [], "names": [], "lr": lr, "base_lr": lr, "weight_decay": decay, "steps": steps}
+        group = groups.setdefault((lr, decay, steps), new)
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
@@ -43,7 +47,7 @@ def build_optimizer(learner: Learner, config: OptimConfig, *, discriminator_lr: 
     groups = parameter_groups(learner, config)
     own: Optimizer
     if isinstance(config, SGDConfig):
-        own = SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        own = RepeatedSGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     else:
         own = AdamW(groups, lr=config.lr, fused=True)
     adversaries = {name: weight for name, weight in learner.named_parameters() if DISCRIMINATOR in name}
@@ -51,6 +55,18 @@ def build_optimizer(learner: Learner, config: OptimConfig, *, discriminator_lr: 
         return own
     group = {"params": [*adversaries.values()], "names": [*adversaries], "base_lr": discriminator_lr}
     return CombinedOptimizer(own, Adam([group], lr=discriminator_lr, betas=(0.9, 0.99), fused=True))
+
+
+class RepeatedSGD(SGD):
+    """SGD that steps each group `steps` times per iteration, one after the other, with the same gradients."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Step; every step but the first of an iteration uses weights and momentum of the one before."""
+        groups = self.param_groups
+        for turn in range(max(group["steps"] for group in groups)):
+            self.param_groups = [group for group in groups if group["steps"] > turn]
+            super().step(closure)
+        self.param_groups = groups
 
 
 class CombinedOptimizer(Optimizer):
