@@ -159,9 +159,7 @@ def test_training_takes_the_statistics_over_and_counts_nothing_again(tmp_path, m
         raise AssertionError("counted twice")
 
     monkeypatch.setattr(class_statistics, "read_labels", again)
-    assert len(list(train_batches(run, cache=tmp_path / "run.json"))) == 2
-    counted = json.loads((tmp_path / "out" / "class-statistics.json").read_text())
-    assert json.loads((tmp_path / "run.json").read_text()) == counted
+    assert len(list(train_batches(run))) == 2
     Image.fromarray(random_labels(48, 64, seed=99)).save(tmp_path / "game" / "labels" / "0.png")
     with pytest.raises(AssertionError, match="counted twice"):
         train_batches(run)

@@ -795,7 +795,7 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(tmp_path, monkeyp
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert check(tree, tmp_path) == (0, [])
-    assert len(list(train_batches(resolve(tree), cache=tmp_path / "file" / "statistics.json"))) == 8
+    assert len(list(train_batches(resolve(tree)))) == 8
 
 
 def test_a_report_that_cannot_be_written_is_one_message(tmp_path, capsys):
@@ -817,7 +817,7 @@ def test_a_full_disk_is_one_message(tmp_path, capsys):
         assert "No space left on device" in capsys.readouterr().err
         assert ssrseg("train", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run"), *TINY) == 2
         assert "Cannot make the run folder" in capsys.readouterr().err
-        assert len(list(train_batches(resolve(tree), cache=tmp_path / "statistics.json"))) == 8
+        assert len(list(train_batches(resolve(tree)))) == 8
     assert not list(tmp_path.glob("**/*.partial"))
 
 

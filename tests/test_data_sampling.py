@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import multiprocessing
-import os
 import time
 
 import numpy as np
@@ -89,19 +88,21 @@ def test_seeds_streams_and_numbers_have_generators_of_their_own():
 
 
 def test_statistics_are_counted_again_for_another_mapping_or_list(tmp_path):
-    pairs, cache = find_pairs(DataConfig(root=write_pairs(tmp_path / "data"))), tmp_path / "statistics.json"
-    first = class_statistics(pairs, TABLE, 4, cache=cache).pixels
-    folded = class_statistics(pairs, LabelCode(lookup_table({0: 0, 1: 0, 2: 0, 3: 0})), 4, cache=cache).pixels
+    pairs = find_pairs(DataConfig(root=write_pairs(tmp_path / "data")))
+    first = class_statistics(pairs, TABLE, 4).pixels
+    folded = class_statistics(pairs, LabelCode(lookup_table({0: 0, 1: 0, 2: 0, 3: 0})), 4).pixels
     assert folded[:, 0].tolist() == first.sum(dim=1).tolist()
-    assert class_statistics(pairs[1:], TABLE, 4, cache=cache).pixels.tolist() == first[1:].tolist()
+    assert class_statistics(pairs[1:], TABLE, 4).pixels.tolist() == first[1:].tolist()
 
 
-def test_a_broken_or_unwritable_cache_does_not_matter(tmp_path, capfd):
+def test_a_broken_entry_of_the_cache_does_not_matter(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     pairs = find_pairs(DataConfig(root=write_pairs(tmp_path / "data")))
     counted = class_statistics(pairs, TABLE, 4).pixels
-    (tmp_path / "broken.json").write_text('{"key": ')
-    for cache in (tmp_path / "broken.json", tmp_path / "no/such/folder.json"):
-        assert torch.equal(class_statistics(pairs, TABLE, 4, cache=cache).pixels, counted)
+    for broken in ('{"pixels": ', "[]", "{}"):
+        (entry,) = (tmp_path / "user").rglob("*.json")
+        entry.write_text(broken)
+        assert torch.equal(class_statistics(pairs, TABLE, 4).pixels, counted)
     assert capfd.readouterr() == ("", "")  # a progress bar only where someone looks
 
 
@@ -156,7 +157,7 @@ def test_a_resumed_run_draws_on_where_it_stopped():
     assert stopped + resumed == whole
 
 
-def counting(pairs, folder, calls):
+def counting(pairs, calls):
     """`class_statistics` in a process of its own; gives how many files it counted."""
     import ssrseg.data.class_statistics as module
 
@@ -168,7 +169,7 @@ def counting(pairs, folder, calls):
         return read(path, code)
 
     module.read_labels = slow
-    class_statistics(pairs, TABLE, 4, cache=folder / f"{os.getpid()}.json", workers=1)
+    class_statistics(pairs, TABLE, 4, workers=1)
     calls.put(len(seen))
 
 
@@ -177,7 +178,7 @@ def test_of_several_processes_one_counts(tmp_path, monkeypatch):
     pairs = find_pairs(DataConfig(root=write_pairs(tmp_path / "data")))
     context = multiprocessing.get_context("fork")
     calls = context.Queue()
-    processes = [context.Process(target=counting, args=(pairs, tmp_path, calls)) for _ in range(3)]
+    processes = [context.Process(target=counting, args=(pairs, calls)) for _ in range(3)]
     for process in processes:
         process.start()
     assert sorted(calls.get(timeout=600) for _ in processes) == [0, 0, 4]
@@ -189,10 +190,8 @@ def test_of_several_processes_one_counts(tmp_path, monkeypatch):
 def test_another_run_over_the_same_data_does_not_count_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     pairs = find_pairs(DataConfig(root=write_pairs(tmp_path / "data")))
-    first = class_statistics(pairs, TABLE, 4, cache=tmp_path / "first.json").pixels
+    first = class_statistics(pairs, TABLE, 4).pixels
     monkeypatch.setattr("ssrseg.data.class_statistics.read_labels", None)
-    assert torch.equal(class_statistics(pairs, TABLE, 4, cache=tmp_path / "second.json").pixels, first)
-    assert (tmp_path / "second.json").read_text() == (tmp_path / "first.json").read_text()
     assert torch.equal(class_statistics(pairs, TABLE, 4).pixels, first)
 
 
@@ -200,9 +199,10 @@ def test_without_a_users_cache_folder_the_run_still_counts(tmp_path, monkeypatch
     (tmp_path / "user").write_text("a file")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     pairs = find_pairs(DataConfig(root=write_pairs(tmp_path / "data")))
-    counted = class_statistics(pairs, TABLE, 4, cache=tmp_path / "mine.json").pixels
-    assert torch.equal(counted, class_statistics(pairs, TABLE, 4).pixels)
-    assert (tmp_path / "mine.json").exists()
+    counted = class_statistics(pairs, TABLE, 4).pixels
+    assert counted.tolist() == [
+        np.bincount(random_labels(seed=i).ravel(), minlength=256)[:4].tolist() for i in range(4)
+    ]
 
 
 def test_rare_classes_are_drawn_as_the_formula_says():
@@ -236,17 +236,18 @@ def test_min_pixels_scale_with_the_crop():
     assert scaled_min_pixels((256, 256)) == 750
 
 
-def test_statistics_are_counted_once_and_again_when_a_label_changes(tmp_path):
-    root, cache = write_pairs(tmp_path / "data"), tmp_path / "statistics.json"
-    pairs = find_pairs(DataConfig(root=root))
-    first = class_statistics(pairs, TABLE, 4, cache=cache)
+def test_statistics_are_counted_once_and_again_when_a_label_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    pairs = find_pairs(DataConfig(root=write_pairs(tmp_path / "data")))
+    first = class_statistics(pairs, TABLE, 4)
     expected = [np.bincount(random_labels(seed=i).ravel(), minlength=256)[:4].tolist() for i in range(4)]
     assert first.pixels.tolist() == expected
-    written = cache.read_text()
-    assert class_statistics(pairs, TABLE, 4, cache=cache).pixels.tolist() == expected
-    assert cache.read_text() == written
+    (entry,) = (tmp_path / "user").rglob("*.json")
+    written = entry.stat().st_mtime_ns
+    assert class_statistics(pairs, TABLE, 4).pixels.tolist() == expected
+    assert entry.stat().st_mtime_ns == written
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(pairs[0].label)
-    assert class_statistics(pairs, TABLE, 4, cache=cache).pixels[0].tolist() == [64 * 64, 0, 0, 0]
+    assert class_statistics(pairs, TABLE, 4).pixels[0].tolist() == [64 * 64, 0, 0, 0]
 
 
 def test_no_image_twice_in_an_epoch():

@@ -121,11 +121,11 @@ def test_training_from_an_archive_equals_training_from_the_folder(tmp_path: Path
 
 
 def test_statistics_are_counted_again_when_a_member_changes(tmp_path: Path, archive: Path) -> None:
-    run, cache = resolve({"classes": CLASSES, "source": {"root": archive}}), tmp_path / "cache.json"
+    run = resolve({"classes": CLASSES, "source": {"root": archive}})
 
     def count() -> list[int]:
         pairs = find_pairs(run.source)
-        return class_statistics(pairs, code_for(run.source, run.classes), 4, cache=cache).totals.tolist()
+        return class_statistics(pairs, code_for(run.source, run.classes), 4).totals.tolist()
 
     before = count()
     assert count() == before

@@ -85,7 +85,6 @@ def test_a_run_leaves_what_the_readme_says(tmp_path: Path) -> None:
         "tensorboard",
         "scores.json",
         "pictures",
-        "class-statistics.json",
         "student-last.safetensors",
         "student-best.safetensors",
         *(f"student-best-by-{name}.safetensors" for name in ("im", "snd", "agreement", "confidence")),

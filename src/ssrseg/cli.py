@@ -75,7 +75,7 @@ def check_data(
     source: Annotated[Path | None, typer.Option(help="as for train")] = None,
     target: Annotated[Path | None, typer.Option(help="as for train")] = None,
     val: Annotated[Path | None, typer.Option(help="as for train")] = None,
-    out: Annotated[Path, typer.Option(help="where report, contact sheet and class statistics go")] = Path("runs/check"),
+    out: Annotated[Path, typer.Option(help="where report and contact sheet go")] = Path("runs/check"),
 ) -> None:
     """Decode every image and label of a run: counts, colours, classes, and all that is wrong. Code 2: cannot train."""
     from ssrseg.data.checks import report

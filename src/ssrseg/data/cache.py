@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import tempfile
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from ssrseg.data.layouts import Pair
 from ssrseg.data.storage import stamp
 from ssrseg.data.transforms import Box, rescale_size, resize_crop, resize_labels
 from ssrseg.errors import UserError
+from ssrseg.runs.atomic import write_atomically
 
 Planes = npt.NDArray[np.uint8]
 """(C, H, W): red, green, blue, and the class ids where there are labels."""
@@ -50,13 +49,14 @@ class ScaledFiles:
     """(width, height), aspect ratio kept; as they are when absent."""
     scale_jpeg: bool = False
     """Whether a JPEG is scaled while it is decoded."""
-    cache: ImageCache | None = None
+    cache: Path | None = None
+    """Folder that keeps them for later epochs and runs."""
 
     def image(self, path: Path) -> ScaledImage:
         """Read an image; raises `UserError` for what is none."""
         if self.cache is None:
             return self._decoded(path)[0]
-        return _kept(self.cache.planes(self._key(path), lambda: self._decoded(path)[0].whole().numpy()))
+        return _kept(_cached(self.cache, self._key(path), lambda: self._decoded(path)[0].whole().numpy()))
 
     def pair(self, pair: Pair, code: LabelCode) -> tuple[ScaledImage, Tensor]:
         """Read an image and its class ids (H, W) uint8; raises `UserError` when their sizes differ."""
@@ -67,19 +67,12 @@ class ScaledFiles:
             image, labels = self._decoded_pair(pair, code)
             return torch.cat([image.whole(), labels[None]]).numpy()
 
-        kept = self.cache.planes(key_of(self._key(pair.image), self._key(pair.label), code.digest()), planes)
+        key = _key(self._key(pair.image), self._key(pair.label), code.digest())
+        kept = _cached(self.cache, key, planes)
         return _kept(kept), torch.from_numpy(np.array(kept[3]))
 
-    def take_notes(self) -> list[str]:
-        """Return a note for each image since the last call that the cache could not keep."""
-        if self.cache is None:
-            return []
-        notes = list(self.cache.notes)
-        self.cache.notes.clear()
-        return notes
-
     def _key(self, path: Path) -> str:
-        return key_of(path, stamp(path), self.bound, self.scale_jpeg)
+        return _key(path, stamp(path), self.bound, self.scale_jpeg)
 
     def _decoded_pair(self, pair: Pair, code: LabelCode) -> tuple[ScaledImage, Tensor]:
         (image, (width, height)), labels = self._decoded(pair.image), read_labels(pair.label, code)
@@ -100,54 +93,34 @@ def _kept(planes: Planes) -> ScaledImage:
     return ScaledImage(size, lambda box: torch.from_numpy(np.array(planes[:3, box[0], box[1]], order="C")))
 
 
-@dataclass
-class ImageCache:
-    """A folder of uncompressed `.npy` files, mapped into memory and read where a crop lies.
+def _cached(folder: Path, key: str, make: Callable[[], Planes]) -> Planes:
+    """Return the entry of a key, read-only; make it, and keep it if possible, when it is not there or broken.
 
-    An entry is written whole or not at all, so any number of workers and runs may share the folder. What cannot be
-    written is not kept, which is noted; nothing else is lost.
+    An entry is an uncompressed `.npy` file, mapped into memory and read where a crop lies. It is written whole or not
+    at all, so any number of workers and runs may share the folder. What cannot be written is not kept; nothing else
+    is lost.
     """
+    path = folder / key[:2] / f"{key}.npy"
+    try:
+        kept: Planes = np.load(path, mmap_mode="r", allow_pickle=False)
+        if kept.ndim == 3 and kept.dtype == np.uint8:
+            return kept
+    except (OSError, ValueError, EOFError):
+        pass
+    planes = make()
 
-    folder: Path
-    problem: str | None = None
-    """Why an entry could not be written; no other is tried in this process then."""
-    notes: list[str] = field(default_factory=list)
-    """One for every entry that is not kept; whoever reads them takes them away."""
+    def write(place: Path) -> None:
+        with place.open("wb") as file:
+            np.save(file, planes, allow_pickle=False)
 
-    def planes(self, key: str, make: Callable[[], Planes]) -> Planes:
-        """Return the entry of a key, read-only; make it, and keep it if possible, when it is not there or broken."""
-        path = self.folder / key[:2] / f"{key}.npy"
-        try:
-            kept: Planes = np.load(path, mmap_mode="r", allow_pickle=False)
-            if kept.ndim == 3 and kept.dtype == np.uint8:
-                return kept
-        except (OSError, ValueError, EOFError):
-            pass
-        planes = make()
-        if self.problem is None:
-            try:
-                _write(path, planes)
-            except OSError as error:
-                self.problem = error.strerror or str(error)
-        if self.problem is not None:
-            self.notes.append(f"the image cache {self.folder} cannot be written ({self.problem}): an image is not kept")
-        return planes
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, write)
+    except OSError as error:
+        warnings.warn(f"The image cache {folder} cannot be written: {error.strerror or error}.", stacklevel=2)
+    return planes
 
 
-def key_of(*facts: object) -> str:
+def _key(*facts: object) -> str:
     """Return the key of an entry: the same facts, the same key."""
     return hashlib.sha256("\0".join(map(str, facts)).encode("utf-8", "surrogateescape")).hexdigest()[:40]
-
-
-def _write(path: Path, planes: Planes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: another worker may be writing the same entry.
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:8]}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, planes, allow_pickle=False)
-        Path(partial).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise

@@ -38,39 +38,46 @@ class ClassStatistics:
         return self.pixels.sum(dim=0)
 
 
-def class_statistics(
-    pairs: Sequence[Pair], code: LabelCode, num_classes: int, *, cache: Path | None = None, workers: int = 4
-) -> ClassStatistics:
-    """Count every label file once, in parallel; later calls read the cache while files and mapping are the same.
+def class_statistics(pairs: Sequence[Pair], code: LabelCode, num_classes: int, *, workers: int = 4) -> ClassStatistics:
+    """Count every label file once, with `workers` threads, and keep the counts in the user's cache folder.
 
-    Of several processes that ask at once, one counts and the others wait for it.
-
-    Args:
-        pairs: the source.
-        code: how label files are read.
-        num_classes: K.
-        cache: a JSON file beside the user's cache folder, which all runs share. What cannot be written is no error.
-        workers: threads.
+    Later calls read them there while files and mapping are the same. Of several processes that ask at once, one
+    counts and the others wait for it. A cache folder that cannot be written is no error.
     """
-    key = _fingerprint(pairs, code, num_classes)
-    if cache is not None and (known := _read_cache(cache, key)) is not None:
-        return ClassStatistics(known)
-    with _one_at_a_time(_remembered(key)):
-        if (known := _read_cache(_remembered(key), key)) is not None:
-            return _saved(ClassStatistics(known), pairs, key, [cache])
-        counted = ClassStatistics(_count(pairs, code, num_classes, workers))
-        return _saved(counted, pairs, key, [cache, _remembered(key)])
+    with _entry(pairs, code, num_classes) as place:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return ClassStatistics(torch.tensor(json.loads(place.read_text(encoding="utf-8"))["pixels"]))
+        statistics = ClassStatistics(_count(pairs, code, num_classes, workers))
+        _write(statistics, place)
+        return statistics
+
+
+def save_statistics(statistics: ClassStatistics, pairs: Sequence[Pair], code: LabelCode, num_classes: int) -> None:
+    """Keep statistics that were counted elsewhere where `class_statistics` looks for them."""
+    with _entry(pairs, code, num_classes) as place:
+        _write(statistics, place)
 
 
 @contextlib.contextmanager
-def _one_at_a_time(place: Path) -> Iterator[None]:
-    """Lock a file in the user's cache folder against other processes; no lock where it cannot be written."""
-    lock = FileLock(place.with_suffix(".lock"))
+def _entry(pairs: Sequence[Pair], code: LabelCode, num_classes: int) -> Iterator[Path]:
+    """Hold the file that keeps these statistics (XDG base directories) against other processes, if it can be."""
+    digest = hashlib.sha256(f"{code.digest()} {num_classes}".encode())
+    for pair in pairs:
+        text = f"{pair.label.absolute()}\0{stamp(pair.label)}\0"
+        digest.update(text.encode(errors="surrogateescape"))  # names that are no UTF-8
+    home = os.path.expanduser("~")  # stays "~" for a user without home, as in some containers
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(home if home != "~" else tempfile.gettempdir(), ".cache")
+    place = Path(cache) / "ssrseg" / "class-statistics" / f"{digest.hexdigest()}.json"
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError, NotImplementedError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(lock)
-        yield
+            held.enter_context(FileLock(place.with_suffix(".lock")))
+        yield place
+
+
+def _write(statistics: ClassStatistics, place: Path) -> None:
+    with contextlib.suppress(OSError):  # a read-only folder: counted again next time
+        write_json(place, {"pixels": statistics.pixels.tolist()})
 
 
 def _count(pairs: Sequence[Pair], code: LabelCode, num_classes: int, workers: int) -> Tensor:
@@ -89,47 +96,3 @@ def _count(pairs: Sequence[Pair], code: LabelCode, num_classes: int, workers: in
             disable=not sys.stderr.isatty(),
         )
         return torch.stack(list(counted))
-
-
-def save_statistics(
-    statistics: ClassStatistics, pairs: Sequence[Pair], code: LabelCode, num_classes: int, place: Path
-) -> None:
-    """Write statistics that were counted elsewhere to `place` and to where `class_statistics` looks for them."""
-    key = _fingerprint(pairs, code, num_classes)
-    with _one_at_a_time(_remembered(key)):
-        _saved(statistics, pairs, key, [place, _remembered(key)])
-
-
-def _saved(
-    statistics: ClassStatistics, pairs: Sequence[Pair], key: str, places: Sequence[Path | None]
-) -> ClassStatistics:
-    content = {"key": key, "files": [str(pair.label) for pair in pairs], "pixels": statistics.pixels.tolist()}
-    for place in places:
-        if place is not None:
-            with contextlib.suppress(OSError):  # a read-only folder: counted again next time
-                place.parent.mkdir(parents=True, exist_ok=True)
-                write_json(place, content)
-    return statistics
-
-
-def _remembered(key: str) -> Path:
-    """Return the file that holds these statistics for all runs of a user (XDG base directories)."""
-    home = os.path.expanduser("~")  # stays "~" for a user without home, as in some containers
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(home if home != "~" else tempfile.gettempdir(), ".cache")
-    return Path(cache) / "ssrseg" / "class-statistics" / f"{key}.json"
-
-
-def _fingerprint(pairs: Sequence[Pair], code: LabelCode, num_classes: int) -> str:
-    digest = hashlib.sha256(f"{code.digest()} {num_classes}".encode())
-    for pair in pairs:
-        text = f"{pair.label.absolute()}\0{stamp(pair.label)}\0"
-        digest.update(text.encode(errors="surrogateescape"))  # names that are no UTF-8
-    return digest.hexdigest()
-
-
-def _read_cache(path: Path, key: str) -> Tensor | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return torch.tensor(content["pixels"]) if content["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssrseg.data.images import BROKEN, decode, first_line
 from ssrseg.data.label_mapping import LabelCode, map_ids
-from ssrseg.data.label_spaces import IGNORE, Color
+from ssrseg.data.label_spaces import IGNORE, TABLES, Color
 from ssrseg.data.storage import read_bytes
 from ssrseg.errors import UserError
 
@@ -24,48 +24,7 @@ BLACK = 0
 VALUE_MODES = ("L", "LA", "P", "I", "I;16", "1")
 COLOR_MODES = ("RGB", "RGBA")
 Points = list[tuple[float, float]]
-LEVEL3 = {
-    "road": 0,
-    "parking": 1,
-    "drivable fallback": 1,
-    "sidewalk": 2,
-    "rail track": 3,
-    "non-drivable fallback": 3,
-    "person": 4,
-    "animal": 4,
-    "rider": 5,
-    "motorcycle": 6,
-    "bicycle": 7,
-    "autorickshaw": 8,
-    "car": 9,
-    "truck": 10,
-    "bus": 11,
-    "caravan": 12,
-    "trailer": 12,
-    "train": 12,
-    "vehicle fallback": 12,
-    "curb": 13,
-    "wall": 14,
-    "fence": 15,
-    "guard rail": 16,
-    "billboard": 17,
-    "traffic sign": 18,
-    "traffic light": 19,
-    "pole": 20,
-    "polegroup": 20,
-    "obs-str-bar-fallback": 21,
-    "building": 22,
-    "bridge": 23,
-    "tunnel": 23,
-    "vegetation": 24,
-    "sky": 25,
-    "fallback background": 25,
-    "unlabeled": IGNORE,
-    "ego vehicle": IGNORE,
-    "rectification border": IGNORE,
-    "out of roi": IGNORE,
-    "license plate": IGNORE,
-}
+LEVEL3: dict[str, int] = TABLES["idd_polygons"]
 """Name of a polygon -> id of `idd26`, the third level of the data set's hierarchy (AutoNUE/public-code)."""
 
 

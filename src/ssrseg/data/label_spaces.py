@@ -44,22 +44,23 @@ def _mapping(old: LabelSpace, new: LabelSpace, parts: Mapping[str, Sequence[str]
     return {old.index(part): new.index(name) for name, names in (same | {**parts}).items() for part in names}
 
 
-_TABLES: dict[str, Any] = yaml.safe_load(
+TABLES: dict[str, Any] = yaml.safe_load(
     (resources.files("ssrseg.data") / "label_spaces.yaml").read_text(encoding="utf-8")
 )
+"""Content of `label_spaces.yaml`, which says what it means."""
 
 SPACES: dict[str, LabelSpace] = {
     name: LabelSpace(tuple(classes), tuple((red, green, blue) for red, green, blue in classes.values()))
-    for name, classes in _TABLES["spaces"].items()
+    for name, classes in TABLES["spaces"].items()
 }
 """Label spaces by the name that `classes` takes."""
 
-VALUES: dict[str, dict[int, int]] = _TABLES["values"]
+VALUES: dict[str, dict[int, int]] = TABLES["values"]
 """Label space -> class id of each raw value of a plain folder; the raw values are the class ids when absent."""
 
 MAPPINGS: dict[tuple[str, str], dict[int, int]] = {
     (old, new): _mapping(SPACES[old], SPACES[new], parts)
-    for old, targets in _TABLES["mappings"].items()
+    for old, targets in TABLES["mappings"].items()
     for new, parts in targets.items()
 }
 """(from, to) -> class id of `from` -> class id of `to`; ids that are not listed become ignore."""

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssrseg.config import DataConfig, LoaderConfig, Settings
 from ssrseg.data import samplers
-from ssrseg.data.cache import ImageCache, ScaledFiles
+from ssrseg.data.cache import ScaledFiles
 from ssrseg.data.class_statistics import class_statistics
 from ssrseg.data.datasets import Crop, LabelledImages, SourceImages, TargetImages
 from ssrseg.data.label_mapping import Classes, code_for, resolve_space
@@ -41,18 +40,16 @@ class RawBatch:
     valid: Tensor  # (B', H, W) bool
     names: tuple[str, ...]
     """Image files, source then target, for messages."""
-    notes: tuple[str, ...] = ()
-    """Messages for the user about how it was made, one for each time that it happened."""
 
     def pin_memory(self) -> RawBatch:
         """Return the same batch in page-locked memory."""
         parts = (self.source, self.labels, self.target, self.valid)
         source, labels, target, valid = (part.pin_memory() for part in parts)
-        return RawBatch(source, labels, target, valid, self.names, self.notes)
+        return RawBatch(source, labels, target, valid, self.names)
 
 
-Sample = tuple[Crop, Crop | None, list[str]]
-"""One draw of both streams, and notes for the user."""
+Sample = tuple[Crop, Crop | None]
+"""One draw of both streams."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +62,9 @@ class Draws(Dataset[Sample]):
 
     def __getitem__(self, number: int) -> Sample:
         source = self.source.draw(number, generator_of(self.seed, SOURCE, number))
-        notes = self.source.files.take_notes()
         if self.target is None:
-            return source, None, notes
-        target = self.target.draw(number, generator_of(self.seed, TARGET, number))
-        return source, target, notes + self.target.files.take_notes()
+            return source, None
+        return source, self.target.draw(number, generator_of(self.seed, TARGET, number))
 
     def __getitems__(self, numbers: list[int]) -> list[Sample] | UserError:
         """Return a batch of samples, or the user's mistake: raised, it would arrive with a worker's traceback."""
@@ -93,15 +88,13 @@ def collate(samples: list[Sample] | UserError) -> RawBatch | UserError:
     """Stack samples to a batch; an error is passed on."""
     if isinstance(samples, UserError):
         return samples
-    images, labels, names = zip(*(source for source, _, _ in samples), strict=True)
-    notes = tuple(note for _, _, notes in samples for note in notes)
+    images, labels, names = zip(*(source for source, _ in samples), strict=True)
     source = torch.stack(images)
-    targets = [target for _, target, _ in samples if target is not None]
+    targets = [target for _, target in samples if target is not None]
     if not targets:
-        return RawBatch(source, torch.stack(labels), source[:0], source[:0, 0].bool(), names, notes)
+        return RawBatch(source, torch.stack(labels), source[:0], source[:0, 0].bool(), names)
     target, valid, target_names = zip(*targets, strict=True)
-    names = (*names, *target_names)
-    return RawBatch(source, torch.stack(labels), torch.stack(target), torch.stack(valid), names, notes)
+    return RawBatch(source, torch.stack(labels), torch.stack(target), torch.stack(valid), (*names, *target_names))
 
 
 def load(
@@ -178,7 +171,6 @@ def train_batches(
     start: int = 0,
     rank: int = 0,
     world: int = 1,
-    cache: Path | None = None,
     start_method: str | None = None,
 ) -> Iterator[RawBatch]:
     """Yield the batches from step `start` to the last one, `train.accumulate` of them for each step.
@@ -188,27 +180,26 @@ def train_batches(
         start: completed steps. A resumed run draws exactly what the uninterrupted one would have.
         rank: of this process; every process draws other samples.
         world: number of processes.
-        cache: file that keeps the class statistics.
         start_method: of the workers, see `load`.
 
     Raises:
         UserError: at once when files are missing or no label shows a class; later see `load`.
     """
     config, accumulate = settings.loader, settings.train.accumulate
-    draws = Draws(source_images(settings, cache), target_images(settings), settings.train.seed)
+    draws = Draws(source_images(settings), target_images(settings), settings.train.seed)
     turns = range(start * accumulate, settings.train.steps * accumulate)
     numbers = draw_numbers(turns, config.batch, rank, world)
     return load(draws, numbers, workers=config.workers, timeout=config.timeout, start_method=start_method)
 
 
-def source_images(settings: Settings, cache: Path | None = None) -> SourceImages:
-    """Return the labelled stream; `cache` keeps the class statistics."""
+def source_images(settings: Settings) -> SourceImages:
+    """Return the labelled stream."""
     data, config, seed = settings.source, settings.loader, settings.train.seed
     pairs, code = find_pairs(data), code_for(data, settings.classes)
     sampler: samplers.Sampler = Shuffled(len(pairs), seed, SOURCE)
     if config.rare_class is not None or config.class_balanced is not None:
         classes = resolve_space(settings.classes, data).num_classes
-        statistics = class_statistics(pairs, code, classes, cache=cache)
+        statistics = class_statistics(pairs, code, classes)
         if config.rare_class is not None:
             sampler = RareClassSampler(statistics, config.rare_class, config.crop)
         elif config.class_balanced is not None:
@@ -228,8 +219,7 @@ def target_images(settings: Settings) -> TargetImages | None:
 
 def scaled_files(data: DataConfig, config: LoaderConfig) -> ScaledFiles:
     """Return the reader of a data set that is trained on."""
-    cache = None if config.cache is None else ImageCache(config.cache)
-    return ScaledFiles(data.resize, config.scale_jpeg, cache)
+    return ScaledFiles(data.resize, config.scale_jpeg, config.cache)
 
 
 def eval_samples(data: DataConfig, classes: Classes | None, source: DataConfig | None = None) -> LabelledImages:

@@ -52,8 +52,6 @@ class RunFolder:
         """The deployable model after the last step: written last of all, so where it lies the run is finished."""
         self.student_best = path / "student-best.safetensors"
         """The model with the best score on labelled target images, where there are any: an oracle's choice."""
-        self.class_statistics = path / "class-statistics.json"
-        """Pixels per class and source file."""
         self.priors = path / "priors.json"
         """Class priors of source and target: of a stage that estimates them."""
         self.labels = path / "labels"

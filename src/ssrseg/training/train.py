@@ -26,7 +26,7 @@ from ssrseg.training.observers.alarms import ClassCollapse, DataWait, Divergence
 from ssrseg.training.observers.console import Screen
 from ssrseg.training.observers.evaluation import Evaluation
 from ssrseg.training.observers.guard import Fault, Guard
-from ssrseg.training.observers.journal import Journal, LoaderNotes, Losses
+from ssrseg.training.observers.journal import Journal, Losses
 from ssrseg.training.observers.pictures import PredictedPictures, ViewPictures
 from ssrseg.training.observers.selection import Selection
 from ssrseg.training.observers.trackers import check_trackers, start_trackers
@@ -96,7 +96,7 @@ def train(
             point = open_folder(context, resume=resume)
             start, rank, world = point.step, fabric.global_rank, fabric.world_size
             with fabric.rank_zero_first():  # the others find the classes counted
-                batches = train_batches(settings, start=start, rank=rank, world=world, cache=folder.class_statistics)
+                batches = train_batches(settings, start=start, rank=rank, world=world)
             with observed(context, console, extensions.observers, point, stop) as observers:
                 fit(fabric, method, context.optimizer, batches, settings, start=start, observers=observers)
     return Run(folder.path, method.learner.student.eval(), fabric.is_global_zero)
@@ -198,7 +198,6 @@ def build_observers(context: RunContext, journal: Journal) -> dict[str, Observer
     infer = build_inference(settings.inference)
     observers: dict[str, Observer] = {
         "losses": Losses(journal, settings.train.log_every),
-        "loader": LoaderNotes(journal),
         "pictures": ViewPictures(context),
         "data_wait": DataWait(context, journal),
         "divergence": Divergence(context, journal),

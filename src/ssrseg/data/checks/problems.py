@@ -1,10 +1,13 @@
-"""Kinds of faults in data, with their remedies, and messages about those that were found."""
+"""Faults in data: their kinds, those that were found, and messages about them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+
+import yaml
 
 from ssrseg.errors import UserError
 
@@ -12,55 +15,11 @@ SHOWN = 10
 """Problems that an error lists in full."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """Severity and remedy of one kind of problem."""
-
-    fatal: bool
-    """Whether training could not work."""
-    remedy: str
-
-
-KINDS: dict[str, Kind] = {
-    # of a whole data set
-    "cannot be listed": Kind(True, "Check `root`, `spec`, `split`, `images`, `labels` and `stems` of this data set."),
-    "cannot be mapped": Kind(True, "Check `classes`, their `ids`, and the `id_map` of this data set."),
-    "no class in any label": Kind(True, "Check `classes` and the raw values (`ids`, `id_map`)."),
-    "class that never occurs": Kind(False, "It is left out of rare-class sampling; the model cannot learn it."),
-    "target is the source": Kind(True, "Point `target` at the unlabelled domain."),
-    "target is the source's labels": Kind(True, "Point `target` at images: check `target.root` and `target.images`."),
-    # of a file without its other half
-    "one name twice": Kind(True, "Remove one of the two."),
-    "stem without image": Kind(True, "Remove it from the list, or add the image."),
-    "image without label": Kind(
-        True,
-        "Add the label, or remove the image. A label is the file for which the wildcards of `labels` match the same "
-        "text as those of `images`.",
-    ),
-    "label without image": Kind(False, "It is not used: add the image, or remove the label."),
-    "image is its own label": Kind(True, "Give `images` and `labels` two different globs."),
-    # of a pair or an image
-    "image cannot be read": Kind(True, "Replace the file, or remove it (with its label)."),
-    "label cannot be read": Kind(True, "Replace the file, or remove it with its image."),
-    "sizes differ": Kind(True, "Make image and label one size, or remove both."),
-    "value of no class": Kind(
-        True, "Give every class its raw values (`ids` in `classes`) or the data set an `id_map`; 255 is ignored."
-    ),
-    "label is a JPEG": Kind(True, "Its compression has changed values: write labels as PNG from their original."),
-    "label of one class": Kind(False, "Its crops cannot be varied: they are drawn ten times in vain."),
-    "label without any class": Kind(False, "All of it is ignored: nothing is learnt from the image; remove it."),
-    "turned by its camera": Kind(False, "The label must show the image as it is displayed, not as it is stored."),
-    "several pages": Kind(False, "The first is used: save the others as files of their own."),
-    "smaller than the crop": Kind(False, "It will be padded: a smaller `loader.crop` wastes less."),
-    "extreme shape": Kind(False, "Most of its crops will be padding: cut it into pieces or remove it."),
-    "looks like a label map": Kind(False, "Point `target` at photographs, not at labels."),
-    # of images in two data sets
-    "also in the source": Kind(False, "Check `root`, `split` and `stems`: the data sets of a run should be apart."),
-    "also in the target": Kind(False, "Its score says little about new images: check `val.split` and `val.stems`."),
-    "same content as in the source": Kind(False, "The files are equal byte for byte: remove one of them."),
-    "same content as in the target": Kind(False, "The files are equal byte for byte: remove one of them."),
-}
-"""Every kind of fault that is detected."""
+_TABLE: dict[str, dict[str, str]] = yaml.safe_load(
+    (resources.files("ssrseg.data.checks") / "problems.yaml").read_text(encoding="utf-8")
+)
+KINDS = _TABLE["errors"] | _TABLE["warnings"]
+"""Every kind of fault that is detected -> instruction for the user."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +37,12 @@ class Problem:
     @property
     def remedy(self) -> str:
         """Instruction for the user."""
-        return KINDS[self.kind].remedy
+        return KINDS[self.kind]
 
     @property
     def fatal(self) -> bool:
         """Whether training could not work."""
-        return KINDS[self.kind].fatal
+        return self.kind in _TABLE["errors"]
 
 
 def grouped(problems: Iterable[Problem]) -> list[tuple[str, list[Problem]]]:

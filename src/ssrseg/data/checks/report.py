@@ -49,8 +49,8 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
 
     Args:
         settings: as for training.
-        out: folder for `report.json`, `contact-sheet.png` and `class-statistics.json`; earlier ones are replaced.
-            The statistics are also kept where a later run with rare-class sampling looks for them.
+        out: folder for `report.json` and `contact-sheet.png`; earlier ones are replaced. Class statistics are kept
+            where a run with rare-class sampling looks for them.
         console: shows progress and the report; silent when absent.
 
     Raises:
@@ -81,8 +81,7 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
     pairs = [Pair(one.image, one.label) for one in source.files if one.label is not None]
     code = source.expected.code
     if code and pairs and len(source.pixels) == len(pairs):  # else training is refused for unreadable labels
-        place = report.folder / "class-statistics.json"
-        save_statistics(ClassStatistics(source.pixels), pairs, code, seen.space.num_classes, place)
+        save_statistics(ClassStatistics(source.pixels), pairs, code, seen.space.num_classes)
     if console is not None:
         _print(report.facts, report.problems, console)
         verdict = "Training can start." if report.trainable else "Training would not work: mend the errors above."

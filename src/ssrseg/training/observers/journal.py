@@ -1,4 +1,4 @@
-"""The journal of a run: metrics.jsonl, TensorBoard, trackers; and the observers of losses and of the loader's notes."""
+"""The journal of a run: metrics.jsonl, TensorBoard, trackers; and the observer of losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ssrseg.data.loader import RawBatch
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.console import Screen
@@ -150,28 +149,3 @@ class Losses(Observer):
         self._journal.write("train", result.step, lr=result.rate, losses=finite, images_per_second=round(speed, 3))
         self._journal.screen.show_losses(result.step, losses, speed)
         self.sums, self.steps, self._since = {}, 0, time.perf_counter()
-
-
-class LoaderNotes(Observer):
-    """Note each kind of event in the loader once, and its count at the end of training."""
-
-    kept = ("counts",)
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self.counts: dict[str, int] = {}
-        self._step = 0
-
-    def computed(self, step: int, raws: Sequence[RawBatch], losses: Sequence[Mapping[str, Tensor]]) -> None:
-        """Count the notes of a step's batches."""
-        self._step = step
-        for note in (note for raw in raws for note in raw.notes):
-            if note not in self.counts:
-                self._journal.note(step, note)
-            self.counts[note] = self.counts.get(note, 0) + 1
-
-    def finished(self) -> None:
-        """Note how often each happened, if more than once."""
-        for note, count in self.counts.items():
-            if count > 1:
-                self._journal.note(self._step, f"{count} times: {note}")
