@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import fsspec
+from fsspec.spec import AbstractBufferedFile
 
 from ssrseg.config.base import Url
 from ssrseg.errors import UserError
@@ -64,9 +64,15 @@ def read_url(url: Url, start: int | None = None, end: int | None = None) -> byte
     return content
 
 
-def open_url(url: Url, start: int, end: int) -> IO[bytes]:
-    """Open a part of a file, seekable: only what is read of it is fetched."""
-    return io.BufferedReader(_Part(url, start, end), BUFFER)
+class UrlPart(AbstractBufferedFile):
+    """A part of a file, from byte `start` to `end`; seekable, and only what is read of it is fetched."""
+
+    def __init__(self, url: Url, start: int, end: int) -> None:
+        super().__init__(None, url, block_size=BUFFER, size=end - start)  # type: ignore[no-untyped-call]
+        self._first = start
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return read_url(self.path, self._first + start, self._first + end)
 
 
 def stamp_of_url(url: Url) -> str:
@@ -84,28 +90,6 @@ def forget(url: Url) -> None:
 
 def _version(info: Mapping[str, Any]) -> Any:
     return next((info[key] for key in VERSIONS if info.get(key) is not None), None)
-
-
-class _Part(io.RawIOBase):
-    def __init__(self, url: Url, start: int, end: int) -> None:
-        self._url, self._start, self._length, self._place = url, start, end - start, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._length}[whence])
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        first, last = self._place, min(self._place + len(buffer), self._length)
-        content = read_url(self._url, self._start + first, self._start + last) if last > first else b""
-        buffer[: len(content)] = content
-        self._place += len(content)
-        return len(content)
 
 
 def _ask(url: Url, question: Callable[[Any, str], Result], pauses: tuple[float, ...] = PAUSES) -> Result:

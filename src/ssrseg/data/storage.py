@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import bz2
+import contextlib
 import functools
 import io
 import json
+import lzma
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
 
 from ssrseg.config.base import Url
-from ssrseg.data.remote import find_files, forget, list_folder, open_url, read_url, stamp_of_url
+from ssrseg.data.remote import UrlPart, find_files, forget, list_folder, read_url, stamp_of_url
 from ssrseg.errors import UserError
 
 INDEX = "ssrseg-pack.json"
 """Member of a packed data set: label -> [its CRC-32, {raw value: pixels}]."""
-BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, NotImplementedError)
-"""Raised for a broken archive, and for a damaged member."""
+BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, RuntimeError)
+"""Raised for a file that cannot be read, a broken archive, and a damaged member."""
 Member = tuple[zipfile.ZipInfo, int]
 """An archive's file, and where the next one begins."""
 
@@ -69,10 +70,8 @@ def list_members(root: Path, below: str = "") -> list[tuple[str, Path]]:
     for archive in archives:
         if isinstance(archive, Url):
             forget(archive)
-    start = f"{below}/" if below else ""
-    return [
-        (name, archive / name) for archive in archives for name in sorted(_members(archive)) if name.startswith(start)
-    ]
+    found = [(name, archive / name) for archive in archives for name in sorted(_members(archive))]
+    return [(name, path) for name, path in found if not below or name.startswith(f"{below}/")]
 
 
 def read_bytes(path: Path) -> bytes:
@@ -83,10 +82,8 @@ def read_bytes(path: Path) -> bytes:
     elif isinstance(path, Url):
         encoded = read_url(path)
     else:
-        try:
+        with _named(path):
             encoded = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {_said(error)}.") from error
     if not encoded:
         raise UserError(f"{path} is empty (0 bytes).")
     return encoded
@@ -100,13 +97,16 @@ def open_file(path: Path) -> IO[bytes]:
     """
     where = _in_archive(path)
     if where is not None:
-        return _open_member(*where)
+        archive, name = where
+        info, _ = _member(archive, name)
+        if not isinstance(archive, Url) or info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            return io.BytesIO(_read_member(archive, name))
+        start = info.header_offset + _header_length(_read_range(archive, info.header_offset, info.header_offset + 30))
+        return cast(IO[bytes], UrlPart(archive, start, start + info.file_size))
     if isinstance(path, Url):
-        return open_url(path, 0, size_of(path))
-    try:
+        return cast(IO[bytes], UrlPart(path, 0, size_of(path)))
+    with _named(path):
         return path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {_said(error)}.") from error
 
 
 def stamp(path: Path) -> str:
@@ -121,11 +121,9 @@ def stamp(path: Path) -> str:
         return f"{info.file_size} {info.CRC:08x}"
     if isinstance(path, Url):
         return stamp_of_url(path)
-    try:
+    with _named(path):
         stat = path.stat()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {_said(error)}.") from error
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+        return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def size_of(path: Path) -> int:
@@ -145,12 +143,10 @@ def values_of(path: Path) -> Tensor | None:
     if where is None:
         return None
     archive, name = where
-    counted = _index(archive, stamp(archive)).get(name)
-    if counted is None or counted[0] != _member(archive, name)[0].CRC or counted[1] is None:
+    checksum, counted = _index(archive, stamp(archive)).get(name, (None, None))
+    if counted is None or checksum != _member(archive, name)[0].CRC:
         return None
-    counts = torch.zeros(256, dtype=torch.int64)
-    counts[[int(value) for value in counted[1]]] = torch.tensor(list(counted[1].values()))
-    return counts
+    return torch.tensor([counted.get(str(value), 0) for value in range(256)])
 
 
 def _is_above(folder: str, here: str) -> bool:
@@ -181,11 +177,8 @@ def _members(archive: Path) -> Mapping[str, Member]:
 @functools.lru_cache(maxsize=64)
 def _open_archive(archive: Path, stamp: str) -> Mapping[str, Member]:
     """Read the table of contents; again when the archive has changed."""
-    try:
-        with open_file(archive) as file, zipfile.ZipFile(file) as opened:
-            infos, end = opened.infolist(), opened.start_dir
-    except BROKEN as error:
-        raise UserError(f"{archive} cannot be read as a zip archive: {_said(error)}.") from error
+    with _named(archive, " as a zip archive"), open_file(archive) as file, zipfile.ZipFile(file) as opened:
+        infos, end = opened.infolist(), opened.start_dir
     starts = sorted({info.header_offset for info in infos})
     ends = dict(zip(starts, [*starts[1:], end], strict=True))
     return {
@@ -214,36 +207,18 @@ def _member(archive: Path, name: str) -> Member:
 
 def _read_member(archive: Path, name: str) -> bytes:
     info, end = _member(archive, name)
-    try:
+    with _named(archive / name):
         if info.flag_bits & 1:
             raise NotImplementedError("it is encrypted with a password")
-        if info.compress_type not in UNPACK:
-            raise NotImplementedError(f"its compression (method {info.compress_type}) is not known")
-        packed = _read_range(archive, info.header_offset, end)
-        signature, name_length, extra_length = struct.unpack_from("<4s22xHH", packed)
-        begin = 30 + name_length + extra_length
-        content = UNPACK[info.compress_type](packed[begin : begin + info.compress_size])
-        if signature != b"PK\3\4" or len(content) != info.file_size or zlib.crc32(content) != info.CRC:
-            raise zipfile.BadZipFile("its checksum is wrong")
-        return content
-    except BROKEN as error:
-        raise UserError(f"{archive / name} cannot be read: {_said(error)}.") from error
+        packed = io.BytesIO(_read_range(archive, info.header_offset, end))
+        packed.seek(_header_length(packed.read(30)))
+        return zipfile.ZipExtFile(packed, "r", info).read()  # and compare the checksum
 
 
-UNPACK: dict[int, Callable[[bytes], bytes]] = {
-    zipfile.ZIP_STORED: bytes,
-    zipfile.ZIP_DEFLATED: lambda packed: zlib.decompress(packed, -15),
-    zipfile.ZIP_BZIP2: bz2.decompress,
-}
-
-
-def _open_member(archive: Path, name: str) -> IO[bytes]:
-    info, _ = _member(archive, name)
-    if not isinstance(archive, Url) or info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        return io.BytesIO(_read_member(archive, name))
-    lengths = struct.unpack_from("<HH", _read_range(archive, info.header_offset, info.header_offset + 30), 26)
-    start = info.header_offset + 30 + sum(lengths)
-    return open_url(archive, start, start + info.file_size)
+def _header_length(fixed: bytes) -> int:
+    """Return where a member's content begins, from its first 30 bytes."""
+    name, extra = struct.unpack_from("<HH", fixed, 26)
+    return 30 + int(name) + int(extra)
 
 
 def _read_range(path: Path, start: int, end: int) -> bytes:
@@ -254,5 +229,11 @@ def _read_range(path: Path, start: int, end: int) -> bytes:
         return file.read(end - start)
 
 
-def _said(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
+@contextlib.contextmanager
+def _named(path: Path, kind: str = "") -> Iterator[None]:
+    """Turn what a broken file raises into a `UserError` that names it."""
+    try:
+        yield
+    except BROKEN as error:
+        said = (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
+        raise UserError(f"{path} cannot be read{kind}: {said}.") from error
