@@ -214,11 +214,3 @@ def test_what_was_not_measured_is_null_in_the_journal() -> None:
     nothing = Scores(CLASSES, torch.zeros(4, 4, dtype=torch.int64))
     means = nothing.to_dict()
     assert (means["miou"], means["pixel_accuracy"]) == (None, None)
-
-
-def test_what_the_loader_notes_is_in_the_journal_once_and_counted(tmp_path: Path) -> None:
-    (tmp_path / "kept").write_text("a file where a folder should be")
-    folder = run(tmp_path, "run", loader={"cache": str(tmp_path / "kept")})
-    notes = [note["text"] for note in records(folder, "note") if "image cache" in note["text"]]
-    said = f"the image cache {tmp_path / 'kept'} cannot be written (Not a directory): an image is not kept"
-    assert notes == [said, f"16 times: {said}"]  # two source and two target images of four steps

@@ -117,7 +117,8 @@ def _cached(folder: Path, key: str, make: Callable[[], Planes]) -> Planes:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, write)
     except OSError as error:
-        warnings.warn(f"The image cache {folder} cannot be written: {error.strerror or error}.", stacklevel=2)
+        why = error.strerror or error
+        warnings.warn(f"The image cache {folder} cannot be written ({why}): images are not kept.", stacklevel=2)
     return planes
 
 
