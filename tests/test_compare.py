@@ -69,7 +69,7 @@ def test_p_agrees_with_the_printed_t_tables() -> None:
     gap = difference([(0, 0.0), (1, 0.0), (2, 0.0)], [(0, 1.0), (1, 2.0), (2, 3.0)])
     assert gap.p == pytest.approx(1 - 3.4641016 / (2 + 12) ** 0.5, abs=1e-6)
     # Interval and p say the same: at the edge of the interval p is 0.05.
-    assert (gap.p < 0.05) == (not gap.within_noise)
+    assert (gap.p < 0.05) == (gap.verdict != "within noise")
 
 
 def test_pairs_are_the_common_seeds_only() -> None:

@@ -132,7 +132,7 @@ def test_difference_is_paired_when_the_seeds_coincide() -> None:
     gap = difference([(0, 10.0), (1, 20.0), (2, 30.0)], [(2, 33.0), (0, 11.0), (1, 22.0)])
     assert gap.mean == pytest.approx(2)
     assert gap.half_width == pytest.approx(2.48414, abs=1e-4)
-    assert gap.within_noise is True
+    assert gap.verdict == "within noise"
     assert gap.test == "paired by seed, n = 3"
 
 
@@ -142,18 +142,18 @@ def test_difference_is_welch_when_the_seeds_differ() -> None:
     gap = difference([(0, 1.0), (1, 2.0), (2, 3.0)], [(3, 10.0), (4, 12.0), (5, 14.0)])
     assert gap.mean == pytest.approx(10)
     assert gap.half_width == pytest.approx(3.21875 * (5 / 3) ** 0.5, abs=1e-4)
-    assert gap.within_noise is False
+    assert gap.verdict == "better"
     assert gap.test.startswith("Welch")
 
 
 def test_difference_of_single_seeds_has_no_interval() -> None:
     gap = difference([(0, 1.0)], [(0, 2.0), (1, 2.5)])
     assert gap.half_width is None
-    assert gap.within_noise is None
+    assert gap.verdict == "too few seeds"
 
 
 def test_difference_without_any_spread_is_no_division_by_zero() -> None:
-    assert difference([(0, 1.0), (1, 1.0)], [(2, 2.0), (3, 2.0)]).within_noise is False
+    assert difference([(0, 1.0), (1, 1.0)], [(2, 2.0), (3, 2.0)]).verdict == "better"
 
 
 @pytest.mark.parametrize("name", PARTS)

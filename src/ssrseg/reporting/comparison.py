@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,9 +11,9 @@ from statistics import fmean
 from typing import Any, Literal
 
 from ssrseg.errors import UserError
-from ssrseg.reporting.grouping import caveats, distance, essentials, grouped, members, methods, names
-from ssrseg.reporting.statistics import Difference, Seeded, Spread, difference, holm, spread
-from ssrseg.runs.records import Evaluation, RunRecord, Score, read_run, setting
+from ssrseg.reporting.grouping import essentials, grouped, members, methods, names
+from ssrseg.reporting.statistics import Difference, Seeded, Spread, difference, holm, over_seeds, spread
+from ssrseg.runs.records import RunRecord, Score, read_run, setting
 
 Network = Literal["student", "teacher"]
 
@@ -38,7 +39,7 @@ class Group:
     @property
     def scores(self) -> list[tuple[RunRecord, Score | None]]:
         """Each run with its scores at the last step."""
-        return [(run, chosen(run.last, self.network)) for run in self.runs]
+        return [(run, getattr(run.last, self.network, None)) for run in self.runs]
 
     def values(self, measure: Callable[[Score], float | None]) -> Seeded:
         """Collect (seed, value) of a measure; without the runs that lack it."""
@@ -58,32 +59,23 @@ class Group:
     @property
     def miou(self) -> Spread | None:
         """Mean IoU over seeds."""
-        return _over(self.mious)
-
-    @property
-    def pixel_accuracy(self) -> Spread | None:
-        """Pixel accuracy over seeds."""
-        return _over(self.values(lambda score: score.pixel_accuracy))
-
-    def subset(self, name: str) -> Spread | None:
-        """Compute the mean IoU of a part of the classes, over seeds."""
-        return _over(self.values(lambda score: score.subsets.get(name)))
+        return over_seeds(self.mious)
 
     @property
     def best(self) -> Spread | None:
         """The mIoU of each seed's best evaluation: chosen with the target's labels, so an oracle's choice."""
-        scores = [chosen(run.best, self.network) for run in self.runs]
+        scores = [getattr(run.best, self.network, None) for run in self.runs]
         return spread([score.miou for score in scores if score and score.miou is not None])
 
     def ious(self, name: str) -> Seeded:
         """Collect (seed, IoU) of a class; without the seeds in which neither truth nor prediction has it."""
-        scored = [(run, score) for run, score in self.scores if score and score.iou and name in run.classes]
-        found = [(run.seed, score.iou[run.classes.index(name)]) for run, score in scored]
+        scored = [(run, score) for run, score in self.scores if score]
+        found = [(run.seed, dict(zip(run.classes, score.iou, strict=False)).get(name)) for run, score in scored]
         return [(seed, value) for seed, value in found if value is not None]
 
     def iou(self, name: str) -> Spread | None:
         """Compute mean and deviation of a class's IoU over seeds."""
-        return _over(self.ious(name))
+        return over_seeds(self.ious(name))
 
     def mean_over(self, names: Sequence[str]) -> Seeded:
         """Collect (seed, mean IoU of some classes); without the seeds that lack a score of one of them."""
@@ -139,7 +131,12 @@ class Comparison:
         if not group.method.endswith(" + SSR"):
             return None
         without = [other for other in self.groups if other.method == group.method.removesuffix(" + SSR")]
-        return min(without, key=lambda other: distance(other.settings, group.settings), default=None)
+
+        def distance(other: Group) -> int:
+            one, two = other.settings, group.settings
+            return sum(one.get(key) != two.get(key) for key in one.keys() | two.keys())
+
+        return min(without, key=distance, default=None)
 
 
 def compare(
@@ -193,7 +190,14 @@ def compare_records(
         Group(name, method, tuple(part), network)
         for name, method, part in zip(names(parts), methods([part[0] for part in parts]), parts, strict=True)
     )
-    reference = _named(groups, against) if against is not None else groups[0]
+    reference = groups[0]
+    if against is not None:
+        exact = [group for group in groups if group.name.lower() == against.lower()]
+        near = exact or [group for group in groups if against.lower() in group.name.lower()]
+        if len(near) != 1:
+            known = ", ".join(repr(group.name) for group in near or groups)
+            raise UserError(f"{against!r} names {'several groups' if near else 'no group'}; choose one of {known}.")
+        reference = near[0]
     classes = tuple(dict.fromkeys(name for run in runs for name in run.classes))
     found = Comparison(groups, reference, (), classes, network, tuple(_caveats(groups, classes)))
     pairs = [(group, reference) for group in groups]
@@ -203,72 +207,71 @@ def compare_records(
         if group is not base and group.mious and base.mious:
             contrast = Contrast(group, base, difference(base.mious, group.mious))
             seen.setdefault(frozenset((group.name, base.name)), contrast)
-    adjusted = iter(holm([each.miou.p for each in seen.values() if each.miou.p is not None]))
-    contrasts = (
-        replace(each, adjusted_p=next(adjusted)) if each.miou.p is not None else each for each in seen.values()
-    )
-    return replace(found, contrasts=tuple(contrasts))
-
-
-def chosen(evaluation: Evaluation | None, network: Network) -> Score | None:
-    """Choose the scores of one of the two networks; `None` where it has none."""
-    return None if evaluation is None else evaluation.student if network == "student" else evaluation.teacher
-
-
-def _over(values: Seeded) -> Spread | None:
-    return spread([value for _, value in values])
+    ps = {key: each.miou.p for key, each in seen.items() if each.miou.p is not None}
+    adjusted = dict(zip(ps, holm(list(ps.values())), strict=True))
+    return replace(found, contrasts=tuple(replace(each, adjusted_p=adjusted.get(key)) for key, each in seen.items()))
 
 
 def _with_scores(runs: Sequence[RunRecord], network: Network, allow: bool) -> tuple[list[RunRecord], list[str]]:
     """Split off the runs that have no scores, or are refused; with notes on them."""
-    unfinished = [run for run in runs if _is_unfinished(run)]
+
+    def is_unfinished(run: RunRecord) -> bool:
+        seen, wanted = run.steps  # a student made without steps (adjusted priors) has ended
+        reached = run.last.step if run.last else seen
+        return wanted is not None and reached < wanted and (seen > 0 or run.last is None)
+
+    def listed(runs: Sequence[RunRecord]) -> str:
+        shown = [f"{run.folder} ({run.steps[0]} of {run.steps[1]} steps)" for run in runs[:5]]
+        return ", ".join([*shown, f"and {len(runs) - 5} more"] if len(runs) > 5 else shown)
+
+    unfinished = [run for run in runs if is_unfinished(run)]
     if unfinished and not allow:
         raise UserError(
-            f"Not finished: {_list(unfinished)}. Go on with `ssrseg train --resume --out RUN`, or compare what "
+            f"Not finished: {listed(unfinished)}. Go on with `ssrseg train --resume --out RUN`, or compare what "
             "there is with --allow-unfinished."
         )
     empty = [run for run in runs if not (run.last and run.last.student.miou is not None)]
     if lost := [run for run in empty if run not in unfinished]:
         raise UserError(
-            f"Without scores: {_list(lost)}. They had no labelled target images: give `val` in training, or score "
+            f"Without scores: {listed(lost)}. They had no labelled target images: give `val` in training, or score "
             "student-last.safetensors with `ssrseg evaluate`. Leave them out to compare the others."
         )
-    rest = [run for run in runs if run not in empty]
-    other = [run for run in rest if not chosen(run.last, network)]
-    scored = [run for run in rest if run not in other]
+    other = [run for run in runs if run not in empty and not getattr(run.last, network)]
+    scored = [run for run in runs if run not in empty and run not in other]
     if not scored:
         raise UserError(f"None of the {len(runs)} runs has scores of the {network} yet.")
-    notes = [(empty, "Left out, without any score yet"), (other, f"Left out, without a {network}")]
-    notes.append(([run for run in unfinished if run in scored], "Not finished, with its latest score"))
-    return scored, [f"{what}: {_list(which)}." for which, what in notes if which]
-
-
-def _is_unfinished(run: RunRecord) -> bool:
-    """Tell whether the last score is not of the last step; a student made without steps (adjusted priors) has ended."""
-    seen, wanted = run.steps
-    if run.last is None:
-        return wanted is not None and seen < wanted
-    return bool(seen) and wanted is not None and run.last.step < wanted
-
-
-def _list(runs: Sequence[RunRecord]) -> str:
-    shown = [f"{run.folder} ({run.steps[0]} of {run.steps[1]} steps)" for run in runs[:5]]
-    return ", ".join([*shown, f"and {len(runs) - 5} more"] if len(runs) > 5 else shown)
-
-
-def _named(groups: Sequence[Group], wanted: str) -> Group:
-    exact = [group for group in groups if group.name.lower() == wanted.lower()]
-    found = exact or [group for group in groups if wanted.lower() in group.name.lower()]
-    if len(found) != 1:
-        known = ", ".join(repr(group.name) for group in found or groups)
-        raise UserError(f"{wanted!r} names {'several groups' if found else 'no group'}; choose one of {known}.")
-    return found[0]
+    notes = [
+        (empty, "Left out, without any score yet"),
+        (other, f"Left out, without a {network}"),
+        ([run for run in unfinished if run in scored], "Not finished, with its latest score"),
+    ]
+    return scored, [f"{what}: {listed(which)}." for which, what in notes if which]
 
 
 def _caveats(groups: Sequence[Group], classes: Sequence[str]) -> Iterator[str]:
+    """Say what makes the scores less comparable than a table of them suggests."""
     runs = [run for group in groups for run in group.runs]
-    yield from caveats([(group.name, group.runs) for group in groups])
-    if len({run.classes for run in runs if run.last}) == 1:
+    scored = [run for run in runs if run.last]
+    spaces = {run.classes for run in scored}
+    settings = [group.settings for group in groups if any(run.last for run in group.runs)]
+
+    def differ(prefix: str) -> bool:
+        found = [{key: value for key, value in own.items() if key.startswith(prefix)} for own in settings]
+        return any(values != found[0] for values in found)
+
+    if len(scored) < len(runs):
+        yield f"{len(runs) - len(scored)} of {len(runs)} runs have no scores and count in no mean."
+    steps = sorted({run.last.step for run in scored if run.last and run.last.step})
+    if len(steps) > 1:
+        yield f"The runs were scored at different steps: {', '.join(map(str, steps))}."
+    if differ("val.") or len(spaces) > 1:
+        yield "The runs were scored on different data or classes: their mIoU is not one measure."
+    if differ("inference."):
+        yield "The runs were scored with different inference settings."
+    for group in groups:
+        if twice := [str(seed) for seed, count in Counter(run.seed for run in group.runs).items() if count > 1]:
+            yield f"{group.name}: seed {', '.join(twice)} ran more than once; such runs are hardly independent."
+    if len(spaces) == 1:
         yield from _other_classes(groups, classes)
     few = [f"{group.name} (n = {group.n})" for group in groups if 0 < group.n < FEW]
     if few and len(groups) > 1:
@@ -284,7 +287,7 @@ def _other_classes(groups: Sequence[Group], classes: Sequence[str]) -> Iterator[
     if shaky := {name: count for name, count in scored.items() if 0 < count < runs}:
         counted = ", ".join(f"{name} in {count} of {runs} runs" for name, count in shaky.items())
         rest = [name for name, count in scored.items() if count and name not in shaky]
-        means = [(group.name, _over(group.mean_over(rest))) for group in groups]
+        means = [(group.name, over_seeds(group.mean_over(rest))) for group in groups]
         means_over_rest = ", ".join(f"{name} {100 * found.mean:.1f}" for name, found in means if found)
         yield (
             f"The runs' means are over different classes: there is a score of {counted}. No label has such a class, "

@@ -30,24 +30,18 @@ CORRECTIONS = {TRAINED: "", ADJUSTED: " + IA", REFINED: " + CR"}
 def members(folder: Path) -> list[Path]:
     """List the runs of a group or of a recipe, or the run itself; raises `UserError` where none has begun."""
     group = GroupFolder(folder)
-    if group.exists:
-        runs = [run for seed in group.seeds() for run in _stages(group.run(seed).path)]
-    elif RecipeFolder(folder).exists:
-        runs = _stages(folder)
-    else:
+    if not (group.exists or RecipeFolder(folder).exists):
         return [folder]
+    runs = []
+    for path in [group.run(seed).path for seed in group.seeds()] if group.exists else [folder]:
+        if (recipe := RecipeFolder(path)).exists:
+            stages = [recipe.stage(str(stage["name"])) for stage in read_yaml(recipe.config).get("stages") or ()]
+        else:
+            stages = [RunFolder(path)]
+        runs += [stage.path for stage in stages if stage.exists]
     if not runs:
         raise UserError(f"No run of {folder} has begun. Train it with --resume --out {folder}.")
     return runs
-
-
-def _stages(folder: Path) -> list[Path]:
-    """List the stages that are runs, in the recipe's order; of a folder without a recipe, the run itself."""
-    recipe = RecipeFolder(folder)
-    if not recipe.exists:
-        return [folder] if RunFolder(folder).exists else []
-    stages = [recipe.stage(str(stage["name"])) for stage in read_yaml(recipe.config).get("stages") or ()]
-    return [stage.path for stage in stages if stage.exists]
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
@@ -94,11 +88,8 @@ def _stage(folder: Path) -> str | None:
 def methods(runs: Sequence[RunRecord]) -> list[str]:
     """Name the method of each run; `oracle` is one that trains with labels on what is a target elsewhere among them."""
     targets = [found for run in runs for role in ("target", "val") if (found := _data(run, role)) is not None]
-    return [
-        "oracle" if name == "source-only" and _data(run, "source") in targets else name
-        for run in runs
-        for name in [_method(run)]
-    ]
+    found = [(run, _method(run)) for run in runs]
+    return ["oracle" if name == "source-only" and _data(run, "source") in targets else name for run, name in found]
 
 
 def _method(run: RunRecord) -> str:
@@ -138,9 +129,9 @@ def names(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
 
 def _unusual(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """`key=value` as the command line takes them, `without key` for what others alone have; the usual is left out."""
-    absent = object()
     for key in dict.fromkeys(key for config in alike for key in config):
-        values, mine = [other.get(key, absent) for other in alike], own.get(key, absent)
+        values = [(key in other, other.get(key)) for other in alike]
+        mine = (key in own, own.get(key))
         if all(values.count(value) < values.count(mine) for value in values if value != mine):
             continue
         if key in own:
@@ -148,32 +139,3 @@ def _unusual(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> Iter
             yield f"{key}={word.removesuffix('...').strip()}"
         elif not any(key.startswith(f"{above}.") for above in own):
             yield f"without {key}"
-
-
-def distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
-    """Count the settings in which two differ."""
-    return sum(one.get(key) != other.get(key) for key in one.keys() | other.keys())
-
-
-def caveats(groups: Sequence[tuple[str, Sequence[RunRecord]]]) -> Iterator[str]:
-    """Say what makes the scores of groups, named, less comparable than a table of them suggests."""
-    runs = [run for _, group in groups for run in group]
-    scored = [run for run in runs if run.last]
-    if len(scored) < len(runs):
-        yield f"{len(runs) - len(scored)} of {len(runs)} runs have no scores and count in no mean."
-    steps = sorted({run.last.step for run in scored if run.last and run.last.step})
-    if len(steps) > 1:
-        yield f"The runs were scored at different steps: {', '.join(map(str, steps))}."
-    if _differ(scored, "val.") or len({run.classes for run in scored}) > 1:
-        yield "The runs were scored on different data or classes: their mIoU is not one measure."
-    if _differ(scored, "inference."):
-        yield "The runs were scored with different inference settings."
-    for name, group in groups:
-        twice = [str(seed) for seed, count in Counter(run.seed for run in group).items() if count > 1]
-        if twice:
-            yield f"{name}: seed {', '.join(twice)} ran more than once; such runs are hardly independent."
-
-
-def _differ(runs: Sequence[RunRecord], prefix: str) -> bool:
-    found = [{key: value for key, value in essentials(run).items() if key.startswith(prefix)} for run in runs]
-    return any(values != found[0] for values in found)

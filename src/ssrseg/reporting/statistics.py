@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev, variance
 
 Seeded = Sequence[tuple[int | None, float]]
 """Values with the seeds that they come from."""
@@ -44,23 +44,25 @@ class Difference:
         return None if self.half_width is None else (self.mean - self.half_width, self.mean + self.half_width)
 
     @property
-    def within_noise(self) -> bool | None:
-        """True where the interval from Student's t holds zero; `None` without an interval."""
-        return None if self.half_width is None else abs(self.mean) <= self.half_width
-
-    @property
     def verdict(self) -> str:
-        """`better`, `worse` or `within noise`; `too few seeds` without an interval."""
+        """`within noise` where the interval holds zero, else `better` or `worse`; `too few seeds` without one."""
         if self.half_width is None:
             return "too few seeds"
-        return "within noise" if self.within_noise else "better" if self.mean > 0 else "worse"
+        if abs(self.mean) <= self.half_width:
+            return "within noise"
+        return "better" if self.mean > 0 else "worse"
 
 
 def spread(values: Sequence[float]) -> Spread | None:
     """Compute mean and deviation; `None` for no values."""
     if not values:
         return None
-    return Spread(len(values), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+    return Spread(len(values), fmean(values), stdev(values) if len(values) > 1 else None)
+
+
+def over_seeds(values: Seeded) -> Spread | None:
+    """Compute mean and deviation of values with seeds; `None` for no values."""
+    return spread([value for _, value in values])
 
 
 def difference(base: Seeded, other: Seeded) -> Difference:
@@ -72,28 +74,23 @@ def difference(base: Seeded, other: Seeded) -> Difference:
     one, two = dict(base), dict(other)
     distinct = len(one) == len(base) and len(two) == len(other)
     common = [seed for seed in one if seed is not None and seed in two] if distinct else []
+    resampled = None
     if (n := len(common)) >= 2:
         gaps, seeds = [two[seed] - one[seed] for seed in common], max(len(one), len(two))
+        mean, error, freedom = fmean(gaps), stdev(gaps) / math.sqrt(n), float(n - 1)
         test = f"paired by seed, n = {n}" + (f" in common of {seeds}" if n < seeds else "")
         resampled = bootstrap(gaps) if n >= ENOUGH_TO_RESAMPLE else None
-        return _student(statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(n), n - 1, test, resampled)
-    both = [[value for _, value in group] for group in (base, other)]
-    mean = statistics.fmean(both[1]) - statistics.fmean(both[0])
-    if min(map(len, both)) < 2:
-        return Difference(mean)
-    parts = [statistics.variance(group) / len(group) for group in both]
-    sizes = f"n = {len(base)} and {len(other)}"
-    if not any(parts):
-        return _student(mean, 0.0, 1, f"Welch, not paired, no spread at all, {sizes}")
-    freedom = sum(parts) ** 2 / sum(part**2 / (len(group) - 1) for part, group in zip(parts, both, strict=True))
-    return _student(mean, math.sqrt(sum(parts)), freedom, f"Welch, not paired, {sizes}")
-
-
-def _student(
-    mean: float, error: float, freedom: float, test: str, resampled: tuple[float, float] | None = None
-) -> Difference:
-    """Interval and p of Student's t; scipy's own tests warn where a group has no spread, which one seed apart is."""
-    from scipy.stats import t  # here, because it takes half a second to import
+    else:
+        both = [[value for _, value in group] for group in (base, other)]
+        mean = fmean(both[1]) - fmean(both[0])
+        if min(map(len, both)) < 2:
+            return Difference(mean)
+        parts = [variance(group) / len(group) for group in both]
+        apart = sum(part**2 / (len(group) - 1) for part, group in zip(parts, both, strict=True))
+        error, freedom = math.sqrt(sum(parts)), sum(parts) ** 2 / apart if any(parts) else 1.0
+        spreads = "" if any(parts) else "no spread at all, "
+        test = f"Welch, not paired, {spreads}n = {len(base)} and {len(other)}"
+    from scipy.stats import t  # not its tests, which warn where a group has no spread, as one seed apart has none
 
     p = float(2 * t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
     return Difference(mean, float(t.ppf(0.975, freedom)) * error, test, p, resampled)

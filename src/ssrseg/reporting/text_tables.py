@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ssrseg.reporting.comparison import Comparison, Contrast
-from ssrseg.reporting.statistics import ENOUGH_TO_RESAMPLE, RESAMPLES, Difference, Spread
-from ssrseg.runs.records import setting
+from ssrseg.reporting.statistics import ENOUGH_TO_RESAMPLE, RESAMPLES, Difference, Spread, over_seeds
+from ssrseg.runs.records import Score, setting
 
 ABSENT = "–"
 
@@ -25,17 +26,19 @@ class TextTable:
 def overview(comparison: Comparison) -> TextTable:
     """Show all in one table, a column per group and a row per measure and class; in words and caveats below it."""
     groups = comparison.groups
-    rows = [("runs with scores", *(str(group.n) for group in groups))]
-    rows.append(("mIoU", *(cell(group.miou, group.n) for group in groups)))
-    for name in subsets(comparison):
-        rows.append((f"mIoU of {name}", *(cell(group.subset(name), group.n) for group in groups)))
-    rows.append(("pixel accuracy", *(cell(group.pixel_accuracy, group.n) for group in groups)))
+
+    def row(title: str, measure: Callable[[Score], float | None]) -> tuple[str, ...]:
+        return (title, *(cell(over_seeds(group.values(measure)), group.n) for group in groups))
+
+    rows = [("runs with scores", *(str(group.n) for group in groups)), row("mIoU", lambda score: score.miou)]
+    rows += [row(f"mIoU of {name}", lambda score, name=name: score.subsets.get(name)) for name in subsets(comparison)]
+    rows.append(row("pixel accuracy", lambda score: score.pixel_accuracy))
     rows += [(name, *(cell(group.iou(name), group.n) for group in groups)) for name in comparison.classes]
     notes = [legend(comparison)]
     for group in groups:
         if len(group.runs) > 1:
-            seeds = (f"{run.seed}: {percent(score.miou if score else None)}" for run, score in group.scores)
-            notes.append(f"{group.name}, mIoU by seed: {', '.join(seeds)}.")
+            seeds = _by_seed([(run.seed, score.miou if score else None) for run, score in group.scores])
+            notes.append(f"{group.name}, mIoU by seed: {seeds}.")
     notes += [*statements(comparison), *comparison.caveats]
     return TextTable("", ("", *(group.name for group in groups)), tuple(rows), tuple(notes))
 
@@ -58,13 +61,7 @@ def subsets(comparison: Comparison) -> tuple[str, ...]:
 def scores(comparison: Comparison) -> TextTable:
     """Show every group: n, mean and deviation of last and best, every seed."""
     rows = [
-        (
-            group.name,
-            str(group.n),
-            cell(group.miou),
-            cell(group.best),
-            ", ".join(f"{seed}: {percent(value)}" for seed, value in group.mious),
-        )
+        (group.name, str(group.n), cell(group.miou), cell(group.best), _by_seed(group.mious))
         for group in comparison.groups
     ]
     notes = (
@@ -92,17 +89,18 @@ def differences(comparison: Comparison) -> TextTable:
         for each in comparison.contrasts
     ]
     header = ("group", "against", "test", "in words", "difference", "95% (t)", "95% (bootstrap)", "p", "p (Holm)")
-    resampled = (
-        f"bootstrap: percentiles of {RESAMPLES:,} resamples of the paired differences, from {ENOUGH_TO_RESAMPLE} pairs "
-        "on; too narrow for few seeds, so the words do not follow it.",
-    )
-    notes = (
+    notes = [
         "Differences in mIoU, in points. The words follow the interval from Student's t: within noise when it holds "
         "zero.",
-        *(resampled if any(each.miou.bootstrap for each in comparison.contrasts) else ()),
+        f"bootstrap: percentiles of {RESAMPLES:,} resamples of the paired differences, from {ENOUGH_TO_RESAMPLE} pairs "
+        "on; too narrow for few seeds, so the words do not follow it.",
         f"p: two-sided, of that t. p (Holm): the same, corrected for all {len(rows)} comparisons of this table.",
+    ]
+    if not any(each.miou.bootstrap for each in comparison.contrasts):
+        del notes[1]
+    return TextTable(
+        "Differences", header, tuple(rows), tuple(notes if rows else ["One group: nothing to compare."]), left=4
     )
-    return TextTable("Differences", header, tuple(rows), notes if rows else ("One group: nothing to compare.",), left=4)
 
 
 def sentence(contrast: Contrast) -> str:
@@ -178,6 +176,10 @@ def gain(gap: Difference) -> str:
     if gap.interval is None:
         return f"{signed(gap.mean)} (too few seeds)"
     return f"{signed(gap.mean)} [{interval(gap.interval)}], {gap.verdict}"
+
+
+def _by_seed(values: Sequence[tuple[int | None, float | None]]) -> str:
+    return ", ".join(f"{seed}: {percent(value)}" for seed, value in values)
 
 
 def _p(value: float | None) -> str:
