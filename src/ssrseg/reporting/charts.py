@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from markupsafe import Markup
 
 from ssrseg.reporting.comparison import Comparison, Group
 from ssrseg.reporting.formats import fill
 from ssrseg.reporting.text_tables import cell, percent
-from ssrseg.runs.records import RunRecord, Score
+from ssrseg.runs.records import RunRecord
 
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 42, 12, 10, 28
@@ -37,11 +38,16 @@ class Curve:
 
 
 def chart(title: str, curves: Sequence[Curve]) -> Markup:
-    """Draw curves over steps, from zero up, as one `<svg>`; few points are marked, many are averaged in bins."""
-    whole = [[(x, y) for x, y in curve.points if math.isfinite(y)] for curve in curves]
-    x_end = max((x for points in whole for x, _ in points), default=1.0) or 1.0
+    """Draw curves over steps, from zero up, as one `<svg>`; few points are marked, many are averaged in equal bins."""
     most = max(FEWEST, POINTS // max(len(curves), 1))
-    drawn = [replace(c, points=_thinned(points, most)) for c, points in zip(curves, whole, strict=True)]
+    drawn, x_end = [], 0.0
+    for curve in curves:
+        points = [(x, y) for x, y in curve.points if math.isfinite(y)]
+        x_end = max([x_end, *(x for x, _ in points)])
+        size = math.ceil(len(points) / most) or 1
+        bins = [list(zip(*points[i : i + size], strict=True)) for i in range(0, len(points), size)]
+        drawn.append(replace(curve, points=tuple((fmean(xs), fmean(ys)) for xs, ys in bins)))
+    x_end = x_end or 1.0
     marked = sum(len(curve.points) for curve in drawn) <= MARKED
     y_ticks = ticks(max((y for curve in drawn for _, y in curve.points), default=1.0))
 
@@ -49,20 +55,19 @@ def chart(title: str, curves: Sequence[Curve]) -> Markup:
         across, up = x / x_end, max(y, 0) / y_ticks[-1]
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    return Markup(
-        fill(
-            "chart.svg.jinja",
-            title=title,
-            width=WIDTH,
-            height=HEIGHT,
-            left=LEFT,
-            right=WIDTH - RIGHT,
-            rules=[(y, place(0, y)[1]) for y in y_ticks],
-            marks=[(x, place(x, 0)[0]) for x in ticks(x_end) if x <= x_end],
-            curves=[(curve, [place(x, y) for x, y in curve.points]) for curve in drawn],
-            marked=marked,
-        )
+    text = fill(
+        "chart.svg.jinja",
+        title=title,
+        width=WIDTH,
+        height=HEIGHT,
+        left=LEFT,
+        right=WIDTH - RIGHT,
+        rules=[(y, place(0, y)[1]) for y in y_ticks],
+        marks=[(x, place(x, 0)[0]) for x in ticks(x_end) if x <= x_end],
+        curves=[(curve, [place(x, y) for x, y in curve.points]) for curve in drawn],
+        marked=marked,
     )
+    return Markup(text)
 
 
 def ticks(highest: float, wanted: int = 4) -> list[float]:
@@ -71,13 +76,6 @@ def ticks(highest: float, wanted: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
     return [round(step * i, 12) for i in range(math.ceil(highest / step - 1e-9) + 1)] if highest > 0 else [0.0, step]
-
-
-def _thinned(points: Sequence[tuple[float, float]], most: int) -> tuple[tuple[float, float], ...]:
-    """At most `most` points: the means of equal bins."""
-    size = math.ceil(len(points) / most) or 1
-    bins = [points[i : i + size] for i in range(0, len(points), size)]
-    return tuple((sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in bins)
 
 
 Drawn = Sequence[tuple[str, RunRecord, int]]
@@ -120,38 +118,27 @@ class Bar:
 def class_bars(comparison: Comparison) -> list[tuple[str, list[Bar]]]:
     """Draw IoU by class: a bar per group, or per network of a single run; empty where nothing was scored."""
     runs = [run for group in comparison.groups for run in group.runs]
-    if len(runs) > 1:
-        return [
-            (name, [_group_bar(group, number, name) for number, group in enumerate(comparison.groups)])
-            for name in comparison.classes
-        ]
     last, best = runs[0].last, runs[0].best
-    shown: list[tuple[str, Score | None, int]] = [
+    networks = [
         ("student, last", last.student if last else None, 0),
         ("teacher, last", last.teacher if last else None, 3),
         ("student, best*", best.student if best else None, 4),
     ]
-    columns = [
-        [Bar(who, colour, percent(value), value or 0.0) for value in score.iou]
-        for who, score, colour in shown
-        if score and score.iou
-    ]
-    return list(zip(comparison.classes, map(list, zip(*columns, strict=True)), strict=True)) if columns else []
+    shown = [(who, score.iou, colour) for who, score, colour in networks if score and score.iou]
+    rows: dict[str, list[Bar]] = {name: [] for name in comparison.classes if len(runs) > 1 or shown}
+    for number, (name, row) in enumerate(rows.items()):
+        if len(runs) == 1:
+            row += [Bar(who, colour, percent(iou[number]), iou[number] or 0.0) for who, iou, colour in shown]
+            continue
+        for colour, group in enumerate(comparison.groups):
+            found, seeds = group.iou(name), tuple(value for _, value in group.ious(name))
+            dots = seeds if len(seeds) > 1 else ()
+            row.append(Bar(group.name, colour, cell(found, group.n), found.mean if found else 0.0, dots))
+    return list(rows.items())
 
 
-def _group_bar(group: Group, colour: int, name: str) -> Bar:
-    found, seeds = group.iou(name), tuple(value for _, value in group.ious(name))
-    text = cell(found, group.n)
-    return Bar(group.name, colour, text, found.mean if found else 0.0, seeds if len(seeds) > 1 else ())
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """Pixels of a true class (row) that the students call each class (column), over all runs of a group."""
-
-    name: str
-    classes: tuple[str, ...]
-    rows: tuple[tuple[int, ...], ...]
+Matrix = tuple[str, tuple[str, ...], list[tuple[int, ...]]]
+"""Name of a group, classes, and the pixels of each class (row) that the students call each class (column)."""
 
 
 def matrices(groups: Sequence[Group]) -> Iterator[Matrix]:
@@ -161,5 +148,4 @@ def matrices(groups: Sequence[Group]) -> Iterator[Matrix]:
         if known:
             classes = known[0][0]
             alike = [counts for names, counts in known if names == classes]
-            rows = (tuple(map(sum, zip(*lines, strict=True))) for lines in zip(*alike, strict=True))
-            yield Matrix(group.name, classes, tuple(rows))
+            yield group.name, classes, [tuple(map(sum, zip(*rows, strict=True))) for rows in zip(*alike, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,28 +74,17 @@ class Examples:
     without: tuple[str, ...] = ()
     """Groups of which no run left predictions."""
 
-    @property
-    def size(self) -> int:
-        """Characters that they take."""
-        return sum(image.size for image in self.images)
 
-
-@dataclass(frozen=True)
-class _Predicted:
+class _Predictions:
     """The predictions that a run left."""
 
-    name: str
-    folder: RunFolder
-    record: dict[str, Any]
-    entries: dict[str, dict[str, Any]]
-    """By the image's name."""
+    def __init__(self, name: str, run: RunRecord) -> None:
+        self.name, self._folder = name, RunFolder(run.folder)
+        self.record = read_json(self._folder.predicted_index)
+        self.entries: dict[str, dict[str, Any]] = {str(each["name"]): each for each in self.record.get("images", ())}
 
     def path(self, image: str, kind: str) -> Path:
-        return self.folder.predicted_picture(int(self.entries[image]["number"]), kind)
-
-    def miou(self, image: str) -> float | None:
-        value: float | None = self.entries[image].get("miou")
-        return value
+        return self._folder.predicted_picture(int(self.entries[image]["number"]), kind)
 
 
 def examples(groups: Sequence[Group], budget: int) -> Examples | None:
@@ -111,21 +100,32 @@ def examples(groups: Sequence[Group], budget: int) -> Examples | None:
     Raises:
         UserError: a record of predictions is damaged.
     """
-    runs = [run for name, chosen in _representatives(groups) if (run := _predicted(name, chosen))][:MOST_RUNS]
+    left = {
+        group.name: [run for run in group.runs if RunFolder(run.folder).predicted_index.is_file()] for group in groups
+    }
+    found = [_Predictions(name, run) for name, run in _representatives(groups, left)]
+    runs = [run for run in found if run.entries][:MOST_RUNS]
     if not runs:
         return None
-    first = runs[0]
+    first, last = runs[0], runs[-1]
+
+    def gain(name: str) -> float:
+        """Of a single run the score itself; zero, in the middle, without labels."""
+        before = first.entries[name].get("miou") if len(runs) > 1 else 0.0
+        after = last.entries[name].get("miou")
+        return 0.0 if before is None or after is None else after - before
+
     names = [name for name in first.entries if all(name in run.entries for run in runs)]
     shown: list[Example] = []
-    for name in from_both_ends(sorted(names, key=lambda name: -_gain(runs, name))):
+    for name in from_both_ends(sorted(names, key=gain, reverse=True)):
         example = _example(runs, name)
         if example and example.size <= budget:
             budget -= example.size
             shown.append(example)
-    colours = [f"#{int(red):02x}{int(green):02x}{int(blue):02x}" for red, green, blue in first.record.get("colors", ())]
+    colours = ["#" + bytes(map(int, colour)).hex() for colour in first.record.get("colors", ())]
     classes = tuple(zip(map(str, first.record.get("classes", ())), colours, strict=False))
     of = int(first.record.get("of", len(first.entries)))
-    without = tuple(group.name for group in groups if not _with_predictions(group))
+    without = tuple(name for name, chosen in left.items() if not chosen)
     return Examples(tuple(run.name for run in runs), classes, tuple(shown), len(names), of, without)
 
 
@@ -135,55 +135,38 @@ def from_both_ends(ordered: Sequence[str]) -> list[str]:
     return [ordered[i // 2] if i % 2 == 0 else ordered[count - 1 - i // 2] for i in range(count)]
 
 
-def _representatives(groups: Sequence[Group]) -> list[tuple[str, RunRecord]]:
+def _representatives(groups: Sequence[Group], left: Mapping[str, list[RunRecord]]) -> Iterator[tuple[str, RunRecord]]:
     """Choose a run per group, of the smallest seed that all have, else its first; of a single group, all runs."""
-    left = [(group, runs) for group in groups if (runs := _with_predictions(group))]
     if len(groups) == 1:
-        several = len(groups[0].runs) > 1
-        return [(f"seed {run.seed}" if several else "student", run) for _, runs in left for run in runs]
-    shared = set.intersection(*({run.seed for run in runs} for _, runs in left)) if left else set()
-    seed = min((each for each in shared if each is not None), default=None)
-    chosen = [next((run for run in runs if seed is not None and run.seed == seed), runs[0]) for _, runs in left]
-    return [
-        (f"{group.name}, seed {run.seed}" if len(group.runs) > 1 else group.name, run)
-        for (group, _), run in zip(left, chosen, strict=True)
-    ]
+        for run in left[groups[0].name]:
+            yield f"seed {run.seed}" if len(groups[0].runs) > 1 else "student", run
+        return
+    seeds = [{run.seed for run in runs if run.seed is not None} for runs in left.values() if runs]
+    shared = min(set.intersection(*seeds), default=None) if seeds else None
+    for group in groups:
+        if runs := left[group.name]:
+            run = next((run for run in runs if run.seed == shared), runs[0])
+            yield f"{group.name}, seed {run.seed}" if len(group.runs) > 1 else group.name, run
 
 
-def _with_predictions(group: Group) -> list[RunRecord]:
-    return [run for run in group.runs if RunFolder(run.folder).predicted_index.is_file()]
-
-
-def _predicted(name: str, run: RunRecord) -> _Predicted | None:
-    folder = RunFolder(run.folder)
-    record = read_json(folder.predicted_index)
-    entries = {str(entry["name"]): entry for entry in record.get("images", ())}
-    return _Predicted(name, folder, record, entries) if entries else None
-
-
-def _gain(runs: Sequence[_Predicted], name: str) -> float:
-    """Compute the gain of the last run over the first, or a single one's score; zero, in the middle, without labels."""
-    before, after = runs[0].miou(name) if len(runs) > 1 else 0.0, runs[-1].miou(name)
-    return 0.0 if before is None or after is None else after - before
-
-
-def _example(runs: Sequence[_Predicted], name: str) -> Example | None:
+def _example(runs: Sequence[_Predictions], name: str) -> Example | None:
     """Embed an image; `None` when a file is unreadable, or when the runs were scored with other labels."""
     layers = []
     try:
-        image, truth = runs[0].path(name, "image.jpg").read_bytes(), runs[0].path(name, "truth.png").read_bytes()
-        labels = _ids(runs[0].path(name, "truth.png"))
+        image, truth = (runs[0].path(name, kind) for kind in ("image.jpg", "truth.png"))
+        labels = _ids(truth)
         for run in runs:
             path = run.path(name, "student.png")
             ids = _ids(path)
             if ids.shape != labels.shape or not np.array_equal(_ids(run.path(name, "truth.png")), labels):
                 return None
             shown, errors = data_uri(path.read_bytes(), "png"), data_uri(error_map(labels, ids), "png")
-            layers.append(Layer(shown, errors, run.miou(name), run.entries[name].get("pixel_accuracy")))
+            layers.append(Layer(shown, errors, run.entries[name].get("miou"), run.entries[name].get("pixel_accuracy")))
+        pictures = data_uri(image.read_bytes(), "jpeg"), data_uri(truth.read_bytes(), "png")
     except UNREADABLE:
         return None
     height, width = labels.shape
-    return Example(name, width, height, data_uri(image, "jpeg"), data_uri(truth, "png"), tuple(layers))
+    return Example(name, width, height, *pictures, tuple(layers))
 
 
 def error_map(truth: Ids, ids: Ids) -> bytes:
@@ -208,16 +191,8 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture of a view as a `data:` address."""
-
-    caption: str
-    uri: str
-    width: int
-    height: int
-
-
+Picture = tuple[str, str, int, int]
+"""Caption, `data:` address, width and height of a picture of a view."""
 Gallery = tuple[str, list[tuple[int, list[Picture]]], int]
 """A run, its pictures by step, and how many more stay in the run folder."""
 
@@ -229,10 +204,10 @@ def galleries(runs: Sequence[tuple[str, RunRecord]], budget: int) -> Iterator[Ga
         left, steps = budget // len(shown), []
         # the latest first, so that a spent budget costs the oldest
         for step in reversed(spaced(sorted({file.step for file in run.views}), 5 if len(runs) > 1 else 10)):
-            pictures = []
+            pictures: list[Picture] = []
             for file in run.views:
                 if file.step == step and left > 0 and (picture := _embedded(file)):
-                    left -= len(picture.uri)
+                    left -= len(picture[1])
                     pictures.append(picture)
             steps += [(step, pictures)] if pictures else []
         yield name, steps[::-1], len(run.views) - sum(len(pictures) for _, pictures in steps)
@@ -248,7 +223,7 @@ def _embedded(file: PictureFile) -> Picture | None:
     image.thumbnail(MAX_SIZE)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85, subsampling=0)  # full colour resolution, for the edges of label maps
-    return Picture(file.view, data_uri(buffer.getvalue(), "jpeg"), *image.size)
+    return file.view, data_uri(buffer.getvalue(), "jpeg"), *image.size
 
 
 def spaced(numbers: Sequence[int], count: int) -> list[int]:

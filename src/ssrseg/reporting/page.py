@@ -85,7 +85,10 @@ def report(runs: Sequence[Path], out: Path | None = None) -> Path:
 def render(runs: Sequence[RunRecord]) -> str:
     """Draw the page about the runs, without any outside resource."""
     comparison = compare_records(runs)
-    groups, table, names = comparison.groups, overview(comparison), _names(runs)
+    groups, table = comparison.groups, overview(comparison)
+    resolved = [run.folder.resolve() for run in runs]
+    home = os.path.commonpath([folder.parent for folder in resolved])
+    names = [folder.relative_to(home).as_posix() for folder in resolved]
     colours = [next(i for i, group in enumerate(groups) if run in group.runs) for run in runs]
     drawn = list(zip(names, runs, colours, strict=True))
     titles = [group.name for group in groups]
@@ -93,11 +96,15 @@ def render(runs: Sequence[RunRecord]) -> str:
         title = f"{titles[0]}: {names[0]}"
     else:
         title = " · ".join(titles) if len(titles) <= 3 else f"{titles[0]} and {len(titles) - 1} other settings"
-    script = "\n".join(map(_file, SCRIPTS))
+    assets = resources.files("ssrseg.reporting") / "assets"
+    script = "\n".join((assets / name).read_text(encoding="utf-8") for name in SCRIPTS)
     compared = examples(groups, BUDGET // 2)
+    used = sum(image.size for image in compared.images) if compared else 0
+    labellers = [(name, run) for name, run, _ in drawn if run.shares]
+    labelled = dict.fromkeys(name for _, run in labellers for shares in run.shares for name in shares)
     return fill(
         "page.html.jinja",
-        style=Markup(_file("page.css")),
+        style=Markup((assets / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         title=title,
@@ -116,26 +123,14 @@ def render(runs: Sequence[RunRecord]) -> str:
         configs=[yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) for run in runs],
         miou=miou_chart(drawn),
         losses=list(loss_charts(drawn)),
-        labellers=[name for name, run, _ in drawn if run.shares],
-        labelled=_labelled([run for run in runs if run.shares]),
+        labellers=[name for name, _ in labellers],
+        labelled=[(name, [[s[name] for s in run.shares if name in s] for _, run in labellers]) for name in labelled],
         bars=class_bars(comparison),
         matrices=list(matrices(groups)),
         selections=[(name, choices(run)) for name, run, _ in drawn],
         examples=compared,
-        galleries=list(galleries([*zip(names, runs, strict=True)], BUDGET - (compared.size if compared else 0))),
+        galleries=list(galleries([(name, run) for name, run, _ in drawn], BUDGET - used)),
     )
-
-
-def _file(name: str) -> str:
-    """Read a style sheet or script of the page."""
-    return (resources.files("ssrseg.reporting") / "assets" / name).read_text(encoding="utf-8")
-
-
-def _names(runs: Sequence[RunRecord]) -> list[str]:
-    """Name each run by its path below the folder that holds them all."""
-    folders = [run.folder.resolve() for run in runs]
-    home = os.path.commonpath([folder.parent for folder in folders])
-    return [folder.relative_to(home).as_posix() for folder in folders]
 
 
 def summary(groups: Sequence[Group]) -> Rows:
@@ -150,9 +145,8 @@ def summary(groups: Sequence[Group]) -> Rows:
 
 def differing(columns: Sequence[Mapping[str, Any]]) -> Rows:
     """List the entries in which mappings differ, a value per mapping."""
-    rows = [
-        (key, [_text(column.get(key)) for column in columns]) for key in dict.fromkeys(k for c in columns for k in c)
-    ]
+    keys = dict.fromkeys(key for column in columns for key in column)
+    rows = [(key, [_text(column.get(key)) for column in columns]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
@@ -169,12 +163,6 @@ def _facts(run: RunRecord) -> str:
     rates = [entry.images_per_second for entry in run.train if entry.images_per_second is not None]
     speed = f", {statistics.median(rates):.3g} images/s (median)" if rates else ""
     return f"{text}{', unfinished' if wanted and seen < wanted else ''}{speed}"
-
-
-def _labelled(runs: Sequence[RunRecord]) -> list[tuple[str, list[list[float]]]]:
-    """List each class with its shares of the pseudo-labels over time, for each run."""
-    classes = dict.fromkeys(name for run in runs for shares in run.shares for name in shares)
-    return [(name, [[each[name] for each in run.shares if name in each] for run in runs]) for name in classes]
 
 
 @dataclass(frozen=True)
