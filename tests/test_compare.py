@@ -22,12 +22,12 @@ from ssrseg.errors import UserError
 from ssrseg.reporting import compare, comparison_text, format_of, members, print_comparison, read_run
 from ssrseg.reporting.formats import latex
 from ssrseg.reporting.grouping import essentials, names
-from ssrseg.reporting.paper import published, table1, table2
+from ssrseg.reporting.paper import table1, table2
 from ssrseg.reporting.statistics import bootstrap, difference, holm
-from ssrseg.reporting.text_tables import TextTable, class_differences, sentence
+from ssrseg.reporting.text_tables import TextTable, class_differences, data_of, sentence
 from test_reporting import PARTS, SSR, Tags, write_run
 
-CITYSCAPES = published()["table2"]["classes"]
+CITYSCAPES = data_of("paper.yaml")["table2"]["classes"]
 
 
 def change(run: Path, **values: Any) -> Path:
@@ -384,7 +384,7 @@ def test_a_reference_that_is_not_one_group_is_refused(tmp_path: Path, word: str,
 
 
 def test_the_papers_rows_add_up() -> None:
-    table = published()["table2"]
+    table = data_of("paper.yaml")["table2"]
     assert [row["method"] for row in table["rows"]] == [
         "DACS",
         "Undoing",
@@ -408,9 +408,9 @@ def test_the_papers_numbers_are_those_of_its_text() -> None:
         name, *cells = (cell.strip() for cell in line.split("|"))
         if len(cells) == 21 and re.fullmatch(r"[\d.]+", cells[0]):
             printed[re.sub(r" \[\d+\]", "", name)] = [float(cell) for cell in cells[:20]]
-    assert printed == {row["method"]: [*row["iou"], row["miou"]] for row in published()["table2"]["rows"]}
+    assert printed == {row["method"]: [*row["iou"], row["miou"]] for row in data_of("paper.yaml")["table2"]["rows"]}
     ablation = re.findall(r"(?:^|\| )(6[89]\.\d) \| (-|\d\.\d) \|", text.read_text(), re.M)
-    assert [float(miou) for miou, _ in ablation] == [row["miou"] for row in published()["table1"]["rows"]]
+    assert [float(miou) for miou, _ in ablation] == [row["miou"] for row in data_of("paper.yaml")["table1"]["rows"]]
 
 
 def test_table_one_sets_our_stages_beside_the_papers(tmp_path: Path) -> None:

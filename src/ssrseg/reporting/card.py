@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,8 @@ from ssrseg.errors import UserError
 from ssrseg.reporting.comparison import compare_records
 from ssrseg.reporting.formats import fill, table_markdown
 from ssrseg.reporting.grouping import members
-from ssrseg.reporting.text_tables import overview
+from ssrseg.reporting.text_tables import data_of, overview
 from ssrseg.runs.records import method_name, read_run, setting
-
-OWN = "see its own terms"
-
-DATA = {
-    "cityscapes": ("Cityscapes' own licence: non-commercial research and teaching", True),
-    "gta5": ("Playing for Data: research and educational use", True),
-    "synthia": ("CC BY-NC-SA 3.0", True),
-}
-"""Layout -> terms, and whether they exclude commercial use. Only what is known for certain; all else is `OWN`."""
-
-ENCODERS = {"sam-": "Apache-2.0", "demo": "Apache-2.0, part of ssrseg"}
-"""Beginning of a foundation encoder's name -> terms of its published weights."""
-
-NVIDIA = ("NVIDIA Source Code License for SegFormer: non-commercial", True)
 
 
 def model_card(run: Path | str, *, license: str | None = None, name: str | None = None) -> str:
@@ -45,7 +32,7 @@ def model_card(run: Path | str, *, license: str | None = None, name: str | None 
     runs = [read_run(folder) for folder in members(Path(run))]
     config = runs[0].config
     method, backbone = method_name(config), setting(config, "model.backbone")
-    parts = ingredients(config)
+    parts = list(ingredients(config))
     closed = [part for part in parts if part.noncommercial]
     if license is not None and closed and not ("-nc" in license or license == "other"):
         raise UserError(
@@ -60,10 +47,14 @@ def model_card(run: Path | str, *, license: str | None = None, name: str | None 
         front["license"] = "other"
         front |= {"license_name": "non-commercial-ingredients", "license_link": "README.md#licences"}
     versions = {key: runs[0].environment.get(key) for key in ("ssrseg", "torch", "git")}
+    data = {role: setting(config, role) for role in ("source", "target", "val")}
+    named = {  # by the last folder alone: a path on somebody's disk is nobody's business
+        role: f"{own.get('spec', 'folders')} ({Path(str(own['root'])).name})" for role, own in data.items() if own
+    }
     facts = {
-        "source (labelled)": _data(config, "source"),
-        "target (images only)": _data(config, "target"),
-        "scored on": _data(config, "val"),
+        "source (labelled)": named.get("source"),
+        "target (images only)": named.get("target"),
+        "scored on": named.get("val"),
         "steps": setting(config, "train.steps"),
         "crop, batch": f"{setting(config, 'loader.crop')}, {setting(config, 'loader.batch')} of each domain",
         "seeds": ", ".join(str(run.seed) for run in runs),
@@ -83,45 +74,40 @@ def model_card(run: Path | str, *, license: str | None = None, name: str | None 
     return f"{text}\n"
 
 
-def _data(config: dict[str, Any], role: str) -> str | None:
-    """Name the layout and the last folder: a path on somebody's disk is nobody's business."""
-    data = setting(config, role)
-    return None if data is None else f"{data.get('spec', 'folders')} ({Path(str(data['root'])).name})"
-
-
 @dataclass(frozen=True)
 class Ingredient:
     """Something that a model was made with, whose terms it may inherit."""
 
     role: str
     name: str
-    terms: str
+    terms: str = "see its own terms"
     noncommercial: bool = False
     """True where this is known; false where it is not known."""
 
 
-def ingredients(config: dict[str, Any]) -> list[Ingredient]:
-    """List the weights, then the data, of a run's settings."""
-    found = [_backbone(config)]
-    if setting(config, "method.regularizer") is not None:
-        encoder, weights = (setting(config, f"method.regularizer.foundation.{key}") for key in ("encoder", "weights"))
-        terms = next((known for start, known in ENCODERS.items() if str(encoder).startswith(start)), OWN)
-        local = weights not in ("hub", None) and encoder != "demo"
-        name = f"{encoder} ({weights})" if local else str(encoder)
-        found.append(Ingredient("foundation encoder (training only, not in the model)", name, OWN if local else terms))
-    for role, what in (("source", "source data"), ("target", "target data (no labels used)")):
-        if (data := setting(config, role)) is not None:
-            spec = str(data.get("spec", "folders"))
-            name = spec if spec != "folders" else "a data set of the authors'"
-            found.append(Ingredient(what, name, *DATA.get(spec, (OWN, False))))
-    return found
+def ingredients(config: dict[str, Any]) -> Iterator[Ingredient]:
+    """Yield the weights, then the data, of a run's settings."""
+    known = data_of("terms.yaml")
 
+    def terms(kind: str, name: str) -> dict[str, Any]:
+        return next((found for start, found in known[kind].items() if name.startswith(start)), {})
 
-def _backbone(config: dict[str, Any]) -> Ingredient:
     backbone, weights = str(setting(config, "model.backbone")), str(setting(config, "model.pretrained"))
     role = "initial weights of the backbone"
     if weights == "none":
-        return Ingredient(role, f"{backbone}: random", "none needed")
-    published = f"nvidia/{backbone.replace('_', '-')}" if backbone.startswith("mit_b") else f"timm's of {backbone}"
-    name = published if weights == "hub" else weights
-    return Ingredient(role, name, *(NVIDIA if name.startswith("nvidia/mit-") else (OWN, False)))
+        yield Ingredient(role, f"{backbone}: random", "none needed")
+    else:
+        published = f"nvidia/{backbone.replace('_', '-')}" if backbone.startswith("mit_b") else f"timm's of {backbone}"
+        name = published if weights == "hub" else weights
+        yield Ingredient(role, name, **terms("backbones", name))
+    if setting(config, "method.regularizer") is not None:
+        encoder, weights = (setting(config, f"method.regularizer.foundation.{key}") for key in ("encoder", "weights"))
+        local = weights not in ("hub", None) and encoder != "demo"
+        name = f"{encoder} ({weights})" if local else str(encoder)
+        role = "foundation encoder (training only, not in the model)"
+        yield Ingredient(role, name, **({} if local else terms("encoders", name)))
+    for key, role in (("source", "source data"), ("target", "target data (no labels used)")):
+        if (data := setting(config, key)) is not None:
+            spec = str(data.get("spec", "folders"))
+            name = spec if spec != "folders" else "a data set of the authors'"
+            yield Ingredient(role, name, **known["data"].get(spec, {}))

@@ -16,10 +16,11 @@ from rich.table import Table
 
 from ssrseg.errors import UserError
 from ssrseg.reporting.comparison import Comparison
-from ssrseg.reporting.paper import paper_tables, published
+from ssrseg.reporting.paper import paper_tables
 from ssrseg.reporting.text_tables import (
     TextTable,
     class_differences,
+    data_of,
     differences,
     per_class,
     percent,
@@ -133,7 +134,7 @@ def _csv_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 row |= {"test": "paired bootstrap", "low": low, "high": high}
                 yield row | dict.fromkeys(("p", "p_holm", "verdict"), "")
     for number in comparison.tables:
-        paper = published()[f"table{number}"]
+        paper = data_of("paper.yaml")[f"table{number}"]
         for each in paper["rows"]:
             name = each.get("method") or paper["base"]
             name += f" + SSR (method.regularizer.stages={each['stages']})" if each.get("stages") else ""

@@ -22,36 +22,13 @@ from ssrseg.reporting.examples import examples, galleries
 from ssrseg.reporting.formats import fill, table_markdown
 from ssrseg.reporting.grouping import members
 from ssrseg.reporting.statistics import spearman
-from ssrseg.reporting.text_tables import ABSENT, legend, overview, statements, subsets
+from ssrseg.reporting.text_tables import ABSENT, data_of, legend, overview, statements, subsets
 from ssrseg.runs.records import RunRecord, read_run, setting
 
 BUDGET = 8_000_000
 """Characters of embedded pictures per page: half at most for the comparison, the rest for what the students saw."""
 
 SCRIPTS = ("controls.js", "curves.js", "matrix.js", "compare.js", "start.js")
-
-SUMMARY = {
-    "source": ("source.spec", "source.root"),
-    "target": ("target.spec", "target.root"),
-    "validation": ("val.spec", "val.root"),
-    "network": ("model.backbone", "model.head"),
-    "starts from": ("model.pretrained",),
-    "crop (h × w)": ("loader.crop",),
-    "batch": ("loader.batch",),
-    "foundation encoder": ("method.regularizer.foundation.encoder",),
-    "its weights": ("method.regularizer.foundation.weights",),
-    "learning rate": ("optim.lr",),
-    "steps": ("train.steps",),
-    "inference": ("inference.mode",),
-}
-"""Row of the settings table -> settings it shows; the full YAML stands below it."""
-
-CRITERIA = {
-    "im": "information maximisation",
-    "snd": "soft neighbourhood density",
-    "agreement": "student-teacher agreement",
-    "confidence": "confidence",
-}
 
 Rows = list[tuple[str, list[str]]]
 """A label, and a value per column."""
@@ -136,7 +113,7 @@ def render(runs: Sequence[RunRecord]) -> str:
 def summary(groups: Sequence[Group]) -> Rows:
     """List the settings that matter, a value per group; rows that are empty in every group are left out."""
     rows = []
-    for label, paths in SUMMARY.items():
+    for label, paths in data_of("page.yaml")["settings"].items():
         found = [[setting(group.runs[0].config, path) for path in paths] for group in groups]
         rows.append((label, [", ".join(_text(each) for each in values if each is not None) for values in found]))
     rows.append(("seeds", [", ".join(str(run.seed) for run in group.runs) for group in groups]))
@@ -191,7 +168,13 @@ def choices(run: RunRecord) -> list[Choice]:
         if values:
             both = sorted(values.keys() & truth.keys())
             correlation = spearman([values[step] for step in both], [truth[step] for step in both])
-            found.append(choice(CRITERIA.get(criterion, criterion), max(values, key=lambda s: values[s]), correlation))
+            found.append(
+                choice(
+                    data_of("page.yaml")["criteria"].get(criterion, criterion),
+                    max(values, key=lambda s: values[s]),
+                    correlation,
+                )
+            )
     if found and best is not None:
         found += [choice("the last step", max(truth)), choice("oracle* (target labels)", best)]
     return found

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
 
 from ssrseg.reporting.comparison import Comparison, Contrast
 from ssrseg.reporting.statistics import ENOUGH_TO_RESAMPLE, RESAMPLES, Difference, Spread, over_seeds
 from ssrseg.runs.records import Score, setting
 
 ABSENT = "–"
+
+
+@cache
+def data_of(name: str) -> dict[str, Any]:
+    """Read one of the tables beside this file; of `paper.yaml`, what the paper prints, scores in per cent."""
+    found: dict[str, Any] = yaml.safe_load((resources.files("ssrseg.reporting") / name).read_text(encoding="utf-8"))
+    return found
 
 
 @dataclass(frozen=True)
