@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssrseg.reporting.comparison import Comparison, Group
 from ssrseg.reporting.statistics import difference
-from ssrseg.reporting.text_tables import ABSENT, TextTable, cell, data_of, gain, percent, signed
+from ssrseg.reporting.text_tables import ABSENT, TextTable, cell, data_of, interval, percent, signed
 from ssrseg.runs.records import setting
 
 STAGES = (0, 1, 2, 3)
@@ -85,8 +85,11 @@ def table2(comparison: Comparison) -> Iterator[TextTable]:
 def _own_cells(comparison: Comparison, groups: Sequence[Group]) -> Iterator[tuple[str, str, str, str]]:
     """Yield group, n, mIoU and gain over the same without SSR; one row of dashes where nothing ran."""
     for group in groups:
-        base = comparison.base_of(group)
-        over = gain(difference(base.mious, group.mious)) if base else ABSENT
+        over = ABSENT
+        if base := comparison.base_of(group):
+            gap = difference(base.mious, group.mious)
+            sure = f"[{interval(gap.interval)}], {gap.verdict}" if gap.interval else f"({gap.verdict})"
+            over = f"{signed(gap.mean)} {sure}"
         yield group.name, str(group.n), cell(group.miou), over
     if not groups:
         yield ABSENT, ABSENT, ABSENT, ABSENT

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ssrseg.reporting.comparison import Comparison, Contrast
-from ssrseg.reporting.statistics import ENOUGH_TO_RESAMPLE, RESAMPLES, Difference, Spread, over_seeds
+from ssrseg.reporting.statistics import ENOUGH_TO_RESAMPLE, RESAMPLES, Spread, over_seeds
 from ssrseg.runs.records import Score, setting
 
 ABSENT = "–"
@@ -72,10 +72,8 @@ def subsets(comparison: Comparison) -> tuple[str, ...]:
 
 def scores(comparison: Comparison) -> TextTable:
     """Show every group: n, mean and deviation of last and best, every seed."""
-    rows = [
-        (group.name, str(group.n), cell(group.miou), cell(group.best), _by_seed(group.mious))
-        for group in comparison.groups
-    ]
+    groups = comparison.groups
+    rows = [(each.name, str(each.n), cell(each.miou), cell(each.best), _by_seed(each.mious)) for each in groups]
     notes = (
         f"mIoU of the {comparison.network} at the last step, in per cent; mean ± sample standard deviation over seeds.",
         "best*: each seed's best evaluation. It was chosen with the target's labels, which a user without them cannot "
@@ -86,33 +84,28 @@ def scores(comparison: Comparison) -> TextTable:
 
 def differences(comparison: Comparison) -> TextTable:
     """Show every contrast with its intervals, p and verdict."""
-    rows = [
-        (
-            each.group.name,
-            each.base.name,
-            each.miou.test or "one seed",
-            each.verdict,
-            signed(each.miou.mean),
-            interval(each.miou.interval),
-            interval(each.miou.bootstrap),
-            _p(each.miou.p),
-            _p(each.adjusted_p),
+    rows: list[tuple[str, ...]] = []
+    for each in comparison.contrasts:
+        gap = each.miou
+        ps = [ABSENT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}" for p in (gap.p, each.adjusted_p)]
+        words = (each.group.name, each.base.name, gap.test or "one seed", each.verdict)
+        rows.append((*words, signed(gap.mean), interval(gap.interval), interval(gap.bootstrap), *ps))
+    if not rows:
+        notes = ["One group: nothing to compare."]
+    else:
+        notes = [
+            "Differences in mIoU, in points. The words follow the interval from Student's t: within noise when it "
+            "holds zero.",
+            f"p: two-sided, of that t. p (Holm): the same, corrected for all {len(rows)} comparisons of this table.",
+        ]
+    if any(each.miou.bootstrap for each in comparison.contrasts):
+        notes.insert(
+            1,
+            f"bootstrap: percentiles of {RESAMPLES:,} resamples of the paired differences, from {ENOUGH_TO_RESAMPLE} "
+            "pairs on; too narrow for few seeds, so the words do not follow it.",
         )
-        for each in comparison.contrasts
-    ]
     header = ("group", "against", "test", "in words", "difference", "95% (t)", "95% (bootstrap)", "p", "p (Holm)")
-    notes = [
-        "Differences in mIoU, in points. The words follow the interval from Student's t: within noise when it holds "
-        "zero.",
-        f"bootstrap: percentiles of {RESAMPLES:,} resamples of the paired differences, from {ENOUGH_TO_RESAMPLE} pairs "
-        "on; too narrow for few seeds, so the words do not follow it.",
-        f"p: two-sided, of that t. p (Holm): the same, corrected for all {len(rows)} comparisons of this table.",
-    ]
-    if not any(each.miou.bootstrap for each in comparison.contrasts):
-        del notes[1]
-    return TextTable(
-        "Differences", header, tuple(rows), tuple(notes if rows else ["One group: nothing to compare."]), left=4
-    )
+    return TextTable("Differences", header, tuple(rows), tuple(notes), left=4)
 
 
 def sentence(contrast: Contrast) -> str:
@@ -140,24 +133,17 @@ def per_class(comparison: Comparison) -> TextTable:
 
 def class_differences(contrast: Contrast) -> TextTable:
     """Show one contrast per class, the largest gain first."""
-    rows = [
-        (
-            name,
-            gap.verdict if gap else "absent",
-            cell(contrast.base.iou(name)),
-            cell(contrast.group.iou(name)),
-            signed(gap.mean) if gap else ABSENT,
-            interval(gap.interval) if gap else ABSENT,
-        )
-        for name, gap in contrast.classes
-    ]
-    header = ("class", "in words", contrast.base.name, contrast.group.name, "difference", "95% (t)")
+    base, group = contrast.base, contrast.group
+    rows = []
+    for name, gap in contrast.classes:
+        found = (signed(gap.mean), interval(gap.interval)) if gap else (ABSENT, ABSENT)
+        rows.append((name, gap.verdict if gap else "absent", cell(base.iou(name)), cell(group.iou(name)), *found))
+    header = ("class", "in words", base.name, group.name, "difference", "95% (t)")
     note = (
         f"IoU in per cent, differences in points. Each interval stands alone: of {len(rows)} classes, one in twenty "
         "exceeds the noise by chance."
     )
-    title = f"Per class: {contrast.group.name} against {contrast.base.name}"
-    return TextTable(title, header, tuple(rows), (note,), left=2)
+    return TextTable(f"Per class: {group.name} against {base.name}", header, tuple(rows), (note,), left=2)
 
 
 def percent(value: float | None) -> str:
@@ -183,16 +169,5 @@ def interval(bounds: tuple[float, float] | None) -> str:
     return ABSENT if bounds is None else f"{signed(bounds[0])} to {signed(bounds[1])}"
 
 
-def gain(gap: Difference) -> str:
-    """Write a difference with its interval and its verdict, in one cell."""
-    if gap.interval is None:
-        return f"{signed(gap.mean)} (too few seeds)"
-    return f"{signed(gap.mean)} [{interval(gap.interval)}], {gap.verdict}"
-
-
 def _by_seed(values: Sequence[tuple[int | None, float | None]]) -> str:
     return ", ".join(f"{seed}: {percent(value)}" for seed, value in values)
-
-
-def _p(value: float | None) -> str:
-    return ABSENT if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
