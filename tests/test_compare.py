@@ -21,7 +21,7 @@ from ssrseg.config import affects_result, flatten, resolve
 from ssrseg.errors import UserError
 from ssrseg.reporting import compare, comparison_text, format_of, members, print_comparison, read_run
 from ssrseg.reporting.formats import latex
-from ssrseg.reporting.grouping import essentials, names
+from ssrseg.reporting.grouping import essentials
 from ssrseg.reporting.paper import table1, table2
 from ssrseg.reporting.statistics import bootstrap, difference, holm
 from ssrseg.reporting.text_tables import TextTable, class_differences, data_of, sentence
@@ -52,6 +52,11 @@ def group(folder: Path, method: dict[str, Any], mious: Sequence[float], first: i
 def two(folder: Path, one: Sequence[float], other: Sequence[float], first: int = 0) -> ssrseg.reporting.Comparison:
     """DAFormer and MIC with these scores; MIC's seeds begin at `first`."""
     return compare([*group(folder / "a", PARTS["DAFormer"], one), *group(folder / "b", PARTS["MIC"], other, first)])
+
+
+def names(runs: Sequence[Path]) -> list[str]:
+    """What their groups are called."""
+    return [group.name for group in compare(runs).groups]
 
 
 # statistics
@@ -154,13 +159,13 @@ def test_many_differences_are_shortened_but_names_stay_distinct(tmp_path: Path) 
     runs = group(tmp_path, {}, (0.5, 0.5, 0.5))
     for seed, run in enumerate(runs[:2]):
         change(run, optim__lr=1.0 + seed, optim__power=1.0 + seed, optim__warmup=1 + seed, optim__min_lr=1.0 + seed)
-    first, second = names([[read_run(run)] for run in runs[:2]])
+    first, second = names(runs[:2])
     assert first == "source-only (optim.lr=1.0, optim.warmup=1, optim.power=1.0, …)"
     assert second == "source-only (optim.lr=2.0, optim.warmup=2, optim.power=2.0, …)"
     change(runs[2], optim__lr=2.0, optim__power=2.0, optim__warmup=2, optim__min_lr=3.0)
     third = write_run(tmp_path / "third", {}, 3, 0.5)
     change(third, optim__lr=1.0, optim__power=1.0, optim__warmup=1, optim__min_lr=4.0)
-    found = names([[read_run(run)] for run in (*runs, third)])
+    found = names([*runs, third])
     assert found[1:3] == [
         "source-only (optim.lr=2.0, optim.warmup=2, optim.power=2.0, optim.min_lr=2.0)",
         "source-only (optim.lr=2.0, optim.warmup=2, optim.power=2.0, optim.min_lr=3.0)",
@@ -173,7 +178,7 @@ def test_what_is_usual_is_not_said(tmp_path: Path) -> None:
     change(runs[1], method__regularizer__foundation__weights="none")
     change(runs[2], method__regularizer__stages=[3])
     change(runs[3], method__regularizer__stages=[2, 3])
-    assert names([[read_run(run)] for run in runs]) == [
+    assert names(runs) == [
         "DAFormer + SSR",
         "DAFormer + SSR (method.regularizer.foundation.weights=none)",
         "DAFormer + SSR (method.regularizer.stages=[3])",

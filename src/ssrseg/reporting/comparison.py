@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from ssrseg.errors import UserError
-from ssrseg.reporting.grouping import essentials, grouped, members, methods, names
+from ssrseg.reporting.grouping import grouped, members
 from ssrseg.reporting.statistics import Difference, Seeded, Spread, difference, holm, over_seeds, spread
 from ssrseg.runs.records import RunRecord, Score, read_run, setting
 
@@ -30,11 +30,8 @@ class Group:
     """The published method, without what tells two settings of it apart."""
     runs: tuple[RunRecord, ...]
     network: Network
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """Dotted path -> value of what can change the result."""
-        return essentials(self.runs[0])
+    settings: dict[str, Any]
+    """Dotted path -> value of what can change the result."""
 
     @property
     def scores(self) -> list[tuple[RunRecord, Score | None]]:
@@ -185,10 +182,8 @@ def compare_records(
     Raises:
         UserError: no such group as `against`.
     """
-    parts = grouped(runs)
     groups = tuple(
-        Group(name, method, tuple(part), network)
-        for name, method, part in zip(names(parts), methods([part[0] for part in parts]), parts, strict=True)
+        Group(name, method, tuple(part), network, settings) for name, method, part, settings in grouped(runs)
     )
     reference = groups[0]
     if against is not None:

@@ -29,25 +29,6 @@ from ssrseg.reporting.text_tables import (
     signed,
 )
 
-LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        **{mark: f"\\{mark}" for mark in "&%$#_{}"},
-        **{mark: f"${mark}$" for mark in "|<>"},
-        **{mark: f"{{{mark}}}" for mark in "[*"},  # which after a line break of a table begin an option
-        "\n": " ",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "±": r"$\pm$",
-        "−": "$-$",
-        "→": r"$\rightarrow$",
-        "✓": r"\checkmark",
-        "–": "--",
-        "…": r"\ldots{}",
-    }
-)
-"""Characters that LaTeX reads otherwise -> what prints them."""
-
 TEMPLATES = {"markdown": "compare.md.jinja", "latex": "compare.tex.jinja", "html": "compare.html.jinja"}
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html"}
 COLUMNS = (
@@ -103,7 +84,7 @@ def table_markdown(table: TextTable) -> str:
 
 def latex(text: str) -> str:
     """Escape text so that LaTeX prints it as it is."""
-    return text.translate(LATEX)
+    return text.translate(str.maketrans(data_of("words.yaml")["latex"]))
 
 
 def _csv_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
@@ -124,7 +105,7 @@ def _csv_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
             if gap is None:
                 continue
             low, high = map(_points, gap.interval or (None, None))
-            row = {**both, "measure": "iou" if name else "miou", "class": name, "value": 100 * gap.mean}
+            row: dict[str, Any] = {**both, "measure": "iou" if name else "miou", "class": name, "value": 100 * gap.mean}
             row |= {"low": low, "high": high, "p": gap.p, "test": gap.test, "verdict": gap.verdict}
             if not name:
                 row |= {"p_holm": contrast.adjusted_p, "verdict": contrast.verdict}

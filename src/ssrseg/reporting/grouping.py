@@ -44,12 +44,34 @@ def members(folder: Path) -> list[Path]:
     return runs
 
 
-def grouped(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Put runs together that differ in nothing that can change the result but the seed, in the order of their first."""
-    found: dict[str, list[RunRecord]] = {}
+def grouped(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str, list[RunRecord], dict[str, Any]]]:
+    """Put runs together that differ in nothing that can change the result but the seed, in the order of their first.
+
+    Yields name, method, runs and `essentials` of each group. `oracle` is the method of one that trains with labels on
+    what is a target elsewhere among them. A name is the method; those of one method add the settings in which they
+    are unusual, the first three unless these leave two names equal.
+    """
+    parts: dict[str, list[RunRecord]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     for run in runs:
-        found.setdefault(json.dumps(essentials(run), sort_keys=True, default=str), []).append(run)
-    return list(found.values())
+        own = essentials(run)
+        key = json.dumps(own, sort_keys=True, default=str)
+        settings[key] = settings.get(key, own)
+        parts.setdefault(key, []).append(run)
+    firsts = {key: part[0] for key, part in parts.items()}
+    targets = [data for run in firsts.values() for role in ("target", "val") if (data := _data(run, role)) is not None]
+    whose = {key: _method(run) for key, run in firsts.items()}
+    for key, run in firsts.items():
+        if whose[key] == "source-only" and _data(run, "source") in targets:
+            whose[key] = "oracle"
+    long, short = {}, {}
+    for key, method in whose.items():
+        words = list(_unusual(settings[key], [other for each, other in settings.items() if whose[each] == method]))
+        few = [*words[:3], "…"] if len(words) > 3 else words
+        long[key], short[key] = (f"{method} ({', '.join(shown)})" if shown else method for shown in (words, few))
+    repeated = Counter(short.values())
+    for key, part in parts.items():
+        yield long[key] if repeated[short[key]] > 1 else short[key], whose[key], part, settings[key]
 
 
 def essentials(run: RunRecord) -> dict[str, Any]:
@@ -85,13 +107,6 @@ def _stage(folder: Path) -> str | None:
     return folder.name if RecipeFolder(folder.parent).exists else None
 
 
-def methods(runs: Sequence[RunRecord]) -> list[str]:
-    """Name the method of each run; `oracle` is one that trains with labels on what is a target elsewhere among them."""
-    targets = [found for run in runs for role in ("target", "val") if (found := _data(run, role)) is not None]
-    found = [(run, _method(run)) for run in runs]
-    return ["oracle" if name == "source-only" and _data(run, "source") in targets else name for run, name in found]
-
-
 def _method(run: RunRecord) -> str:
     """Name the method that the settings compose; of a recipe's stage, what the recipe makes with it."""
     stage = _stage(run.folder)
@@ -112,19 +127,6 @@ def _data(run: RunRecord, role: str) -> tuple[Any, ...] | None:
         return None
     split = None if data.get("split") in COMMON else data.get("split")
     return (split, *(_end(f"{role}.{key}", data.get(key)) for key in ("spec", "root", "images", "stems")))
-
-
-def names(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """Name groups distinctly: the method; those of one method add the settings in which they are unusual."""
-    whose = methods([group[0] for group in groups])
-    settings = [essentials(group[0]) for group in groups]
-    found = []
-    for method, own in zip(whose, settings, strict=True):
-        words = list(_unusual(own, [other for name, other in zip(whose, settings, strict=True) if name == method]))
-        few = [*words[:3], "…"] if len(words) > 3 else words
-        found.append((method, words, f"{method} ({', '.join(few)})" if words else method))
-    repeated = Counter(name for _, _, name in found)
-    return [f"{method} ({', '.join(words)})" if repeated[name] > 1 else name for method, words, name in found]
 
 
 def _unusual(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -113,7 +113,7 @@ def render(runs: Sequence[RunRecord]) -> str:
 def summary(groups: Sequence[Group]) -> Rows:
     """List the settings that matter, a value per group; rows that are empty in every group are left out."""
     rows = []
-    for label, paths in data_of("page.yaml")["settings"].items():
+    for label, paths in data_of("words.yaml")["settings"].items():
         found = [[setting(group.runs[0].config, path) for path in paths] for group in groups]
         rows.append((label, [", ".join(_text(each) for each in values if each is not None) for values in found]))
     rows.append(("seeds", [", ".join(str(run.seed) for run in group.runs) for group in groups]))
@@ -170,7 +170,7 @@ def choices(run: RunRecord) -> list[Choice]:
             correlation = spearman([values[step] for step in both], [truth[step] for step in both])
             found.append(
                 choice(
-                    data_of("page.yaml")["criteria"].get(criterion, criterion),
+                    data_of("words.yaml")["criteria"].get(criterion, criterion),
                     max(values, key=lambda s: values[s]),
                     correlation,
                 )

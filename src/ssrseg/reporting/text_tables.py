@@ -42,8 +42,11 @@ def overview(comparison: Comparison) -> TextTable:
     def row(title: str, measure: Callable[[Score], float | None]) -> tuple[str, ...]:
         return (title, *(cell(over_seeds(group.values(measure)), group.n) for group in groups))
 
+    def of(name: str) -> Callable[[Score], float | None]:
+        return lambda score: score.subsets.get(name)
+
     rows = [("runs with scores", *(str(group.n) for group in groups)), row("mIoU", lambda score: score.miou)]
-    rows += [row(f"mIoU of {name}", lambda score, name=name: score.subsets.get(name)) for name in subsets(comparison)]
+    rows += [row(f"mIoU of {name}", of(name)) for name in subsets(comparison)]
     rows.append(row("pixel accuracy", lambda score: score.pixel_accuracy))
     rows += [(name, *(cell(group.iou(name), group.n) for group in groups)) for name in comparison.classes]
     notes = [legend(comparison)]
