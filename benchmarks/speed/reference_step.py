@@ -184,7 +184,7 @@ class ReferenceStep:
         image = self.restore(image).clamp(0, 1)
         adjustments = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
         for i in torch.randperm(4).tolist():
-            image = adjustments[i](image, torch.full((1, 1, 1), (i < 3) + 0.4 * float(torch.rand(())) - 0.2))
+            image = adjustments[i](image, (i < 3) + 0.4 * float(torch.rand(())) - 0.2)
         return self.normalise(gaussian_blur(image, [0.15 + float(torch.rand(()))]))
 
 

@@ -18,30 +18,26 @@ from torchvision.transforms import functional as V
 from ssrseg.adapt import distributed
 
 
-def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Add factor - 1 and clamp to [0, 1]; images (B, 3, H, W), factor (B, 1, 1)."""
-    return (images + (factor[:, None] - 1)).clamp(0, 1)
+def adjust_brightness(images: Tensor, factor: float) -> Tensor:
+    """Add factor - 1 and clamp to [0, 1]."""
+    return (images + (factor - 1)).clamp(0, 1)
 
 
-def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
+def adjust_contrast(images: Tensor, factor: float) -> Tensor:
     """Multiply by factor, clamped to [0, 1]: not centred on the mean."""
-    return (images * factor[:, None]).clamp(0, 1)
+    return (images * factor).clamp(0, 1)
 
 
-def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
+def adjust_saturation(images: Tensor, factor: float) -> Tensor:
     """Multiply the saturation of HSV by factor, in [0, 1]."""
-    return turn_hsv(images, factor, torch.zeros_like(factor))
-
-
-def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
-    """Turn the hue by `factor` of a full turn."""
-    return turn_hsv(images, torch.ones_like(factor), factor)
-
-
-def turn_hsv(images: Tensor, scale: Tensor, turn: Tensor) -> Tensor:
-    """Multiply the saturation by `scale`, in [0, 1], and turn the hue by `turn` of a full turn; both (B, 1, 1)."""
     hue, saturation, value = rgb_to_hsv(images)
-    return hsv_to_rgb((hue + turn) % 1, (saturation * scale).clamp(0, 1), value)
+    return hsv_to_rgb(hue, (saturation * factor).clamp(0, 1), value)
+
+
+def adjust_hue(images: Tensor, factor: float) -> Tensor:
+    """Turn the hue by `factor` of a full turn."""
+    hue, saturation, value = rgb_to_hsv(images)
+    return hsv_to_rgb((hue + factor) % 1, saturation, value)
 
 
 def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,53 +64,22 @@ def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     return torch.stack([channel(5), channel(3), channel(1)], dim=1)
 
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-"""As a jitter's `orders` count them."""
-IDLE = (1.0, 1.0, 1.0, 0.0)
-"""Factors that change nothing."""
+ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 
 def color_jitter(images: Tensor, factors: Tensor, orders: Sequence[Sequence[int]]) -> Tensor:
-    """Apply the four adjustments one after the other, to each image in its own order.
-
-    The whole batch is processed at once, with as many operations for eight images as for two: whatever its order, an
-    image sees shifts and scales, a turn through HSV, shifts and scales, another turn, shifts and scales. An image that
-    has nothing to do is scaled by 1 or shifted by 0, which changes no bit.
+    """Adjust the colours of each image in its own order.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        factors: (4, B): brightness, contrast, saturation, hue; on the CPU.
-        orders: B permutations of 0..3.
+        factors: (4, B): of `ADJUSTMENTS`; on the CPU.
+        orders: for each image, the indices of its adjustments.
     """
-    for doing in zip(*(_rounds(order) for order in orders), strict=True):
-        if BRIGHTNESS in doing:
-            images = adjust_brightness(images, _chosen(factors, doing, BRIGHTNESS, images))
-        if CONTRAST in doing:
-            images = adjust_contrast(images, _chosen(factors, doing, CONTRAST, images))
-        if SATURATION in doing or HUE in doing:
-            scale, turn = (_chosen(factors, doing, kind, images) for kind in (SATURATION, HUE))
-            images = turn_hsv(images, scale, turn)
-    return images
-
-
-def _rounds(order: Sequence[int]) -> list[int | None]:
-    """Spread an order over eight rounds such that every order turns through HSV in the third and in the sixth."""
-    first, second = (place for place, kind in enumerate(order) if kind in (SATURATION, HUE))
-    stages = order[:first], order[first + 1 : second], order[second + 1 :]
-    before, between, after = ([*stage, *[None] * (2 - len(stage))] for stage in stages)
-    return [*before, order[first], *between, order[second], *after]
-
-
-def _chosen(factors: Tensor, doing: Sequence[int | None], kind: int, images: Tensor) -> Tensor:
-    """Return the factors (B, 1, 1) of one adjustment; idle for the images that have another one now."""
-    values = [factor if now == kind else IDLE[kind] for factor, now in zip(factors[kind].tolist(), doing, strict=True)]
-    return torch.tensor(values).to(images)[:, None, None]
-
-
-def _slices(images: Tensor) -> list[slice]:
-    """Cut the batch for processing: whole for a device, which waits between operations, by image for a CPU's cache."""
-    size = 1 if images.device.type == "cpu" else len(images)
-    return [slice(start, start + size) for start in range(0, len(images), size)]
+    jittered = list(images.split(1))
+    for i, (own, order) in enumerate(zip(factors.T.tolist(), orders, strict=True)):
+        for kind in order:
+            jittered[i] = ADJUSTMENTS[kind](jittered[i], own[kind])
+    return torch.cat(jittered)
 
 
 def gaussian_blur(images: Tensor, sigma: Sequence[float]) -> Tensor:
@@ -161,23 +126,17 @@ class StrongAugment:
     def __call__(self, images: Tensor) -> Tensor:
         """Augment images (B, 3, H, W) in [0, 1]."""
         jitter, blur = torch.rand(2, generator=self.generator).tolist()
-        if jitter > self.jitter_skipped:
-            images = self._jitter(images)
-        if blur > self.blur_skipped:
-            count = distributed.world() * len(images) if self.per_image else 1
-            sigma = (0.15 + torch.rand(count, generator=self.generator)).tolist()
-            own = sigma[distributed.rows(len(images))] if self.per_image else sigma * len(images)
-            images = gaussian_blur(images, own)
-        return images
-
-    def _jitter(self, images: Tensor) -> Tensor:
         count, rows = distributed.world() * len(images), distributed.rows(len(images))
-        factors = (2 * torch.rand(4, count, generator=self.generator) - 1) * self.strength
-        factors[:3] += 1
-        orders = [torch.randperm(4, generator=self.generator).tolist() for _ in range(count if self.per_image else 1)]
-        orders = orders if self.per_image else orders * count
-        factors, orders = factors[:, rows], orders[rows]
-        return torch.cat([color_jitter(images[s], factors[:, s], orders[s]) for s in _slices(images)])
+        own, times = (count, 1) if self.per_image else (1, count)
+        if jitter > self.jitter_skipped:
+            factors = (2 * torch.rand(4, count, generator=self.generator) - 1) * self.strength
+            factors[:3] += 1
+            orders = [torch.randperm(4, generator=self.generator).tolist() for _ in range(own)] * times
+            images = color_jitter(images, factors[:, rows], orders[rows])
+        if blur > self.blur_skipped:
+            sigma = (0.15 + torch.rand(own, generator=self.generator)).tolist() * times
+            images = gaussian_blur(images, sigma[rows])
+        return images
 
 
 @dataclass(frozen=True)
@@ -185,7 +144,7 @@ class PhotometricDistortion:
     """Distort colours as source-only training does, per image: brightness, contrast, saturation, hue.
 
     Each with probability 1/2; contrast comes second or last. The references work on 8-bit OpenCV images and round
-    after each step; this works on [0, 1] without rounding, on the whole batch at once.
+    after each step; this works on [0, 1] without rounding.
     """
 
     generator: Generator
@@ -193,40 +152,14 @@ class PhotometricDistortion:
     def __call__(self, images: Tensor) -> Tensor:
         """Distort images (B, 3, H, W) in [0, 1]."""
         count, rows = distributed.world() * len(images), distributed.rows(len(images))
-        drawn = [
-            (torch.rand(5, generator=self.generator), torch.rand(4, generator=self.generator)) for _ in range(count)
-        ]
-        chosen = torch.stack([chances < 0.5 for chances, _ in drawn[rows]], dim=1)  # (5, B)
-        strengths = torch.stack([2 * draws - 1 for _, draws in drawn[rows]], dim=1)  # (4, B)
-        strengths = strengths * torch.tensor([32 / 255, 0.5, 0.5, 0.1])[:, None]
-        return torch.cat([distort(images[s], chosen[:, s], strengths[:, s]) for s in _slices(images)])
-
-
-def distort(images: Tensor, chosen: Tensor, strengths: Tensor) -> Tensor:
-    """Distort each image (B, 3, H, W) by what was drawn for it.
-
-    Args:
-        images: in [0, 1].
-        chosen: (5, B) bool: brightness, contrast, saturation, hue, and contrast second rather than last; on the CPU.
-        strengths: (4, B): what the first four add to 1, or turn the hue by; on the CPU.
-    """
-    brightness, contrast, saturation, hue, early = chosen
-    steps = (
-        (adjust_brightness, 1 + strengths[0], brightness),
-        (adjust_contrast, 1 + strengths[1], contrast & early),
-        (adjust_saturation, 1 + strengths[2], saturation),
-        (adjust_hue, strengths[3], hue),
-        (adjust_contrast, 1 + strengths[1], contrast & ~early),
-    )
-    for adjust, factor, wanted in steps:
-        wishes = wanted.tolist()
-        if True not in wishes:
-            continue
-        adjusted = adjust(images, factor.to(images)[:, None, None])
-        if False in wishes:
-            adjusted = torch.where(wanted.to(images.device)[:, None, None, None], adjusted, images)
-        images = adjusted
-    return images
+        factors, orders = torch.empty(4, count), list[list[int]]()
+        for i in range(count):
+            brightness, contrast, saturation, hue, early = (torch.rand(5, generator=self.generator) < 0.5).tolist()
+            strengths = (2 * torch.rand(4, generator=self.generator) - 1) * torch.tensor([32 / 255, 0.5, 0.5, 0.1])
+            factors[:, i] = strengths + torch.tensor([1, 1, 1, 0])
+            early, late = contrast and early, contrast and not early
+            orders.append([0] * brightness + [1] * early + [2] * saturation + [3] * hue + [1] * late)
+        return color_jitter(images, factors[:, rows], orders[rows])
 
 
 @dataclass(frozen=True)

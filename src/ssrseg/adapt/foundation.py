@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import timm
@@ -64,7 +63,6 @@ class Frozen:
     # Not inference_mode: its tensors may not enter the student's graph.
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the features of images in [0, 1]."""
         height, width = self.input_size or _padded(images.shape[-2:], self.divisor)
         images = (images - self.mean) / self.std  # before the resizing: there are fewer pixels
         if images.shape[-2:] != (height, width):
@@ -86,31 +84,16 @@ def frozen_backbone(backbone: Backbone) -> Frozen:
     return Frozen(copy, lambda images: copy(images)[-1], channels=copy.channels[-1], mean=copy.mean, std=copy.std)
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """Hold how timm builds a foundation encoder."""
-
-    timm_name: str
-    divisor: int
-    """Sides of its input must be multiples of this."""
-    any_size: bool = False
-    """It interpolates its positions by itself: built at another size, published weights would not fit."""
-
-
-ENCODERS: dict[str, Encoder] = {
-    "sam-vit-b": Encoder("samvit_base_patch16.sa1b", 16, any_size=True),
-    "sam-vit-l": Encoder("samvit_large_patch16.sa1b", 16, any_size=True),
-    "sam-vit-h": Encoder("samvit_huge_patch16.sa1b", 16, any_size=True),
+ENCODERS = {
+    "sam-vit-b": "samvit_base_patch16.sa1b",
+    "sam-vit-l": "samvit_large_patch16.sa1b",
+    "sam-vit-h": "samvit_huge_patch16.sa1b",
 }
 """Short names; `timm:<name>` reaches every other encoder of timm."""
 
 
 def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
-    """Build the frozen encoder of a run.
-
-    Args:
-        config: which encoder, which weights, at which input size.
-        crop: (height, width) of the training crops: the input size when it is `native`.
+    """Build the frozen encoder of a run; `crop` (height, width) of the training is its input size when it is `native`.
 
     Raises:
         UserError: unknown encoder, or its weights cannot be had.
@@ -122,10 +105,13 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
         module: Any = demo.untrained_encoder() if config.weights == "none" else demo.demo_encoder()
         mean, std, divisor, note = demo.MEAN, demo.STD, demo.PATCH, ""
     else:
-        record = _record(config.encoder)
-        module, note = _create(record, config.weights, _padded(torch.Size(square or crop), record.divisor))
+        name = ENCODERS.get(config.encoder, config.encoder.removeprefix("timm:"))
+        if name == config.encoder or not timm.is_model(name.partition(".")[0]):
+            known = ", ".join(ENCODERS)
+            raise UserError(f"There is no foundation encoder {config.encoder!r}: choose {known} or timm:<name>.")
+        divisor = 16 if name.startswith("samvit_") else 32
+        module, note = _create(name, config.weights, _padded(torch.Size(square or crop), divisor))
         mean, std = (tuple(module.pretrained_cfg[key]) for key in ("mean", "std"))
-        divisor = record.divisor
     if config.weights == "none":
         note = f"{config.encoder}: random weights, which is a control and not a method"
     module = without_padding(module)
@@ -142,46 +128,33 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
     )
 
 
-def _record(name: str) -> Encoder:
-    if name in ENCODERS:
-        return ENCODERS[name]
-    prefix, _, timm_name = name.partition(":")
-    if prefix != "timm" or not timm.is_model(timm_name.partition(".")[0]):
-        raise UserError(f"There is no foundation encoder {name!r}: choose {', '.join(ENCODERS)} or timm:<name>.")
-    return Encoder(timm_name, 32, any_size=timm_name.startswith("samvit_"))
-
-
-def _create(record: Encoder, weights: str, size: tuple[int, int]) -> tuple[Any, str]:
+def _create(name: str, weights: str, size: tuple[int, int]) -> tuple[Any, str]:
     """Build timm's module, and a note about its weights."""
     options: dict[str, Any] = {"pretrained": weights != "none"}
-    state: Mapping[str, Tensor] = {}
+    note = ""
     if weights not in ("hub", "none"):
         state = read_checkpoint(weights).state
         options["pretrained_cfg_overlay"] = {"state_dict": dict(state)}  # timm translates the names
-    sized = [] if record.any_size else [{**options, "img_size": size}]
-    for attempt in (*sized, options):  # convolutional encoders have no image size
+        parts = Counter(key.partition(".")[0] for key in state)
+        if parts.pop("image_encoder", 0) and parts:
+            left = ", ".join(f"{count} of {part}" for part, count in parts.items())
+            note = f"{name}: the image encoder in {weights}; left out: {left}"
+    # SAM interpolates its positions by itself: built at another size, published weights would not fit.
+    sam = name.startswith("samvit_")
+    for sized in (options if sam else {**options, "img_size": size}, options):  # convolutional ones have no image size
         try:
-            module = timm.create_model(record.timm_name, **attempt)
+            module: Any = timm.create_model(name, **sized)
         except TypeError:
             continue
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"The weights of {record.timm_name} cannot be loaded from {weights!r}: {error}\n"
+                f"The weights of {name} cannot be loaded from {weights!r}: {error}\n"
                 "Set method.regularizer.foundation.weights to a local file (for SAM: sam_vit_b_01ec64.pth or its like)."
             ) from error
-        if record.any_size:  # else channels lie apart in all of SAM's residuals, and each norm copies them
-            patches: Any = module.patch_embed
-            patches.register_forward_hook(lambda layer, images, tokens: tokens.contiguous())
-        return module, _note(record, weights, state, len(module.state_dict()))
-    raise UserError(f"timm cannot build {record.timm_name!r}.")
-
-
-def _note(record: Encoder, weights: str, state: Mapping[str, Tensor], owned: int) -> str:
-    parts = Counter(key.partition(".")[0] for key in state if not key.startswith("image_encoder."))
-    if len(state) <= owned or not parts:
-        return ""
-    left = ", ".join(f"{count} of {part}" for part, count in parts.items())
-    return f"{record.timm_name}: the image encoder in {weights}; left out: {left}"
+        if sam:  # else channels lie apart in all of SAM's residuals, and each norm copies them
+            module.patch_embed.register_forward_hook(lambda layer, images, tokens: tokens.contiguous())
+        return module, note
+    raise UserError(f"timm cannot build {name!r}.")
 
 
 def feature_map(module: Any) -> Callable[[Tensor], Tensor]:

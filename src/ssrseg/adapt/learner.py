@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,8 @@ from ssrseg.adapt.terms import Term
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Segmenter
 
-
-class ViewMaker(Protocol):
-    """Make a view from the batch and the teacher's labels."""
-
-    def __call__(self, batch: Batch, pseudo: Pseudo, /) -> View:
-        """Return the view."""
-        ...
+ViewMaker = Callable[[Batch, Pseudo], View]
+"""Makes a view from the batch and the teacher's labels."""
 
 
 def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
@@ -37,7 +32,7 @@ class _WithGradients(torch.autograd.Function):
     """Attach gradients that are known already: the loss of its inputs, whose backward returns them times its factor."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, found: list[Tensor], *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, loss: Tensor, found: Sequence[Tensor], *inputs: Tensor) -> Tensor:
         ctx.save_for_backward(*found)
         return loss.clone()
 
@@ -53,10 +48,7 @@ class Learner(nn.Module):
     Data parallelism wraps this and nothing else: an encoder or head called outside the wrapped `forward` gives
     every process other gradients, without any error.
 
-    Args:
-        student: the segmenter to train.
-        terms: losses by name.
-        head_only: freeze the backbone: no gradients, and its BatchNorm as at inference.
+    `head_only` freezes the backbone: no gradients, and its BatchNorm as at inference.
     """
 
     def __init__(self, student: Segmenter, terms: Mapping[str, Term], *, head_only: bool = False) -> None:
@@ -70,7 +62,6 @@ class Learner(nn.Module):
             student.backbone.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Learner:
-        """Set training mode, but for a frozen backbone."""
         super().train(mode)
         if self.head_only:
             self.student.backbone.eval()
@@ -101,9 +92,8 @@ class Learner(nn.Module):
         outer, inner = zip(*inputs, strict=True)
         pairs = zip(outer, self.gradients(loss, inner), strict=True)
         reached = [(tensor, gradient) for tensor, gradient in pairs if gradient is not None]
-        settled: Tensor = _WithGradients.apply(
-            loss.detach(), [gradient for _, gradient in reached], *(tensor for tensor, _ in reached)
-        )
+        tensors, found = zip(*reached, strict=True)
+        settled: Tensor = _WithGradients.apply(loss.detach(), found, *tensors)
         return settled
 
 

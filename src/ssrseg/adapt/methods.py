@@ -16,7 +16,7 @@ from ssrseg.adapt.learner import Learner, ViewMaker
 from ssrseg.adapt.regularizer import Regularizer
 from ssrseg.adapt.teacher import NoTeacher, Teacher
 from ssrseg.adapt.terms import FeatureDistance, Segmentation, Term
-from ssrseg.config import AugmentConfig, FeatureDistanceConfig, MaskedConfig, MethodConfig
+from ssrseg.config import AugmentConfig, FeatureDistanceConfig, MethodConfig
 from ssrseg.label_shift import find_priors
 from ssrseg.models.segmenter import Segmenter
 
@@ -144,25 +144,18 @@ def _things(config: FeatureDistanceConfig, classes: Sequence[str], notes: list[s
 
 
 def _makers(config: MethodConfig, generator: Generator, mean: Tensor) -> Iterator[ViewMaker]:
+    def augment(config: AugmentConfig | None, *, per_image: bool) -> views.Images:
+        return StrongAugment(generator, **config.model_dump(), per_image=per_image) if config else views.unchanged
+
     jitter = config.jitter and Jitter(generator, config.jitter.strength, config.jitter.hue)
     yield views.Source(PhotometricDistortion(generator) if config.distort else jitter or views.unchanged)
     if config.alignment is not None:
         yield views.Target(jitter or views.unchanged)
     if config.mixed is not None:
         draw = views.ClassMix(generator, of_batch=config.mixed.classes_of == "batch")
-        yield views.Mixed(draw, _augment(config.mixed.augment, generator, per_image=True))
-    if config.masked is not None:
-        yield _masked(config.masked, generator, mean)
-
-
-def _masked(config: MaskedConfig, generator: Generator, mean: Tensor) -> views.Masked:
-    select: dict[str, ViewMaker] = {"target": views.Target(), "source": views.Source(), "both": views.first_of_both}
-    draw = views.BlockMask(generator, config.ratio, config.block)
-    augment = _augment(config.augment, generator, per_image=False)
-    return views.Masked(draw, mean.cpu(), select[config.images_of], config.weight, augment)
-
-
-def _augment(config: AugmentConfig | None, generator: Generator, *, per_image: bool) -> views.Images:
-    if config is None:
-        return views.unchanged
-    return StrongAugment(generator, config.strength, config.jitter_skipped, config.blur_skipped, per_image)
+        yield views.Mixed(draw, augment(config.mixed.augment, per_image=True))
+    if (masked := config.masked) is not None:
+        select: dict[str, ViewMaker] = {"target": views.Target(), "source": views.Source(), "both": views.first_of_both}
+        hide = views.BlockMask(generator, masked.ratio, masked.block)
+        changed = augment(masked.augment, per_image=False)
+        yield views.Masked(hide, mean.cpu(), select[masked.images_of], masked.weight, changed)
