@@ -13,7 +13,7 @@ import ssrseg
 from factories import CLASSES, COLORS, random_image, random_labels, write_pairs
 from ssrseg.config import resolve
 from ssrseg.data import class_statistics, refuse_bad_data, train_batches
-from ssrseg.data.checks.inspect import colour_of, mean_colour
+from ssrseg.data.checks.inspect import colour_facts, colour_moments
 from ssrseg.errors import UserError
 
 
@@ -123,20 +123,21 @@ def test_the_facts_are_those_of_the_files(tmp_path):
 def test_colours_are_those_of_all_pixels():
     images = [torch.from_numpy(random_image(seed=seed)).permute(2, 0, 1) for seed in range(3)]
     pixels = torch.stack(images).double()
-    colour = mean_colour([colour_of(image) for image in images])
-    assert colour.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
-    assert colour.std == pytest.approx(pixels.transpose(0, 1).flatten(1).std(1, correction=0).tolist())
+    colour = colour_facts([colour_moments(image) for image in images])
+    assert colour["mean"] == pytest.approx(pixels.mean((0, 2, 3)).tolist())
+    assert colour["std"] == pytest.approx(pixels.transpose(0, 1).flatten(1).std(1, correction=0).tolist())
 
 
 def test_brightness_contrast_and_saturation_of_known_images():
-    grey = colour_of(torch.full((3, 8, 8), 90, dtype=torch.uint8))
-    assert (grey.brightness, grey.contrast, grey.saturation) == pytest.approx((90, 0, 0))
+    grey = colour_facts([colour_moments(torch.full((3, 8, 8), 90, dtype=torch.uint8))])
+    assert [grey[name] for name in ("brightness", "contrast", "saturation")] == pytest.approx([90, 0, 0])
+    assert colour_facts([]) is None
     red = torch.zeros(3, 8, 8, dtype=torch.uint8)
     red[0, :, :4] = 200
-    colour = colour_of(red)
-    assert colour.brightness == pytest.approx(0.299 * 100)
-    assert colour.contrast == pytest.approx(0.299 * 100)
-    assert colour.saturation == pytest.approx(0.5)  # black has none
+    colour = colour_facts([colour_moments(red)])
+    assert colour["brightness"] == pytest.approx(0.299 * 100)
+    assert colour["contrast"] == pytest.approx(0.299 * 100)
+    assert colour["saturation"] == pytest.approx(0.5)  # black has none
 
 
 def test_the_sheet_shows_images_labels_and_all_classes(tmp_path):

@@ -73,12 +73,7 @@ def read_pixels(path: Path, bound: tuple[int, int] | None = None) -> tuple[Pixel
 def decode(file: Image.Image, encoded: bytes) -> npt.NDArray[Any]:
     """Decode a file as it is stored: neither turned nor converted; of a palette, the indices; 16 bits as such.
 
-    Args:
-        file: the opened file, of which nothing was decoded yet.
-        encoded: its content.
-
-    Raises:
-        One of `BROKEN`: it is damaged.
+    `file` is the opened one, of which nothing was decoded yet. Raises one of `BROKEN` for a damaged one.
     """
     decoder = DECODERS.get((file.format, file.mode))
     whole = file.format != "JPEG" or encoded.endswith(b"\xff\xd9")  # libjpeg makes the rest of half a file up
@@ -93,12 +88,7 @@ def decode(file: Image.Image, encoded: bytes) -> npt.NDArray[Any]:
 
 
 def orientation_of(file: Image.Image, tail: bytes) -> int:
-    """Return the EXIF orientation, without decoding where that can be.
-
-    Args:
-        file: an opened file.
-        tail: its last bytes, `TAIL` of them.
-    """
+    """Return the EXIF orientation, without decoding where that can be; `tail` are the file's last `TAIL` bytes."""
     late = any(mark in tail for mark in (b"eXIf", b"Raw profile type", b"com.adobe.xmp"))
     # A PNG's own `getexif` decodes it all, as its EXIF may come last.
     exif = Image.Image.getexif(file) if file.format == "PNG" and not late else file.getexif()

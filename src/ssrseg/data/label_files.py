@@ -76,7 +76,8 @@ def _read(path: Path) -> Pixels:
     if pixels.ndim == 2:
         return pixels
     if pixels.dtype == np.uint8:
-        if _is_deep(encoded):  # Pillow keeps 8 of the bits, and not those of the label
+        if encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[24:26] in (b"\x10\x02", b"\x10\x06"):
+            # Of 16 bits and three channels, of which Pillow keeps 8 bits, and not those of the label.
             raise UserError(f"{path} cannot be read as a label map: its PNG data are broken.")
         return pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
     return pixels[..., 0]
@@ -113,11 +114,6 @@ def _ids_of_colors(pixels: Pixels, colors: Mapping[Color, int], path: Path) -> T
             "`color` of a class (smoothed edges come from resizing with interpolation)."
         )
     return torch.from_numpy(ids[places])
-
-
-def _is_deep(encoded: bytes) -> bool:
-    """Return whether a file is a PNG of 16 bits and three channels."""
-    return encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[24:26] in (b"\x10\x02", b"\x10\x06")
 
 
 # --- India Driving Dataset: polygons with names

@@ -72,30 +72,25 @@ def space_of(classes: Classes) -> tuple[LabelSpace, dict[int, int] | None]:
             raise UserError(f"There is no label space {classes!r}: use {', '.join(SPACES)}, or list your classes.")
         return SPACES[classes], None
     names = [entry.name for entry in classes]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"The class {twice[0]!r} is listed twice in `classes`.")
     if not names:
         raise UserError("`classes` is empty: list at least one class.")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"The class {twice[0]!r} is listed twice in `classes`.")
     if len(names) > IGNORE:
         raise UserError(
             f"`classes` lists {len(names)} classes; labels are bytes and {IGNORE} means ignore, so at most {IGNORE}."
         )
     colors = [entry.color or _color(i, len(names)) for i, entry in enumerate(classes)]
-    return LabelSpace(tuple(names), tuple(colors)), _raw_values(classes)
-
-
-def _raw_values(classes: Sequence[ClassConfig]) -> dict[int, int] | None:
+    space = LabelSpace(tuple(names), tuple(colors))
     if all(entry.ids is None for entry in classes):
-        return None
+        return space, None
     id_map: dict[int, int] = {}
     for i, entry in enumerate(classes):
         for raw in entry.ids if entry.ids is not None else (i,):
             if raw in id_map:
-                raise UserError(
-                    f"Raw label value {raw} is claimed by {classes[id_map[raw]].name!r} and {entry.name!r}."
-                )
+                raise UserError(f"Raw label value {raw} is claimed by {names[id_map[raw]]!r} and {entry.name!r}.")
             id_map[raw] = i
-    return id_map
+    return space, id_map
 
 
 def _color(index: int, count: int) -> Color:
@@ -125,12 +120,8 @@ def code_for(data: DataConfig, classes: Classes | None, source: DataConfig | Non
     """Return how the label files of a data set become class ids of a run.
 
     The data set's own `id_map` comes first. The classes of a published data set become the run's by the known mapping
-    or by what the run's own classes are made `of`, unless those give nothing but raw values (`ids`).
-
-    Args:
-        data: the data set.
-        classes: of the run; those of the source's layout when absent.
-        source: the labelled data set of the run; `data` when absent.
+    or by what the run's own classes are made `of`, unless those give nothing but raw values (`ids`). `source` is the
+    labelled data set of the run, `data` itself when absent; its layout gives the classes where there are none.
 
     Raises:
         UserError: the layout has other classes than the run, and nothing says how they become the run's.

@@ -74,15 +74,7 @@ def spec_of(data: DataConfig) -> Spec:
 
 
 def listing_of(data: DataConfig, *, labelled: bool = True) -> Listing:
-    """List the files of a data set, faults included.
-
-    Args:
-        data: the data set.
-        labelled: whether to look for labels.
-
-    Raises:
-        UserError: no such folder, or no list of stems.
-    """
+    """List the files of a data set, faults included; raises `UserError` without such a folder or list of stems."""
     twice: list[tuple[Path, Path]] = []
     images = _match(data.root, _glob(data, "images"), twice)
     labels = _match(data.labels_root or data.root, _glob(data, "labels"), twice) if labelled else {}
@@ -170,43 +162,28 @@ def _glob(data: DataConfig, kind: str) -> str:
 def _match(root: Path, glob: str, twice: list[tuple[Path, Path]]) -> dict[tuple[str, ...], Path]:
     """Find image files below `root`, keyed by the text that each wildcard matches; second ones are added to `twice`.
 
-    Unpacked files win: archives are searched for a glob that no unpacked file matches.
+    `*` matches within a folder, `**/` any folders. Unpacked files win: archives are searched for a glob that no
+    unpacked file matches.
     """
-    below = _fixed_part(glob)
-    return _keyed(list_files(root, below), glob, twice) or _keyed(list_members(root, below), glob, twice)
-
-
-def _keyed(files: list[tuple[str, Path]], glob: str, twice: list[tuple[Path, Path]]) -> dict[tuple[str, ...], Path]:
-    pattern, any_ending = _pattern(glob.removesuffix(".*")), glob.endswith(".*")
-    endings = {".json"} if glob.endswith(".json") else IMAGE_SUFFIXES
+    wildcards = {"**/": "((?:[^/]+/)*)", "**": "(.*)", "*": "([^/]*)"}
+    parts = re.split(r"(\*\*/|\*\*|\*)", glob.removesuffix(".*"))
+    pattern = re.compile("".join(wildcards.get(part) or re.escape(part) for part in parts))
+    any_ending, endings = glob.endswith(".*"), {".json"} if glob.endswith(".json") else IMAGE_SUFFIXES
+    # Nothing but the folders before the first wildcard needs to be walked.
+    below = "/".join(itertools.takewhile(lambda folder: "*" not in folder, glob.split("/")[:-1]))
     found: dict[tuple[str, ...], Path] = {}
-    for name, path in files:
-        if path.suffix.lower() not in endings or path.name.startswith("."):  # macOS leaves `._name.png`
-            continue
-        match = pattern.fullmatch(_without_suffix(name) if any_ending else name)
-        if match is None:
-            continue
-        *folders, last = (*match.groups(),) or ("",)
-        key = (*folders, last if any_ending else _without_suffix(last))
-        if key in found:
-            twice.append((found[key], path))
-        else:
-            found[key] = path
+    for listed in (list_files, list_members):
+        for name, path in listed(root, below):
+            if path.suffix.lower() not in endings or path.name.startswith("."):  # macOS leaves `._name.png`
+                continue
+            if match := pattern.fullmatch(_without_suffix(name) if any_ending else name):
+                *folders, last = (*match.groups(),) or ("",)
+                key = (*folders, last if any_ending else _without_suffix(last))
+                if found.setdefault(key, path) is not path:
+                    twice.append((found[key], path))
+        if found:
+            break
     return found
-
-
-def _fixed_part(glob: str) -> str:
-    """Return the folders before the first wildcard: nothing else needs to be walked."""
-    folders = glob.split("/")[:-1]
-    return "/".join(itertools.takewhile(lambda folder: "*" not in folder, folders))
-
-
-def _pattern(glob: str) -> re.Pattern[str]:
-    """Compile a glob, with a group for every wildcard: `*` within a folder, `**/` any folders."""
-    text = ""
-    for part in re.split(r"(\*\*/|\*\*|\*)", glob):
-        text += {"**/": "((?:[^/]+/)*)", "**": "(.*)", "*": "([^/]*)"}.get(part) or re.escape(part)
-    return re.compile(text)
 
 
 def _without_suffix(name: str) -> str:

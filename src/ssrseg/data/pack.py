@@ -66,7 +66,9 @@ def pack(data: DataConfig, out: Path, *, images_only: bool = False) -> int:
                 if not images_only:
                     label = pairs[number].label
                     add(name_below(label, data.labels_root or data.root), *_label(label, data))
-                add(name_below(image, data.root), _image(image, data))
+                pixels = ScaledFiles(data.resize).image(image).whole()  # a broken one is found now
+                content = read_bytes(image) if data.resize is None else _png(pixels.permute(1, 2, 0).numpy())
+                add(name_below(image, data.root), content)
             counted = {name: entry for name, entry in index.items() if entry[1] is not None}
             archive.writestr(zipfile.ZipInfo(INDEX), json.dumps(counted))
 
@@ -78,11 +80,6 @@ def pack(data: DataConfig, out: Path, *, images_only: bool = False) -> int:
     return len(images)
 
 
-def _image(path: Path, data: DataConfig) -> bytes:
-    pixels = ScaledFiles(data.resize).image(path).whole().permute(1, 2, 0).numpy()  # a broken one is found now
-    return read_bytes(path) if data.resize is None else _png(pixels)
-
-
 def _label(path: Path, data: DataConfig) -> tuple[bytes, Counts]:
     colored = is_colored(path)
     values = read_image(path).permute(1, 2, 0).numpy() if colored else read_raw_labels(path).numpy()
@@ -90,8 +87,9 @@ def _label(path: Path, data: DataConfig) -> tuple[bytes, Counts]:
         size = rescale_size(values.shape[1], values.shape[0], data.resize)
         values = np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_NEAREST), np.uint8)
     content = read_bytes(path) if data.resize is None else _png(values)
-    counts = [] if colored else np.bincount(values.ravel(), minlength=256).tolist()
-    return content, None if colored else {str(value): count for value, count in enumerate(counts) if count}
+    if colored:
+        return content, None
+    return content, {str(value): count for value, count in enumerate(np.bincount(values.ravel()).tolist()) if count}
 
 
 def _png(pixels: Pixels) -> bytes:

@@ -54,14 +54,9 @@ class Shuffled:
 
 
 def rare_class_probabilities(totals: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return P(c) = softmax((1 - f_c) / T) over the classes that occur (DAFormer, eq. 6-7); f_c: share of the pixels.
+    """Compute P(c) = softmax((1 - f_c) / T) over the classes that occur (DAFormer, eq. 6-7); f_c: share of the pixels.
 
-    Args:
-        totals: pixels per class (K,).
-        temperature: T.
-
-    Returns:
-        Class ids by ascending pixel count, and their probabilities, float32.
+    Takes the pixels per class (K,); returns class ids by ascending pixel count, and their probabilities, float32.
     """
     classes = totals.argsort(stable=True)
     classes = classes[totals[classes] > 0]
@@ -88,19 +83,18 @@ class RareClassSampler:
         self.classes, self.probabilities = rare_class_probabilities(statistics.totals, config.temperature)
         if not len(self.classes):
             raise UserError(NO_CLASS)
-        self.files = {int(c): self._files_of(statistics.pixels[:, c]) for c in self.classes}
+        self.files: dict[int, list[int]] = {}
         """Class id -> indices of the files that are drawn for it."""
+        for c in self.classes.tolist():
+            pixels = statistics.pixels[:, c]
+            enough = pixels > (self.min_pixels if (pixels > self.min_pixels).any() else pixels.max() // 2)
+            self.files[c] = enough.nonzero()[:, 0].tolist()
 
     def __call__(self, number: int, generator: Generator) -> Draw:
         """Draw the class by its probability, the file uniformly; the draw number has seeded the generator already."""
         class_id = int(self.classes[int(torch.multinomial(self.probabilities, 1, generator=generator))])
         files = self.files[class_id]
         return Draw(files[int(torch.randint(len(files), (), generator=generator))], class_id, self.enough)
-
-    def _files_of(self, pixels: Tensor) -> list[int]:
-        many = (pixels > self.min_pixels).nonzero()[:, 0]
-        files: list[int] = (many if len(many) else (pixels > pixels.max() // 2).nonzero()[:, 0]).tolist()
-        return files
 
 
 class ClassBalancedSampler:
@@ -141,11 +135,9 @@ class ClassBalancedSampler:
 
 
 def class_weights(seen: Tensor, offset: float) -> Tensor:
-    """Return weights 1 / ln(offset + r_c), normalised; r_c = n_c / sum n, and 0 before anything was seen.
+    """Compute weights 1 / ln(offset + r_c), normalised; r_c = n_c / sum n, and 0 before anything was seen.
 
-    Args:
-        seen: n_c, (K,).
-        offset: above 1.
+    `seen` is n_c, (K,); `offset` is above 1.
     """
     shares = seen / seen.sum().clamp(min=1)
     weights = 1 / (offset + shares).log()

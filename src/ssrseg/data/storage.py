@@ -48,7 +48,10 @@ def list_files(root: Path, below: str = "") -> list[tuple[str, Path]]:
     files: list[Path] = []
     for folder, folders, names in os.walk(root / below, followlinks=True):
         here = os.path.join(os.path.realpath(folder), "")
-        folders[:] = [name for name in folders if not _is_above(os.path.join(folder, name), here)]
+        paths = {name: os.path.join(folder, name) for name in folders}
+        links = {name for name, path in paths.items() if os.path.islink(path)}
+        above = {name for name in links if here.startswith(os.path.join(os.path.realpath(paths[name]), ""))}
+        folders[:] = [name for name in folders if name not in above]
         files += [Path(folder, name) for name in names]
     return [(path.relative_to(root).as_posix(), path) for path in sorted(files)]
 
@@ -147,10 +150,6 @@ def values_of(path: Path) -> Tensor | None:
     if counted is None or checksum != _member(archive, name)[0].CRC:
         return None
     return torch.tensor([counted.get(str(value), 0) for value in range(256)])
-
-
-def _is_above(folder: str, here: str) -> bool:
-    return os.path.islink(folder) and here.startswith(os.path.join(os.path.realpath(folder), ""))
 
 
 # --- archives: every read opens, reads one range and closes, so threads and forked processes share nothing

@@ -30,12 +30,7 @@ def rescale_size(width: int, height: int, bound: tuple[int, int]) -> tuple[int, 
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize RGB bytes (3, H, W) to (3, height, width), bilinear without antialiasing: the references' OpenCV.
-
-    Args:
-        image: uint8.
-        size: (width, height).
-    """
+    """Resize RGB bytes (3, H, W) to `size` (width, height), bilinear without antialiasing: the references' OpenCV."""
     width, height = size
     if image.shape[-2:] == (height, width):
         return image
@@ -53,11 +48,7 @@ def resize_crop(pixels: npt.NDArray[np.uint8], size: tuple[int, int], box: Box) 
     """Cut a box (h, w, 3) out of a resized image, bit for bit; nothing below or right of it is computed.
 
     What lies above and left is computed: only from the corner on do all weights stay those of the whole image.
-
-    Args:
-        pixels: the image (H, W, 3).
-        size: (width, height) of the whole image after resizing.
-        box: in the resized image.
+    `pixels` is the image (H, W, 3), `size` its (width, height) after resizing, where the box lies.
     """
     rows, columns = box
     height, width = pixels.shape[:2]
@@ -103,9 +94,7 @@ def retry(draw: Callable[[], Box], accept: Callable[[Box], bool]) -> Box:
 def is_varied(labels: Tensor, max_share: float) -> bool:
     """Return whether the labelled pixels show at least two classes, none of which covers `max_share` or more.
 
-    Args:
-        labels: class ids, uint8, any shape.
-        max_share: 1 accepts everything.
+    `labels` are class ids, uint8, of any shape; a `max_share` of 1 accepts everything.
     """
     if max_share >= 1:
         return True

@@ -7,9 +7,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -56,7 +57,10 @@ def read_header(path: Path) -> Header:
         return Header(size, size, 1, "L", "JSON", 1, True)
     try:
         with open_file(path) as file, Image.open(file) as image:
-            stored, kind, tail = image.size, image.format or "", _tail(file)
+            stored, kind, begin = image.size, image.format or "", file.tell()
+            file.seek(max(0, file.seek(0, io.SEEK_END) - TAIL))
+            tail = file.read()
+            file.seek(begin)  # where Pillow goes on
             orientation = orientation_of(image, tail)
             shown = (stored[1], stored[0]) if orientation >= 5 else stored
             # A phone's JPEG of format MPO holds a preview or depth beside the photograph.
@@ -68,48 +72,39 @@ def read_header(path: Path) -> Header:
         raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
 
 
-def _tail(file: IO[bytes]) -> bytes:
-    begin = file.tell()
-    file.seek(max(0, file.seek(0, io.SEEK_END) - TAIL))
-    tail = file.read()
-    file.seek(begin)  # where Pillow goes on
-    return tail
+Moments = npt.NDArray[np.float64]
+"""Colours of an image (9,): means of red, green and blue in 0..255, means of their squares, mean and standard
+deviation of the luma (ITU-R BT.601), and mean saturation: (max - min) / max over the channels, as in HSV."""
 
 
-@dataclass(frozen=True)
-class Colour:
-    """Colour statistics of one image, or their mean over many; in 0..255 but for the saturation."""
-
-    mean: tuple[float, ...]
-    """Of red, green and blue."""
-    std: tuple[float, ...]
-    """Over all pixels of all images."""
-    brightness: float
-    """Mean luma (ITU-R BT.601)."""
-    contrast: float
-    """Standard deviation of the luma within an image, mean over images."""
-    saturation: float
-    """Mean of (max - min) / max over the three channels, that of HSV, in 0..1."""
-
-
-def colour_of(image: Tensor) -> Colour:
+def colour_moments(image: Tensor) -> Moments:
     """Compute the statistics of one image: RGB bytes (3, H, W)."""
     step = max(1, min(image.shape[1:]) // PIXELS)
     rgb = image[:, ::step, ::step].numpy().astype(np.float64)
     luma = np.tensordot(LUMA, rgb, axes=1)
     high, low = rgb.max(axis=0), rgb.min(axis=0)
     saturation = np.where(high > 0, (high - low) / np.maximum(high, 1), 0)
-    mean, std = (tuple(values.tolist()) for values in (rgb.mean(axis=(1, 2)), rgb.std(axis=(1, 2))))
-    return Colour(mean, std, float(luma.mean()), float(luma.std()), float(saturation.mean()))
+    means = rgb.mean(axis=(1, 2)), (rgb**2).mean(axis=(1, 2))
+    return np.concatenate([*means, [luma.mean(), luma.std(), saturation.mean()]])
 
 
-def mean_colour(colours: Sequence[Colour]) -> Colour:
-    """Average over images, each counted once whatever its size; at least one."""
-    means, stds = (np.array([getattr(one, name) for one in colours]) for name in ("mean", "std"))
-    mean = means.mean(axis=0)
-    std = np.sqrt((stds**2 + means**2).mean(axis=0) - mean**2)
-    plain = (float(np.mean([getattr(c, name) for c in colours])) for name in ("brightness", "contrast", "saturation"))
-    return Colour(tuple(mean.tolist()), tuple(std.tolist()), *plain)
+def colour_facts(moments: Sequence[Moments]) -> dict[str, Any] | None:
+    """Average over images, each counted once whatever its size; None without any.
+
+    Returns:
+        `mean` and `std` of red, green and blue over all pixels, `brightness`, `contrast` (the luma's standard
+        deviation within an image) and `saturation`.
+    """
+    if not moments:
+        return None
+    average = np.mean(moments, axis=0)
+    mean, square = average[:3], average[3:6]
+    spread = np.sqrt(np.maximum(square - mean**2, 0))
+    return {
+        "mean": mean.tolist(),
+        "std": spread.tolist(),
+        **dict(zip(("brightness", "contrast", "saturation"), average[6:].tolist(), strict=True)),
+    }
 
 
 @dataclass(frozen=True)
@@ -138,7 +133,7 @@ class Inspection:
     problems: list[Problem] = field(default_factory=list)
     size: tuple[int, int] | None = None
     """(width, height), as shown."""
-    colour: Colour | None = None
+    colour: Moments | None = None
     pixels: Tensor | None = None
     """Per class (K,) int64."""
     digest: bytes | None = None
@@ -150,14 +145,7 @@ class Inspection:
 
 
 def inspect_files(image: Path, label: Path | None, expected: Expected, *, whole: bool) -> Inspection:
-    """Examine an image and its label.
-
-    Args:
-        image: the image.
-        label: absent for a target.
-        expected: what they should be.
-        whole: decode them; else only the headers are read, unless a file seems cut off.
-    """
+    """Examine an image and its label: decode them if `whole`, else read the headers, unless a file seems cut off."""
     seen = Inspection(image, label, expected)
     headers: dict[str, Header] = {}
     for name, path in (("image", image), ("label", label)):
@@ -222,7 +210,7 @@ def _check_image(seen: Inspection, header: Header) -> None:
     except UserError as error:
         seen.report("image cannot be read", seen.image, str(error))
         return
-    seen.colour = colour_of(image)
+    seen.colour = colour_moments(image)
     seen.digest = hashlib.blake2b(read_bytes(seen.image), digest_size=16).digest()
     if seen.label is None and code is not None and header.mode in ("L", "P"):
         values = torch.unique(image[0] if header.mode == "L" else read_raw_labels(seen.image)).int()

@@ -1,22 +1,27 @@
-"""`ssrseg check-data`: all data of a run examined, printed, and left in a folder."""
+"""`ssrseg check-data`: all data of a run examined, printed, and left in a folder with a picture of them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
 from ssrseg.config import Settings
-from ssrseg.data.checks.contact_sheet import COLUMNS, Row, contact_sheet
+from ssrseg.data.checks.inspect import colour_facts
 from ssrseg.data.checks.problems import Problem, grouped
 from ssrseg.data.checks.survey import InspectedData, Survey, survey
 from ssrseg.data.class_statistics import ClassStatistics, save_statistics
+from ssrseg.data.images import read_image
+from ssrseg.data.label_files import read_labels
+from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.layouts import Pair
 from ssrseg.data.samplers import scaled_min_pixels
 from ssrseg.errors import UserError
@@ -26,6 +31,20 @@ SIZES = 4
 """Different sizes that are listed."""
 EXAMPLES = 5
 """Files that a warning lists; an error lists all."""
+CELL = (240, 180)
+"""(width, height) that bounds a picture in the contact sheet."""
+GAP, LINE, COLUMNS = 8, 20, 6
+WIDTH = GAP + COLUMNS * (CELL[0] + GAP)
+OPACITY = 0.6
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+COLOURS = (
+    ("mean red, green, blue", "mean", 0),
+    ("std red, green, blue", "std", 0),
+    ("brightness (0..255)", "brightness", 0),
+    ("contrast", "contrast", 0),
+    ("saturation (0..1)", "saturation", 2),
+)
+"""Rows of the printed table: title, key of `colour_facts`, digits."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +84,14 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
         "domains": {domain: _facts_of(domain, data, seen.space.names) for domain, data in seen.sets.items()},
     }
     report = DataReport(Path(out), seen.problems, facts)
+    problems = [
+        {**dataclasses.asdict(one), "path": str(one.path), "remedy": one.remedy, "fatal": one.fatal}
+        for one in seen.problems
+    ]
     try:
         report.folder.mkdir(parents=True, exist_ok=True)
-        problems = [
-            {**dataclasses.asdict(one), "path": str(one.path), "remedy": one.remedy, "fatal": one.fatal}
-            for one in seen.problems
-        ]
-        write_json(report.folder / "report.json", {"trainable": report.trainable, **report.facts, "problems": problems})
-        write_atomically(report.folder / "contact-sheet.png", lambda part: _draw(seen).save(part, "PNG"))
+        write_json(report.folder / "report.json", {"trainable": report.trainable, **facts, "problems": problems})
+        write_atomically(report.folder / "contact-sheet.png", lambda part: contact_sheet(seen).save(part, "PNG"))
     except OSError as error:
         raise UserError(
             f"Cannot write the report into {out}: {error.strerror or error}. Give another --out."
@@ -83,20 +102,18 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
     if code and pairs and len(source.pixels) == len(pairs):  # else training is refused for unreadable labels
         save_statistics(ClassStatistics(source.pixels), pairs, code, seen.space.num_classes)
     if console is not None:
-        _print(report.facts, report.problems, console)
-        verdict = "Training can start." if report.trainable else "Training would not work: mend the errors above."
-        console.print(f"{verdict} The data in pictures: {out}/contact-sheet.png", soft_wrap=True, highlight=False)
+        _print(report, console)
     return report
 
 
 def _facts_of(domain: str, data: InspectedData, names: Sequence[str]) -> dict[str, Any]:
-    pixels, colour = data.pixels, data.colour
+    pixels = data.pixels
     sizes = Counter(one.size for one in data.files if one.size is not None)
     found: dict[str, Any] = {
         "root": str(data.config.root),
         "images": len(data.files),
         "sizes": {f"{width}x{height}": count for (width, height), count in sizes.most_common()},
-        "colour": None if colour is None else dataclasses.asdict(colour),
+        "colour": colour_facts([one.colour for one in data.files if one.colour is not None]),
     }
     if domain != "target":
         total = max(1, int(pixels.sum()))
@@ -108,71 +125,88 @@ def _facts_of(domain: str, data: InspectedData, names: Sequence[str]) -> dict[st
     return found
 
 
-def _draw(seen: Survey) -> Any:
-    rows: list[Row] = []
-    shares = None
-    for name, data in seen.sets.items():
-        whole = [one for one in data.files if one.colour is not None and (one.pixels is not None or one.label is None)]
-        step = max(1, -(-len(whole) // COLUMNS))
-        files = [(one.image, one.label) for one in whole[::step]]
-        rows.append((f"{name}: {data.config.root} ({len(data.files)} images)", files, data.expected.code))
-        if name == "source" and len(data.pixels):
-            totals = data.pixels.sum(0)
-            shares = (totals / totals.sum().clamp(min=1)).tolist()
-    return contact_sheet(rows, seen.space, shares)
-
-
-def _print(facts: dict[str, Any], problems: Iterable[Problem], console: Console) -> None:
+def _print(report: DataReport, console: Console) -> None:
     """Print the facts as tables, the domains side by side, then every problem with its remedy."""
-    console.print(_domains(facts["domains"]))
-    console.print()
-    console.print(_classes(facts["classes"], facts["domains"]))
-    console.print()
-    text = f"Rare-class sampling counts a file for a class with more than {facts['min_pixels']} pixels of it"
-    console.print(f"{text} (min_pixels).", soft_wrap=True, highlight=False)
-    for headline, found in grouped(problems):
+    facts, domains = report.facts, report.facts["domains"].values()
+    table = Table("", *facts["domains"], box=None)
+    table.add_row("images", *(str(of["images"]) for of in domains))
+    table.add_row("labels", *(str(of.get("labels", "-")) for of in domains))
+    table.add_row("sizes", *(_sizes(of["sizes"]) for of in domains))
+    for title, key, digits in COLOURS:
+        cells = (
+            ", ".join(f"{x:.{digits}f}" for x in np.ravel(of["colour"][key])) if of["colour"] else "-" for of in domains
+        )
+        table.add_row(title, *cells)
+    console.print(table, "")
+    labelled = {domain: of["frequencies"] for domain, of in facts["domains"].items() if "frequencies" in of}
+    table = Table("class", *(f"{domain} {what}" for domain in labelled for what in ("pixels", "images")), box=None)
+    for name in facts["classes"]:
+        counts = [of[name] for of in labelled.values()]
+        table.add_row(name, *(cell for one in counts for cell in (f"{one['share']:.3%}", str(one["images"]))))
+    console.print(table, "")
+
+    def say(text: str, style: str = "") -> None:
+        text = text.encode(errors="replace").decode()  # a name that is no UTF-8 cannot be printed
+        console.print(text, style=style, markup=False, soft_wrap=True, highlight=False)
+
+    say(
+        f"Rare-class sampling counts a file for a class with more than {facts['min_pixels']} pixels of it (min_pixels)."
+    )
+    for headline, found in grouped(report.problems):
         word, style = ("error", "red") if found[0].fatal else ("warning", "yellow")
         shown = found if found[0].fatal else found[:EXAMPLES]
         lines = [f"{word}: {headline}", *(f"  {one.text}" for one in shown)]
         if len(shown) < len(found):
             lines.append(f"  ... and {len(found) - len(shown)} more, listed in report.json")
-        lines.append(f"  -> {found[0].remedy}")
-        text = "\n".join(lines).encode(errors="replace").decode()  # a name that is no UTF-8 cannot be printed
-        console.print(text, style=style, markup=False, soft_wrap=True, highlight=False)
-
-
-def _domains(domains: dict[str, Any]) -> Table:
-    table = Table("", *domains, box=None)
-    table.add_row("images", *(str(of["images"]) for of in domains.values()))
-    table.add_row("labels", *(str(of.get("labels", "-")) for of in domains.values()))
-    table.add_row("sizes", *(_sizes(of["sizes"]) for of in domains.values()))
-    for text, key, digits in (
-        ("mean red, green, blue", "mean", 0),
-        ("std red, green, blue", "std", 0),
-        ("brightness (0..255)", "brightness", 0),
-        ("contrast", "contrast", 0),
-        ("saturation (0..1)", "saturation", 2),
-    ):
-        colours = [of["colour"] for of in domains.values()]
-        table.add_row(text, *("-" if colour is None else _number(colour[key], digits) for colour in colours))
-    return table
-
-
-def _number(value: Any, digits: int) -> str:
-    values = value if isinstance(value, tuple | list) else [value]
-    return ", ".join(f"{one:.{digits}f}" for one in values)
+        say("\n".join([*lines, f"  -> {found[0].remedy}"]), style)
+    verdict = "Training can start." if report.trainable else "Training would not work: mend the errors above."
+    say(f"{verdict} The data in pictures: {report.folder}/contact-sheet.png")
 
 
 def _sizes(sizes: dict[str, int]) -> str:
-    shown = [f"{size}: {count}" for size, count in list(sizes.items())[:SIZES]]
-    rest = len(sizes) - SIZES
-    return "\n".join([*shown, f"and {rest} more"] if rest > 0 else shown) or "-"
+    shown = [f"{size}: {count}" for size, count in sizes.items()]
+    rest = [f"and {len(shown) - SIZES} more"] if len(shown) > SIZES else []
+    return "\n".join(shown[:SIZES] + rest) or "-"
 
 
-def _classes(names: list[str], domains: dict[str, Any]) -> Table:
-    labelled = {domain: of["frequencies"] for domain, of in domains.items() if "frequencies" in of}
-    table = Table("class", *(f"{domain} {what}" for domain in labelled for what in ("pixels", "images")), box=None)
-    for name in names:
-        counts = [of[name] for of in labelled.values()]
-        table.add_row(name, *(cell for one in counts for cell in (f"{one['share']:.3%}", str(one["images"]))))
-    return table
+def contact_sheet(seen: Survey) -> Image.Image:
+    """Draw each data set's images, `COLUMNS` at most, above the same with labels overlaid, and a legend below."""
+    strips = [_strip(domain, data, seen.space) for domain, data in seen.sets.items()]
+    counts = seen.sets["source"].pixels
+    totals = counts.sum(0) / counts.sum().clamp(min=1)
+    strips.append(_legend(seen.space, totals.tolist() if len(counts) else None))
+    return Image.fromarray(np.concatenate([np.asarray(strip) for strip in strips]))
+
+
+def _strip(domain: str, data: InspectedData, space: LabelSpace) -> Image.Image:
+    whole = [one for one in data.files if one.colour is not None and (one.pixels is not None or one.label is None)]
+    shown, code = whole[:: max(1, -(-len(whole) // COLUMNS))], data.expected.code
+    lines = 2 if any(one.label for one in shown) else 1
+    strip = Image.new("RGB", (WIDTH, LINE + 2 * GAP + lines * (CELL[1] + GAP)), WHITE)
+    ImageDraw.Draw(strip).text((GAP, GAP), f"{domain}: {data.config.root} ({len(data.files)} images)", BLACK)
+    palette = np.zeros((256, 3), np.uint8)  # ignored pixels are black
+    palette[: space.num_classes] = space.colors
+    for column, one in enumerate(shown):
+        left, top = GAP + column * (CELL[0] + GAP), LINE + GAP
+        image = Image.fromarray(read_image(one.image).permute(1, 2, 0).numpy())
+        scale = min(CELL[0] / image.width, CELL[1] / image.height)
+        small = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
+        strip.paste(small, (left, top))
+        if one.label is not None and code is not None:
+            marks = Image.fromarray(palette[read_labels(one.label, code).numpy()])
+            marks = marks.resize(small.size, Image.Resampling.NEAREST)
+            strip.paste(Image.blend(small, marks, OPACITY), (left, top + CELL[1] + GAP))
+    return strip
+
+
+def _legend(space: LabelSpace, shares: Sequence[float] | None) -> Image.Image:
+    """Draw the classes' colours and names, with their shares of the labelled pixels (0..1) where there are any."""
+    lines = -(-(space.num_classes + 1) // COLUMNS)
+    strip = Image.new("RGB", (WIDTH, 2 * GAP + lines * LINE), WHITE)
+    draw = ImageDraw.Draw(strip)
+    for i, (name, color) in enumerate(zip([*space.names, "ignored"], [*space.colors, BLACK], strict=True)):
+        left, top = GAP + i % COLUMNS * (CELL[0] + GAP), GAP + i // COLUMNS * LINE
+        draw.rectangle((left, top, left + LINE, top + LINE - 6), fill=color)
+        share = f"  {shares[i]:.2%}" if shares is not None and i < len(shares) else ""
+        draw.text((left + LINE + GAP, top), f"{name}{share}", BLACK)
+    return strip

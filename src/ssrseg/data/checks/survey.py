@@ -15,7 +15,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ssrseg.config import DataConfig, Settings
-from ssrseg.data.checks.inspect import Colour, Expected, Inspection, inspect_files, mean_colour
+from ssrseg.data.checks.inspect import Expected, Inspection, inspect_files
 from ssrseg.data.checks.problems import Problem, notes, refuse
 from ssrseg.data.label_mapping import code_for, resolve_space
 from ssrseg.data.label_spaces import LabelSpace
@@ -43,12 +43,6 @@ class InspectedData:
     files: list[Inspection]
 
     @property
-    def colour(self) -> Colour | None:
-        """Mean over the images that were decoded; absent when none was."""
-        colours = [one.colour for one in self.files if one.colour is not None]
-        return mean_colour(colours) if colours else None
-
-    @property
     def pixels(self) -> Tensor:
         """Per class, of every label that was decoded (labels, K) int64."""
         pixels = [one.pixels for one in self.files if one.pixels is not None]
@@ -73,11 +67,7 @@ class Survey:
 def refuse_bad_data(settings: Settings) -> list[str]:
     """Examine all headers and some files of a run before it trains; `ssrseg check-data` decodes every one.
 
-    Returns:
-        Notes for the user about what does not prevent training.
-
-    Raises:
-        UserError: everything that was found that does.
+    Returns notes for the user about what does not prevent training; raises one `UserError` of all that does.
     """
     problems = survey(settings, some=DECODED).problems
     refuse(problems)
@@ -85,13 +75,10 @@ def refuse_bad_data(settings: Settings) -> list[str]:
 
 
 def survey(settings: Settings, *, some: int | None = None, console: Console | None = None) -> Survey:
-    """Examine all data of a run and collect every problem.
+    """Examine all data of a run and collect every problem; shows progress on a console that is a terminal.
 
-    Args:
-        settings: of the run.
-        some: decode at most this many files of each data set, evenly spread, and those that seem cut off; of the
-            others read the headers only. All are decoded when absent.
-        console: shows progress when it is a terminal.
+    With `some`, at most that many files of each data set are decoded, evenly spread, and those that seem cut off; of
+    the others only headers are read.
 
     Raises:
         UserError: the settings do not say which classes there are, or name an unknown layout.
