@@ -168,7 +168,12 @@ def test_workers_that_share_nothing_draw_the_same(tmp_path, method):
     run = settings(tmp_path, rare_class={}, steps=3, cache=tmp_path / "cache")
     whole = list(train_batches(run))
     spawned = settings(tmp_path, rare_class={}, steps=3, workers=1, cache=tmp_path / "cache")
-    others = list(train_batches(spawned, start_method=method))
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        others = list(train_batches(spawned))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
     assert [same(a, b) for a, b in zip(whole, others, strict=True)] == [True] * 3
 
 

@@ -169,7 +169,7 @@ def counting(pairs, calls):
         return read(path, code)
 
     module.read_labels = slow
-    class_statistics(pairs, TABLE, 4, workers=1)
+    class_statistics(pairs, TABLE, 4)
     calls.put(len(seen))
 
 

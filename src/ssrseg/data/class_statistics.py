@@ -38,8 +38,8 @@ class ClassStatistics:
         return self.pixels.sum(dim=0)
 
 
-def class_statistics(pairs: Sequence[Pair], code: LabelCode, num_classes: int, *, workers: int = 4) -> ClassStatistics:
-    """Count every label file once, with `workers` threads, and keep the counts in the user's cache folder.
+def class_statistics(pairs: Sequence[Pair], code: LabelCode, num_classes: int) -> ClassStatistics:
+    """Count every label file once and keep the counts in the user's cache folder.
 
     Later calls read them there while files and mapping are the same. Of several processes that ask at once, one
     counts and the others wait for it. A cache folder that cannot be written is no error.
@@ -47,7 +47,7 @@ def class_statistics(pairs: Sequence[Pair], code: LabelCode, num_classes: int, *
     with _entry(pairs, code, num_classes) as place:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             return ClassStatistics(torch.tensor(json.loads(place.read_text(encoding="utf-8"))["pixels"]))
-        statistics = ClassStatistics(_count(pairs, code, num_classes, workers))
+        statistics = ClassStatistics(_count(pairs, code, num_classes))
         _write(statistics, place)
         return statistics
 
@@ -80,13 +80,13 @@ def _write(statistics: ClassStatistics, place: Path) -> None:
         write_json(place, {"pixels": statistics.pixels.tolist()})
 
 
-def _count(pairs: Sequence[Pair], code: LabelCode, num_classes: int, workers: int) -> Tensor:
+def _count(pairs: Sequence[Pair], code: LabelCode, num_classes: int) -> Tensor:
     def count(pair: Pair) -> Tensor:
         if (values := values_of(pair.label)) is not None:
             return torch.zeros(256, dtype=torch.int64).index_add(0, code.table.long(), values)[:num_classes]
         return torch.bincount(read_labels(pair.label, code).flatten(), minlength=256)[:num_classes]
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(4) as pool:
         counted = track(
             pool.map(count, pairs),
             "counting classes",

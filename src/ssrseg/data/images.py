@@ -39,8 +39,7 @@ DECODERS: dict[tuple[str | None, str], Callable[[bytes], npt.NDArray[Any]]] = {
 def read_image(path: Path) -> Tensor:
     """Read an image as RGB bytes (3, H, W), whatever it was: grey, palette, RGBA, CMYK, 16-bit, EXIF-rotated.
 
-    Raises:
-        UserError: the file is missing, truncated or no image.
+    Raises `UserError` when the file is missing, truncated or no image.
     """
     return to_tensor(read_pixels(path)[0])
 

@@ -20,9 +20,7 @@ from ssrseg.data.storage import read_bytes
 from ssrseg.errors import UserError
 
 Pixels = npt.NDArray[np.integer]
-BLACK = 0
-VALUE_MODES = ("L", "LA", "P", "I", "I;16", "1")
-COLOR_MODES = ("RGB", "RGBA")
+MODES = ("L", "LA", "P", "I", "I;16", "1", "RGB", "RGBA")
 Points = list[tuple[float, float]]
 LEVEL3: dict[str, int] = TABLES["idd_polygons"]
 """Name of a polygon -> id of `idd26`, the third level of the data set's hierarchy (AutoNUE/public-code)."""
@@ -65,7 +63,7 @@ def _read(path: Path) -> Pixels:
         raise UserError(f"{path} is a JPEG: its compression has changed the labels. Write labels as PNG.")
     try:
         with Image.open(io.BytesIO(encoded)) as file:
-            if file.mode not in VALUE_MODES + COLOR_MODES:
+            if file.mode not in MODES:
                 raise UserError(
                     f"{path} is a label in {file.mode}, expected one channel of class values, a palette image, "
                     "or the colours of classes as RGB."
@@ -97,7 +95,7 @@ def _values(pixels: Pixels, path: Path) -> Tensor:
 
 
 def _ids_of_colors(pixels: Pixels, colors: Mapping[Color, int], path: Path) -> Tensor:
-    coded = {BLACK: IGNORE} | {red << 16 | green << 8 | blue: i for (red, green, blue), i in colors.items()}
+    coded = {0: IGNORE} | {red << 16 | green << 8 | blue: i for (red, green, blue), i in colors.items()}
     known = np.array(sorted(coded), dtype=np.int32)
     ids = np.array([coded[color] for color in known.tolist()], dtype=np.uint8)
     wide = pixels.astype(np.int32)

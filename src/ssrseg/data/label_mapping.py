@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,18 +38,15 @@ class LabelCode:
 def lookup_table(id_map: Mapping[int, int], num_classes: int = IGNORE) -> Tensor:
     """Turn a map of raw values to ids into a table (256,) uint8; values that are not listed become ignore.
 
-    Raises:
-        UserError: a raw value outside 0..255, or an id that is neither a class nor ignore.
+    Raises `UserError` for a raw value outside 0..255, or an id that is neither a class nor ignore.
     """
     table = torch.full((256,), IGNORE, dtype=torch.uint8)
     for raw, new in id_map.items():
+        wrong = f"The id map says {raw} -> {new}, but"
         if not 0 <= raw <= 255:
-            raise UserError(f"The id map says {raw} -> {new}, but raw label values lie in 0..255.")
+            raise UserError(f"{wrong} raw label values lie in 0..255.")
         if not (0 <= new < num_classes or new == IGNORE):
-            raise UserError(
-                f"The id map says {raw} -> {new}, but there are {num_classes} classes "
-                f"(0..{num_classes - 1}, and {IGNORE} to ignore)."
-            )
+            raise UserError(f"{wrong} there are {num_classes} classes (0..{num_classes - 1}, and {IGNORE} to ignore).")
         table[raw] = new
     return table
 
@@ -100,11 +96,7 @@ def _color(index: int, count: int) -> Color:
 
 
 def resolve_space(classes: Classes | None, source: DataConfig) -> LabelSpace:
-    """Return the label space of a run: that of `classes`, else the one of the source's layout.
-
-    Raises:
-        UserError: an unknown label space, or neither names one.
-    """
+    """Return the label space of a run: that of `classes`, else the one of the source's layout; `UserError` without."""
     if classes is not None:
         return space_of(classes)[0]
     name = spec_of(source).space
@@ -168,13 +160,20 @@ def mapping_by_name(space: str, classes: Sequence[ClassConfig]) -> dict[int, int
         UserError: a name that no label space knows, a class that is taken twice, or nothing in common.
     """
     old = {name.casefold(): i for i, name in enumerate(SPACES[space].names)}
+    elsewhere = {known.casefold() for other in SPACES.values() for known in other.names}
     mapping: dict[int, int] = {}
     for i, entry in enumerate(classes):
         for name in (entry.name,) if entry.of is None else entry.of:
             if name == REST and entry.of is not None:
                 continue
             if name.casefold() not in old:
-                _check_known(name, space, entry)
+                if entry.of is None or name.casefold() not in elsewhere:  # a typing error
+                    raise UserError(
+                        f"The data have the classes of {space}, and {name!r} is none of them. "
+                        f"{SPACES[space].hint(name)} Say which of them the class {entry.name!r} is made of: "
+                        "`of: [...]` in `classes` (`of: []` for none, `of: ['*']` for all the rest), or give the data "
+                        "set an `id_map` (raw value: class id)."
+                    )
             elif mapping.setdefault(old[name.casefold()], i) != i:
                 other = classes[mapping[old[name.casefold()]]].name
                 raise UserError(f"The class {name!r} of {space} is taken by {other!r} and by {entry.name!r}.")
@@ -187,17 +186,3 @@ def mapping_by_name(space: str, classes: Sequence[ClassConfig]) -> dict[int, int
             f"{', '.join(entry.name for entry in classes)} take none: say what each is made `of`, or give an `id_map`."
         )
     return mapping
-
-
-def _check_known(name: str, space: str, entry: ClassConfig) -> None:
-    """Accept a class of another data set where it is asked for by `of`, but no typing error."""
-    elsewhere = {known.casefold() for other in SPACES.values() for known in other.names}
-    if entry.of is not None and name.casefold() in elsewhere:
-        return
-    near = difflib.get_close_matches(name.casefold(), [known.casefold() for known in SPACES[space].names], n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Its classes are {', '.join(SPACES[space].names)}."
-    raise UserError(
-        f"The data have the classes of {space}, and {name!r} is none of them. {hint} "
-        f"Say which of them the class {entry.name!r} is made of: `of: [...]` in `classes` "
-        "(`of: []` for none, `of: ['*']` for all the rest), or give the data set an `id_map` (raw value: class id)."
-    )

@@ -33,10 +33,14 @@ class LabelSpace:
     def index(self, name: str) -> int:
         """Return the id of a class; raises `UserError` that names the nearest one."""
         if name not in self.names:
-            near = difflib.get_close_matches(name, self.names, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"The classes are {', '.join(self.names)}."
-            raise UserError(f"There is no class {name!r}. {hint}")
+            raise UserError(f"There is no class {name!r}. {self.hint(name)}")
         return self.names.index(name)
+
+    def hint(self, name: str) -> str:
+        """Name the class that a wrong name is nearest to, or all classes."""
+        folded = {known.casefold(): known for known in self.names}
+        near = difflib.get_close_matches(name.casefold(), folded, n=1)
+        return f"Did you mean {folded[near[0]]!r}?" if near else f"The classes are {', '.join(self.names)}."
 
 
 def _mapping(old: LabelSpace, new: LabelSpace, parts: Mapping[str, Sequence[str]]) -> dict[int, int]:

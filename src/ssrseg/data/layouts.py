@@ -99,8 +99,7 @@ def no_image(data: DataConfig) -> str:
 def find_images(data: DataConfig) -> list[Path]:
     """Find all images of a data set, sorted; labels need not exist.
 
-    Raises:
-        UserError: no such folder, no image in it, or two files that the wildcards cannot tell apart.
+    Raises `UserError` without such a folder or any image, or for two files that the wildcards cannot tell apart.
     """
     listing = listing_of(data, labelled=False)
     _refuse(listing, data)
@@ -108,11 +107,7 @@ def find_images(data: DataConfig) -> list[Path]:
 
 
 def find_pairs(data: DataConfig) -> list[Pair]:
-    """Find all images with their labels, sorted by image.
-
-    Raises:
-        UserError: no image, an image without label, or two files that the wildcards cannot tell apart.
-    """
+    """Find all images with their labels, sorted by image; raises as `find_images`, and for an image without label."""
     listing = listing_of(data)
     _refuse(listing, data)
     if lonely := listing.without_label:

@@ -17,13 +17,12 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssrseg.config import DataConfig, LoaderConfig, Settings
-from ssrseg.data import samplers
 from ssrseg.data.cache import ScaledFiles
 from ssrseg.data.class_statistics import class_statistics
 from ssrseg.data.datasets import Crop, LabelledImages, SourceImages, TargetImages
 from ssrseg.data.label_mapping import Classes, code_for, resolve_space
 from ssrseg.data.layouts import find_images, find_pairs
-from ssrseg.data.samplers import SOURCE, TARGET, ClassBalancedSampler, RareClassSampler, Shuffled, generator_of
+from ssrseg.data.samplers import SOURCE, TARGET, ClassBalancedSampler, RareClassSampler, Sampler, Shuffled, generator_of
 from ssrseg.errors import UserError
 
 POLL = 5
@@ -97,9 +96,7 @@ def collate(samples: list[Sample] | UserError) -> RawBatch | UserError:
     return RawBatch(source, torch.stack(labels), torch.stack(target), torch.stack(valid), (*names, *target_names))
 
 
-def load(
-    draws: Draws, numbers: Iterable[list[int]], *, workers: int, timeout: int = 0, start_method: str | None = None
-) -> Iterator[RawBatch]:
+def load(draws: Draws, numbers: Iterable[list[int]], *, workers: int, timeout: int = 0) -> Iterator[RawBatch]:
     """Yield batches in order, made by worker processes.
 
     Args:
@@ -107,7 +104,6 @@ def load(
         numbers: the draw numbers of each batch.
         workers: how many processes; 0 makes the batches in this one.
         timeout: seconds without a batch after which to give up; 0 waits for ever.
-        start_method: of the workers: `fork`, `spawn` or `forkserver`; Python's own choice when absent.
 
     Raises:
         UserError: a file is at fault, a worker died, or the time is over.
@@ -119,7 +115,6 @@ def load(
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         generator=Generator().manual_seed(draws.seed),  # else it would take its seed from the global one
-        multiprocessing_context=start_method,
         worker_init_fn=_prepare_worker,
         timeout=min(POLL, timeout or POLL) if workers else 0,
     )
@@ -165,14 +160,7 @@ def _prepare_worker(index: int) -> None:
     cv2.setNumThreads(0)  # a worker is one core's; and OpenCV's thread pool does not survive a fork
 
 
-def train_batches(
-    settings: Settings,
-    *,
-    start: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    start_method: str | None = None,
-) -> Iterator[RawBatch]:
+def train_batches(settings: Settings, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[RawBatch]:
     """Yield the batches from step `start` to the last one, `train.accumulate` of them for each step.
 
     Args:
@@ -180,7 +168,6 @@ def train_batches(
         start: completed steps. A resumed run draws exactly what the uninterrupted one would have.
         rank: of this process; every process draws other samples.
         world: number of processes.
-        start_method: of the workers, see `load`.
 
     Raises:
         UserError: at once when files are missing or no label shows a class; later see `load`.
@@ -189,14 +176,14 @@ def train_batches(
     draws = Draws(source_images(settings), target_images(settings), settings.train.seed)
     turns = range(start * accumulate, settings.train.steps * accumulate)
     numbers = draw_numbers(turns, config.batch, rank, world)
-    return load(draws, numbers, workers=config.workers, timeout=config.timeout, start_method=start_method)
+    return load(draws, numbers, workers=config.workers, timeout=config.timeout)
 
 
 def source_images(settings: Settings) -> SourceImages:
     """Return the labelled stream."""
     data, config, seed = settings.source, settings.loader, settings.train.seed
     pairs, code = find_pairs(data), code_for(data, settings.classes)
-    sampler: samplers.Sampler = Shuffled(len(pairs), seed, SOURCE)
+    sampler: Sampler = Shuffled(len(pairs), seed, SOURCE)
     if config.rare_class is not None or config.class_balanced is not None:
         classes = resolve_space(settings.classes, data).num_classes
         statistics = class_statistics(pairs, code, classes)

@@ -19,7 +19,7 @@ from ssrseg.data.layouts import find_images, find_pairs
 from ssrseg.data.storage import INDEX, name_below, read_bytes
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
-from ssrseg.runs.atomic import write_atomically
+from ssrseg.runs.atomic import write_atomically, writing
 
 Counts = Mapping[str, int] | None
 """Raw value -> pixels; absent for colours and images."""
@@ -72,11 +72,8 @@ def pack(data: DataConfig, out: Path, *, images_only: bool = False) -> int:
             counted = {name: entry for name, entry in index.items() if entry[1] is not None}
             archive.writestr(zipfile.ZipInfo(INDEX), json.dumps(counted))
 
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(out):
         write_atomically(out, write)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
     return len(images)
 
 

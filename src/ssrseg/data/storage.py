@@ -59,11 +59,7 @@ def list_files(root: Path, below: str = "") -> list[tuple[str, Path]]:
 def list_members(root: Path, below: str = "") -> list[tuple[str, Path]]:
     """List the files in the archive `root`, or in the archives in that folder, as if they were unpacked there.
 
-    Returns:
-        Names below `root`, with `/`, and where the files lie: the archive's path, `/`, the member's. Sorted.
-
-    Raises:
-        UserError: an archive is broken or cannot be reached.
+    They lie at the archive's path, `/`, the member's. Raises `UserError` for an archive that is broken or out of reach.
     """
     if _is_archive(root):
         archives = [root]
@@ -79,8 +75,7 @@ def list_members(root: Path, below: str = "") -> list[tuple[str, Path]]:
 
 def read_bytes(path: Path) -> bytes:
     """Read a whole file, wherever it lies; raises `UserError` when it is missing, unreadable or empty."""
-    where = _in_archive(path)
-    if where is not None:
+    if where := _in_archive(path):
         encoded = _read_member(*where)
     elif isinstance(path, Url):
         encoded = read_url(path)
@@ -93,13 +88,8 @@ def read_bytes(path: Path) -> bytes:
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """Open a file to read parts of it, as its header: seekable; to be closed.
-
-    Raises:
-        UserError: it is missing or cannot be opened.
-    """
-    where = _in_archive(path)
-    if where is not None:
+    """Open a file, seekable, to read parts of it; raises `UserError` when it is missing or cannot be opened."""
+    if where := _in_archive(path):
         archive, name = where
         info, _ = _member(archive, name)
         if not isinstance(archive, Url) or info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
@@ -113,13 +103,8 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 def stamp(path: Path) -> str:
-    """Return what changes when the file does: its size, and its time, checksum or version.
-
-    Raises:
-        UserError: it is missing.
-    """
-    where = _in_archive(path)
-    if where is not None:
+    """Return size and time, checksum or version: they change when the file does; raises `UserError` without one."""
+    if where := _in_archive(path):
         info, _ = _member(*where)
         return f"{info.file_size} {info.CRC:08x}"
     if isinstance(path, Url):
@@ -136,14 +121,12 @@ def size_of(path: Path) -> int:
 
 def name_below(path: Path, root: Path) -> str:
     """Return the name of a file below `root`, with `/`, as it would be if archives were unpacked."""
-    where = _in_archive(path)
-    return where[1] if where else path.relative_to(root).as_posix()
+    return where[1] if (where := _in_archive(path)) else path.relative_to(root).as_posix()
 
 
 def values_of(path: Path) -> Tensor | None:
     """Return the pixels per raw value (256,) of a label, where they were counted when it was packed."""
-    where = _in_archive(path)
-    if where is None:
+    if (where := _in_archive(path)) is None:
         return None
     archive, name = where
     checksum, counted = _index(archive, stamp(archive)).get(name, (None, None))
@@ -156,9 +139,8 @@ def values_of(path: Path) -> Tensor | None:
 
 
 def _is_archive(path: Path) -> bool:
-    if isinstance(path, Url):
-        return path.suffix.lower().partition("?")[0] == ".zip"  # a query, as in `set.zip?download=1`
-    return path.suffix.lower() == ".zip" and path.is_file()
+    suffix = path.suffix.lower().partition("?")[0]  # a URL may have a query, as `set.zip?download=1`
+    return suffix == ".zip" and (isinstance(path, Url) or path.is_file())
 
 
 def _in_archive(path: Path) -> tuple[Path, str] | None:

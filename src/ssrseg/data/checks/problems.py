@@ -20,6 +20,8 @@ _TABLE: dict[str, dict[str, str]] = yaml.safe_load(
 )
 KINDS = _TABLE["errors"] | _TABLE["warnings"]
 """Every kind of fault that is detected -> instruction for the user."""
+EFFECTS = _TABLE["effects"]
+"""Kind of fault -> kind that only follows from it in the same data set, and is not reported too."""
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ from ssrseg.data.label_files import read_labels
 from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.layouts import Pair
 from ssrseg.data.samplers import scaled_min_pixels
-from ssrseg.errors import UserError
-from ssrseg.runs.atomic import write_atomically, write_json
+from ssrseg.runs.atomic import write_atomically, write_json, writing
 
 SIZES = 4
 """Different sizes that are listed."""
@@ -88,14 +87,9 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
         {**dataclasses.asdict(one), "path": str(one.path), "remedy": one.remedy, "fatal": one.fatal}
         for one in seen.problems
     ]
-    try:
-        report.folder.mkdir(parents=True, exist_ok=True)
-        write_json(report.folder / "report.json", {"trainable": report.trainable, **facts, "problems": problems})
+    with writing(place := report.folder / "report.json"):
+        write_json(place, {"trainable": report.trainable, **facts, "problems": problems})
         write_atomically(report.folder / "contact-sheet.png", lambda part: contact_sheet(seen).save(part, "PNG"))
-    except OSError as error:
-        raise UserError(
-            f"Cannot write the report into {out}: {error.strerror or error}. Give another --out."
-        ) from error
     source = seen.sets["source"]
     pairs = [Pair(one.image, one.label) for one in source.files if one.label is not None]
     code = source.expected.code

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssrseg.config import DataConfig, Settings
 from ssrseg.data.checks.inspect import Expected, Inspection, inspect_files
-from ssrseg.data.checks.problems import Problem, notes, refuse
+from ssrseg.data.checks.problems import EFFECTS, Problem, notes, refuse
 from ssrseg.data.label_mapping import code_for, resolve_space
 from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.layouts import listing_of, no_image, spec_of
@@ -24,14 +24,6 @@ from ssrseg.errors import UserError
 
 DECODED = 50
 """Files of each data set that are decoded before training; of the others only header and last bytes are read."""
-EFFECTS = {
-    "cannot be listed": {"label without image"},
-    "no class in any label": {"label without any class"},
-    "value of no class": {"no class in any label"},
-    "image is its own label": {"label cannot be read"},
-    "target is the source's labels": {"looks like a label map"},
-}
-"""Kind of problem -> kinds that only follow from it in the same data set, and are not reported too."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +91,7 @@ def survey(settings: Settings, *, some: int | None = None, console: Console | No
             problems += _check_classes(sets[domain], domain, space)
     problems += _between(sets, contents=some is None)
     known = {(one.domain, one.kind) for one in problems}
-    effects = {(domain, effect) for domain, kind in known for effect in EFFECTS.get(kind, ())}
+    effects = {(domain, EFFECTS.get(kind)) for domain, kind in known}
     return Survey(space, sets, [one for one in problems if (one.domain, one.kind) not in effects])
 
 
