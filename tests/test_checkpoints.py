@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 from factories import CLASSES, tiny_segmenter
 from ssrseg.adapt import build_method
 from ssrseg.adapt.methods import Method
-from ssrseg.config import MethodConfig, OptimConfig, TeacherConfig
+from ssrseg.config import OptimConfig
+from ssrseg.config.method import MethodConfig, TeacherConfig
 from ssrseg.errors import UserError
 from ssrseg.runs.atomic import remove_partials, write_atomically
 from ssrseg.training.checkpoint import load_checkpoint, previous, read_checkpoint, save_checkpoint

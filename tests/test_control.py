@@ -10,7 +10,7 @@ import torch
 
 from ssrseg.adapt import build_encoder
 from ssrseg.adapt.regularizer import Stage
-from ssrseg.config import FoundationConfig
+from ssrseg.config.method import FoundationConfig
 from ssrseg.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "accuracy"))

@@ -36,7 +36,8 @@ import torch
 import ssrseg.inference, ssrseg.models, ssrseg.training, ssrseg.planning, ssrseg.label_shift, ssrseg.cli
 from ssrseg.adapt import build_method
 from ssrseg.adapt.foundation import build_encoder
-from ssrseg.config import FoundationConfig, MethodConfig, MixedConfig, RegularizerConfig, TeacherConfig, TrainConfig
+from ssrseg.config import TrainConfig
+from ssrseg.config.method import FoundationConfig, MethodConfig, MixedConfig, RegularizerConfig, TeacherConfig
 from ssrseg.models import build_segmenter
 from ssrseg.training.setup import prepare
 

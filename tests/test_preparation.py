@@ -15,8 +15,15 @@ from factories import CLASSES, tiny_frozen, tiny_segmenter
 from ssrseg.adapt import Batch, Method, adapt, build_method
 from ssrseg.adapt.foundation import Frozen, build_encoder
 from ssrseg.adapt.regularizer import still_statistics
-from ssrseg.config import FeatureDistanceConfig as Distance
-from ssrseg.config import FoundationConfig, MethodConfig, MixedConfig, RegularizerConfig, TeacherConfig, TrainConfig
+from ssrseg.config import TrainConfig
+from ssrseg.config.method import (
+    FeatureDistanceConfig as Distance,
+    FoundationConfig,
+    MethodConfig,
+    MixedConfig,
+    RegularizerConfig,
+    TeacherConfig,
+)
 from ssrseg.cpu.training_layers import CONVOLUTIONS
 from ssrseg.errors import UserError
 from ssrseg.models import Segmenter, build_segmenter, load_segmenter

@@ -24,7 +24,8 @@ from factories import CLASSES, tiny_segmenter
 from several import UNDROPPED, adapting, record
 from ssrseg.adapt import BlockMask, ClassMix, StrongAugment, build_method, distributed
 from ssrseg.adapt.augment import PhotometricDistortion
-from ssrseg.config import MethodConfig, TrainConfig
+from ssrseg.config import TrainConfig
+from ssrseg.config.method import MethodConfig
 from ssrseg.errors import UserError
 from ssrseg.training.distributed import build_fabric, placement, sync_batchnorm
 from test_training import records, settings_for

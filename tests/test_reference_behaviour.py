@@ -23,7 +23,7 @@ from ssrseg.adapt import (
     pseudo_label,
     segmentation_loss,
 )
-from ssrseg.config import (
+from ssrseg.config.method import (
     FeatureDistanceConfig,
     MaskedConfig,
     MethodConfig,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssrseg.adapt.foundation import build_encoder
-from ssrseg.config import FoundationConfig
+from ssrseg.config.method import FoundationConfig
 from ssrseg.errors import UserError
 
 sam = pytest.importorskip("segment_anything.modeling.image_encoder", reason="segment-anything is not installed")

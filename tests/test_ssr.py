@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from factories import CLASSES, tiny_frozen, tiny_segmenter
 from ssrseg.adapt import Batch, Learner, Method, Regularizer, View, adapt, build_method, learner
-from ssrseg.config import (
+from ssrseg.config.method import (
     FeatureDistanceConfig,
     MaskedConfig,
     MethodConfig,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ssrseg.adapt import Frozen, build_encoder
-from ssrseg.config import FoundationConfig, Settings
+from ssrseg.config import Settings
+from ssrseg.config.method import FoundationConfig
 from ssrseg.errors import UserError
 
 

@@ -10,74 +10,46 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssrseg.config import Settings, resolve
-    from ssrseg.config import preset_summaries as presets
-    from ssrseg.data.checks.report import check_data
-    from ssrseg.data.pack import pack
-    from ssrseg.errors import UserError
-    from ssrseg.inference import Predictor, evaluate, export, predict
-    from ssrseg.label_shift import adjust, estimate_priors
-    from ssrseg.models import load
-    from ssrseg.models.convert import convert
-    from ssrseg.planning.plan import plan
-    from ssrseg.reporting import compare, model_card, report
-    from ssrseg.training import Extensions, Observer, train, train_seeds
+    from ssrseg.config import Settings as Settings, presets as presets, resolve as resolve
+    from ssrseg.data.checks.report import check_data as check_data
+    from ssrseg.data.pack import pack as pack
+    from ssrseg.errors import UserError as UserError
+    from ssrseg.inference import Predictor as Predictor, evaluate as evaluate, export as export, predict as predict
+    from ssrseg.label_shift import adjust as adjust, estimate_priors as estimate_priors
+    from ssrseg.models import load as load
+    from ssrseg.models.convert import convert as convert
+    from ssrseg.planning.plan import plan as plan
+    from ssrseg.reporting import compare as compare, model_card as model_card, report as report
+    from ssrseg.training import (
+        Extensions as Extensions,
+        Observer as Observer,
+        train as train,
+        train_seeds as train_seeds,
+    )
 
 __version__ = metadata.version("ssrseg")
 
-_WHERE = {
-    "Extensions": "ssrseg.training:Extensions",
-    "Observer": "ssrseg.training:Observer",
-    "Predictor": "ssrseg.inference:Predictor",
-    "Settings": "ssrseg.config:Settings",
-    "UserError": "ssrseg.errors:UserError",
-    "check_data": "ssrseg.data.checks.report:check_data",
-    "adjust": "ssrseg.label_shift:adjust",
-    "compare": "ssrseg.reporting:compare",
-    "convert": "ssrseg.models.convert:convert",
-    "estimate_priors": "ssrseg.label_shift:estimate_priors",
-    "evaluate": "ssrseg.inference:evaluate",
-    "export": "ssrseg.inference:export",
-    "load": "ssrseg.models:load",
-    "model_card": "ssrseg.reporting:model_card",
-    "pack": "ssrseg.data.pack:pack",
-    "plan": "ssrseg.planning:plan",
-    "predict": "ssrseg.inference:predict",
-    "presets": "ssrseg.config:preset_summaries",
-    "report": "ssrseg.reporting:report",
-    "resolve": "ssrseg.config:resolve",
-    "train": "ssrseg.training:train",
-    "train_seeds": "ssrseg.training:train_seeds",
+_NAMES = {
+    "config": ("Settings", "presets", "resolve"),
+    "data.checks.report": ("check_data",),
+    "data.pack": ("pack",),
+    "errors": ("UserError",),
+    "inference": ("Predictor", "evaluate", "export", "predict"),
+    "label_shift": ("adjust", "estimate_priors"),
+    "models": ("load",),
+    "models.convert": ("convert",),
+    "planning.plan": ("plan",),
+    "reporting": ("compare", "model_card", "report"),
+    "training": ("Extensions", "Observer", "train", "train_seeds"),
 }
+_WHERE = {name: f"ssrseg.{module}" for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "Extensions",
-    "Observer",
-    "Predictor",
-    "Settings",
-    "UserError",
-    "adjust",
-    "check_data",
-    "compare",
-    "convert",
-    "estimate_priors",
-    "evaluate",
-    "export",
-    "load",
-    "model_card",
-    "pack",
-    "plan",
-    "predict",
-    "presets",
-    "report",
-    "resolve",
-    "train",
-    "train_seeds",
-]
+
+def __dir__() -> list[str]:
+    return [*globals(), *_WHERE]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'ssrseg' has no attribute {name!r}")
-    module, _, attribute = _WHERE[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return getattr(import_module(_WHERE[name]), name)

@@ -120,8 +120,7 @@ def estimate_priors(
     out: Annotated[Path, typer.Option(help="the file of class priors")] = Path("priors.json"),
 ) -> None:
     """Count in how many images every class occurs: by labels in the source, by the model's eyes in the target."""
-    from ssrseg.label_shift import estimate_priors as estimate
-    from ssrseg.label_shift import priors_table
+    from ssrseg.label_shift import estimate_priors as estimate, priors_table
 
     priors = estimate(model, _settings(preset, config, source, target, None, words), out=out)
     _screen().print(priors_table(priors))
@@ -152,8 +151,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="the plan as JSON")] = None,
 ) -> None:
     """Say what a run will need, before it runs: FLOPs, memory, time, and what to change if it does not fit."""
-    from ssrseg.planning import plan as foresee
-    from ssrseg.planning import plan_tables
+    from ssrseg.planning import plan as foresee, plan_tables
     from ssrseg.runs.atomic import write_json
 
     roots = {"source": source, "target": target}
@@ -169,7 +167,7 @@ def plan(
 def presets() -> None:
     """List the published recipes."""
     table = Table("preset", "what it is", box=None)
-    for name, summary in settings_of.preset_summaries().items():
+    for name, summary in settings_of.presets().items():
         table.add_row(name, summary)
     _screen().print(table)
 
@@ -191,8 +189,7 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Score a model on labelled images: per-class IoU, mIoU, pixel accuracy."""
-    from ssrseg.inference import evaluate as score
-    from ssrseg.inference import scores_table
+    from ssrseg.inference import evaluate as score, scores_table
 
     tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
     classes, inference = tree.pop("classes", None), _inference(tree.pop("inference", {}), mode)
@@ -224,8 +221,7 @@ def predict(
     every: Annotated[int, typer.Option(help="of a video, label each n-th frame; the others keep its labels")] = 1,
 ) -> None:
     """Label your own pictures, id map, colour map and overlay of each, or a video."""
-    from ssrseg.inference import is_video, predict_video
-    from ssrseg.inference import predict as label
+    from ssrseg.inference import is_video, predict as label, predict_video
 
     tree = settings_of.assignments(words or [])
     inference = _inference(tree.pop("inference", {}), mode)
@@ -295,8 +291,7 @@ def compare(
     allow_unfinished: Annotated[bool, typer.Option("--allow-unfinished", help="take the latest scores")] = False,
 ) -> None:
     """Compare groups of runs: mean and deviation over seeds, paired differences, what is within noise."""
-    from ssrseg.reporting import compare as set_against
-    from ssrseg.reporting import comparison_text, format_of, print_comparison
+    from ssrseg.reporting import compare as set_against, comparison_text, format_of, print_comparison
     from ssrseg.runs.atomic import write_atomically
 
     format = format or (format_of(out) if out is not None else None)

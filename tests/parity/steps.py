@@ -13,12 +13,12 @@ from parity.models import CLASSES, DEAD, as_images, fill, segmenter_of
 from parity.pieces import accuracy
 from ssrseg.adapt import Batch, Masked, Mixed, Source, adapt, build_method
 from ssrseg.adapt.foundation import Frozen, frozen_backbone
-from ssrseg.config import (
+from ssrseg.config import OptimConfig
+from ssrseg.config.method import (
     FeatureDistanceConfig,
     MaskedConfig,
     MethodConfig,
     MixedConfig,
-    OptimConfig,
     RegularizerConfig,
     TeacherConfig,
 )

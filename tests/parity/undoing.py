@@ -13,8 +13,8 @@ from ssrseg.adapt import Batch, adapt, build_method
 from ssrseg.adapt.alignment import Discriminator, domain_loss, soft_classes
 from ssrseg.adapt.augment import gaussian_blur
 from ssrseg.adapt.views import Mixed, class_mask
-from ssrseg.config import ClassBalancedConfig, MethodConfig, MixedConfig, SGDConfig, TeacherConfig
-from ssrseg.config.method import AlignmentConfig, SegmentationConfig
+from ssrseg.config import ClassBalancedConfig, SGDConfig
+from ssrseg.config.method import AlignmentConfig, MethodConfig, MixedConfig, SegmentationConfig, TeacherConfig
 from ssrseg.data import SPACES, samplers
 from ssrseg.data.class_statistics import ClassStatistics
 from ssrseg.data.samplers import ClassBalancedSampler, class_weights, generator_of

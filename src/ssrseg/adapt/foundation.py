@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssrseg.adapt.sam_attention import without_padding
-from ssrseg.config import FoundationConfig
+from ssrseg.config.method import FoundationConfig
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import Backbone
 from ssrseg.models.weights import read_checkpoint

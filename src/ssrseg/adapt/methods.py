@@ -16,7 +16,7 @@ from ssrseg.adapt.learner import Learner, ViewMaker
 from ssrseg.adapt.regularizer import Regularizer
 from ssrseg.adapt.teacher import NoTeacher, Teacher
 from ssrseg.adapt.terms import FeatureDistance, Segmentation, Term
-from ssrseg.config import AugmentConfig, FeatureDistanceConfig, MethodConfig
+from ssrseg.config.method import AugmentConfig, FeatureDistanceConfig, MethodConfig
 from ssrseg.label_shift import find_priors
 from ssrseg.models.segmenter import Segmenter
 

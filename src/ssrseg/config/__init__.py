@@ -1,61 +1,38 @@
-"""Typed settings, in YAML or on the command line as `key.path=value`; an unknown key names the nearest valid one."""
+"""Typed settings, in YAML or on the command line as `key.path=value`; an unknown key names the nearest valid one.
 
-from ssrseg.config.base import Strict
-from ssrseg.config.data import ClassBalancedConfig, ClassConfig, DataConfig, LoaderConfig, RareClassConfig
-from ssrseg.config.method import (
-    AugmentConfig,
-    FeatureDistanceConfig,
-    FoundationConfig,
-    MaskedConfig,
-    MethodConfig,
-    MixedConfig,
-    RegularizerConfig,
-    TeacherConfig,
+The groups of the method are in `ssrseg.config.method`.
+"""
+
+from ssrseg.config.base import Strict as Strict
+from ssrseg.config.data import (
+    ClassBalancedConfig as ClassBalancedConfig,
+    ClassConfig as ClassConfig,
+    DataConfig as DataConfig,
+    LoaderConfig as LoaderConfig,
+    RareClassConfig as RareClassConfig,
 )
-from ssrseg.config.presets import assignments, compose, merge, preset_names, preset_summaries, read_preset, read_yaml
-from ssrseg.config.resolve import affects_result, dump, flatten, resolve, resolve_group
-from ssrseg.config.settings import Settings
+from ssrseg.config.settings import (
+    Settings as Settings,
+    affects_result as affects_result,
+    dump as dump,
+    flatten as flatten,
+    resolve as resolve,
+    resolve_group as resolve_group,
+)
 from ssrseg.config.training import (
-    CRITERIA,
-    InferenceConfig,
-    OptimConfig,
-    SelectionConfig,
-    SGDConfig,
-    TrainConfig,
+    CRITERIA as CRITERIA,
+    InferenceConfig as InferenceConfig,
+    OptimConfig as OptimConfig,
+    SelectionConfig as SelectionConfig,
+    SGDConfig as SGDConfig,
+    TrainConfig as TrainConfig,
 )
-
-__all__ = [
-    "CRITERIA",
-    "AugmentConfig",
-    "ClassBalancedConfig",
-    "ClassConfig",
-    "DataConfig",
-    "FeatureDistanceConfig",
-    "FoundationConfig",
-    "InferenceConfig",
-    "LoaderConfig",
-    "MaskedConfig",
-    "MethodConfig",
-    "MixedConfig",
-    "OptimConfig",
-    "RareClassConfig",
-    "RegularizerConfig",
-    "SGDConfig",
-    "SelectionConfig",
-    "Settings",
-    "Strict",
-    "TeacherConfig",
-    "TrainConfig",
-    "affects_result",
-    "assignments",
-    "compose",
-    "dump",
-    "flatten",
-    "merge",
-    "preset_names",
-    "preset_summaries",
-    "read_preset",
-    "read_yaml",
-    "resolve",
-    "resolve_group",
-]
+from ssrseg.config.trees import (
+    assignments as assignments,
+    compose as compose,
+    merge as merge,
+    preset_names as preset_names,
+    presets as presets,
+    read_preset as read_preset,
+    read_yaml as read_yaml,
+)

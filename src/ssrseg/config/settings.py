@@ -1,15 +1,21 @@
-"""All settings of a run, and of a recipe of several."""
+"""All settings of a run, and of a recipe of several: plain trees to checked settings, and back."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import Field, model_validator
+import yaml
+from pydantic import Field, ValidationError, model_validator
 
 from ssrseg.config.base import NO_EFFECT, Strict, by_default
 from ssrseg.config.data import Class, DataConfig, LoaderConfig
 from ssrseg.config.method import MethodConfig
 from ssrseg.config.training import AdamWConfig, InferenceConfig, ModelConfig, Optim, SelectionConfig, TrainConfig
+from ssrseg.errors import UserError
+
+Group = TypeVar("Group", bound=Strict)
 
 
 class StageConfig(Strict):
@@ -89,3 +95,95 @@ class Settings(Strict):
                 "loader.target_crop differs from loader.crop: the mixed view cannot paste one onto the other"
             )
         return self
+
+
+def resolve(tree: Mapping[str, Any]) -> Settings:
+    """Check a tree of settings; raises `UserError` that names every wrong key."""
+    return resolve_group(Settings, tree)
+
+
+def resolve_group(group: type[Group], tree: Mapping[str, Any], name: str = "settings") -> Group:
+    """Check a tree of one group of settings; raises `UserError` that names every wrong key."""
+    try:
+        return group.model_validate(tree)
+    except ValidationError as error:
+        problems = "\n".join(_explain(problem, group) for problem in error.errors())
+        raise UserError(f"The {name} are not valid:\n{problems}") from error
+
+
+def dump(settings: Settings) -> str:
+    """Write the settings as YAML that `resolve` reads back."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten a tree to dotted path -> leaf."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def affects_result(path: str) -> bool:
+    """Tell whether the setting at a dotted path can change a run's result by more than rounding.
+
+    Settings are marked where they are declared, alone or by their group. An unknown path is taken to matter.
+    """
+    groups: list[type[Strict]] = [Settings]
+    affects = True
+    for key in path.split("."):
+        found = next((group.model_fields[key] for group in groups if key in group.model_fields), None)
+        if found is None:
+            break
+        extra = found.json_schema_extra
+        affects = bool(extra.get("affects_result", affects)) if isinstance(extra, dict) else affects
+        groups = _groups_in(found.annotation)
+    return affects
+
+
+def _explain(error: Any, root: type[Strict]) -> str:
+    """Put a problem that pydantic found in words, under the path of the setting as the user writes it."""
+    words, groups, siblings = list[str](), [root], list[type[Strict]]()
+    for key in error["loc"]:
+        if len(groups) > 1 and (tagged := [group for group in groups if _tag(group)[1] == key]):
+            groups, siblings = tagged, groups  # pydantic's word for a member of a union, which no user wrote
+            continue
+        words.append(str(key))
+        owner = next((group for group in groups if key in group.model_fields), None)
+        if owner is not None:
+            groups, siblings = _groups_in(owner.model_fields[key].annotation), []
+    path = ".".join(words) or "settings"
+    if error["type"] == "extra_forbidden":
+        key = words[-1]
+        if others := [_tag(group) for group in siblings if key in group.model_fields]:
+            return f"  {path}: only with {' or '.join(f'{name}: {value}' for name, value in others)}."
+        return f"  {path}: no such setting.{nearest(key, [name for group in groups for name in group.model_fields])}"
+    if error["type"] == "union_tag_invalid":
+        name, known = error["ctx"]["discriminator"].strip("'"), [_tag(group)[1] for group in groups]
+        return f"  {path}.{name}: choose {' or '.join(known)} (found {error['ctx']['tag']!r})"
+    found = "" if error["type"] in ("missing", "value_error") else f" (found {error['input']!r})"
+    return f"  {path}: {error['msg'].removeprefix('Value error, ')}{found}"
+
+
+def _groups_in(annotation: Any) -> list[type[Strict]]:
+    """Return the groups of settings that a field may hold: several for a union."""
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        return [annotation]
+    return [group for part in get_args(annotation) for group in _groups_in(part)]
+
+
+def _tag(group: type[Strict]) -> tuple[str, str]:
+    """Return the key by which a member of a union is chosen and its value there; empty for other groups."""
+    for name, field in group.model_fields.items():
+        values = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        if len(values) == 1:
+            return name, values[0]
+    return "", ""
+
+
+def nearest(word: str, valid: list[str]) -> str:
+    """Suggest the nearest valid word, else list what is valid; starts with a space, empty when nothing is valid."""
+    close = difflib.get_close_matches(word, valid, n=1)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" Valid here: {', '.join(valid)}." if valid else ""

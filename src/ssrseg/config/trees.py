@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ssrseg.config.resolve import nearest
+from ssrseg.config.settings import nearest
 from ssrseg.errors import UserError
 
 DATA = ("classes", "source", "target", "val")
@@ -23,7 +23,7 @@ def preset_names() -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-def preset_summaries() -> dict[str, str]:
+def presets() -> dict[str, str]:
     """Return the first comment line of every recipe, by name."""
     return {name: _preset_text(name).splitlines()[0].lstrip("# ") for name in preset_names()}
 
