@@ -172,11 +172,9 @@ def described(resize: tuple[int, int] | None = None, classes: tuple[str, ...] = 
 
 def test_a_folder_is_scored_and_written(tmp_path: Path) -> None:
     write_pairs(tmp_path / "data", 3)
-    model, out, seen = described(resize=(32, 32)), tmp_path / "scores" / "scores.json", []
+    model, out = described(resize=(32, 32)), tmp_path / "scores" / "scores.json"
     flip = InferenceConfig(flip=True)
-    data, progress = tmp_path / "data", lambda *now: seen.append(now)
-    scores = evaluate(model, data, out=out, device="cpu", inference=flip, progress=progress)
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    scores = evaluate(model, tmp_path / "data", out=out, device="cpu", inference=flip)
     assert model.training
     with torch.no_grad():
         pairs = []

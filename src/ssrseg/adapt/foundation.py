@@ -133,7 +133,7 @@ def _create(name: str, weights: str, size: tuple[int, int]) -> tuple[Any, str]:
     options: dict[str, Any] = {"pretrained": weights != "none"}
     note = ""
     if weights not in ("hub", "none"):
-        state = read_checkpoint(weights).state
+        state = read_checkpoint(weights)[0]
         options["pretrained_cfg_overlay"] = {"state_dict": dict(state)}  # timm translates the names
         parts = Counter(key.partition(".")[0] for key in state)
         if parts.pop("image_encoder", 0) and parts:

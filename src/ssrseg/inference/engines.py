@@ -31,12 +31,7 @@ def open_engine(segmenter: Segmenter, name: str = "auto", *, images: int = 1) ->
 
     `auto` is `openvino` on a CPU that has it when at least `WORTH` images are expected, else `torch`. An engine that
     cannot be built, or whose logits on an image of noise are not the plain model's within `TOLERANCE`, is left out
-    with a warning: `torch` takes its place, and the plain model that of `torch`.
-
-    Args:
-        segmenter: in eval mode, on its device.
-        name: `auto` or a key of `ENGINES`.
-        images: how many are expected.
+    with a warning: `torch` takes its place, and the plain model that of `torch`. The segmenter is in eval mode.
 
     Raises:
         UserError: there is no such engine, or not here.
@@ -83,16 +78,12 @@ def _checked(name: str, segmenter: Segmenter) -> Network | None:
         difference = float((network(picture) - expected).abs().max() / expected.abs().max().clamp(min=1))
     except Exception as error:  # a runtime's own; the plain model remains
         reason = str(error).partition("\n")[0]
-        warnings.warn(f"The engine {name} cannot run this model and is left out: {reason}", stacklevel=5)
-        return None
-    if not difference <= TOLERANCE:
-        warnings.warn(
-            f"The engine {name} is left out: its logits differ from the model's by {difference:.1e} of the largest; "
-            f"{TOLERANCE:g} is allowed.",
-            stacklevel=5,
-        )
-        return None
-    return network
+    else:
+        if difference <= TOLERANCE:
+            return network
+        reason = f"its logits differ from the model's by {difference:.1e} of the largest; {TOLERANCE:g} is allowed."
+    warnings.warn(f"The engine {name} is left out: {reason}", stacklevel=5)
+    return None
 
 
 def run_in_torch(segmenter: Segmenter) -> Segmenter:
@@ -135,23 +126,20 @@ class OpenVINOBackbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute features of normalised images; the next call overwrites them."""
         shape: tuple[int, ...] | None = tuple(images.shape)
+        if shape not in self.requests and len(self.requests) >= SHAPES:
+            shape = None
         if shape not in self.requests:
-            shape = shape if len(self.requests) < SHAPES else None
-        if shape not in self.requests:
-            self.requests[shape] = self._request(shape)
+            program = self.program.clone()
+            if shape is not None:
+                program.reshape(list(shape))
+            settings = {
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": "f32",
+            }
+            self.requests[shape] = self.core.compile_model(program, "CPU", settings).create_infer_request()
         results = self.requests[shape].infer([images.contiguous().numpy()], share_inputs=True, share_outputs=True)
         return [torch.from_numpy(results[i]) for i in range(len(results))]
-
-    def _request(self, shape: tuple[int, ...] | None) -> Any:
-        program = self.program.clone()
-        if shape is not None:
-            program.reshape(list(shape))
-        settings = {
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
-        return self.core.compile_model(program, "CPU", settings).create_infer_request()
 
 
 class _Tuple(nn.Module):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.table import Table
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ssrseg.config import ClassConfig, DataConfig, InferenceConfig, Strict, resolve_group
@@ -22,7 +22,7 @@ from ssrseg.data.label_spaces import IGNORE
 from ssrseg.errors import UserError
 from ssrseg.inference.metrics import Scores, check_names
 from ssrseg.inference.predict import prefetch
-from ssrseg.inference.predictor import Predictor, Progress, open_model
+from ssrseg.inference.predictor import Predictor, open_model
 from ssrseg.inference.sliding_window import Infer, Network, predict_ids
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.runs.atomic import write_json, writing
@@ -38,24 +38,13 @@ def evaluate(
     out: Path | None = None,
     device: str = "auto",
     engine: str = "auto",
-    workers: int = 0,
-    progress: Progress | None = None,
 ) -> Scores:
-    """Score a model on a folder of labelled images.
+    """Score a model on labelled images.
 
-    Args:
-        model: as in `Predictor`.
-        data: the labelled images; a path is a folder with `images` and `labels`. Images are resized as the model's
-            description says, unless `data` does.
-        classes: a label space or the classes themselves, for example to say which label values mean them; the
-            model's own when absent.
-        inference: `mode` of `Predictor`.
-        device: as in `Predictor`.
-        engine: as in `Predictor`.
-        subset: names of classes whose mean IoU is wanted beside that of all.
-        out: the scores as JSON.
-        workers: processes that read images.
-        progress: called after every image.
+    `model`, `device`, `engine`, `inference` (its `mode`) are those of `Predictor`; a path for `data` is a folder with
+    `images` and `labels`. Images are resized as the model's description says, unless `data` does. `classes` are a label
+    space or the classes themselves, for example to say which label values mean them; the model's own when absent.
+    `subset` names classes whose mean IoU is wanted beside that of all; `out` gets the scores as JSON.
 
     Raises:
         UserError: model, data and classes do not fit together, or something cannot be read or written.
@@ -77,15 +66,7 @@ def evaluate(
         raise UserError(f"The model predicts {segmenter.num_classes} classes, but the labels have {len(space.names)}.")
     check_names(subset, space.names)
     predictor = Predictor(segmenter, device, engine, inference or InferenceConfig(), images=len(dataset))
-    scores = evaluate_model(
-        predictor.network,
-        dataset,
-        predictor.infer,
-        device=predictor.device,
-        classes=space.names,
-        workers=workers,
-        progress=progress,
-    )
+    scores = evaluate_model(predictor.network, dataset, predictor.infer, device=predictor.device, classes=space.names)
     scores = replace(scores, subset=tuple(subset))
     if out is not None:
         content = {
@@ -115,34 +96,23 @@ def evaluate_model(
     *,
     device: torch.device | str,
     classes: Sequence[str],
-    workers: int = 0,
-    progress: Progress | None = None,
 ) -> Scores:
     """Score a network in memory, for example in the middle of its training, at the resolution of the labels.
 
-    A module is in eval mode meanwhile and in its own modes afterwards. Nothing is exchanged between processes.
-
-    Args:
-        network: of these classes, on `device`.
-        dataset: yields `LabelledImage` items; sizes may differ.
-        infer: how an image becomes logits, of `ssrseg.inference.sliding_window`.
-        device: where images go and pixels are counted.
-        classes: names, in the order of the class ids.
-        workers: processes that read images.
-        progress: called after every image.
+    The network of these `classes` lies on `device`, where pixels are counted; a module is in eval mode meanwhile and in
+    its own modes afterwards. The dataset has `LabelledImage` items; sizes may differ. Nothing is exchanged between
+    processes.
 
     Raises:
         UserError: a label is none of the classes.
     """
     count = len(classes)
-    # With a generator of its own: else it would draw from the global one, and scoring would change training.
-    loader: DataLoader[Any] = DataLoader(dataset, batch_size=None, num_workers=workers, generator=torch.Generator())
     # Each process scores the images that it is given, with its own weights: no sum over processes.
     confusion = MulticlassConfusionMatrix(count, ignore_index=IGNORE, validate_args=False, sync_on_compute=False)
     confusion = confusion.to(device)
     item: LabelledImage
     with evaluating(network) if isinstance(network, nn.Module) else torch.inference_mode():
-        for done, item in enumerate(prefetch(loader), start=1):
+        for item in prefetch(dataset[index] for index in range(len(cast(Sized, dataset)))):
             if bool((wrong := (item.labels >= count) & (item.labels != IGNORE)).any()):  # counted as other classes else
                 raise UserError(
                     f"The label of {item.path} holds the class id {int(item.labels[wrong][0])}; ids are 0..{count - 1} "
@@ -151,8 +121,6 @@ def evaluate_model(
             labels = item.labels.to(device)
             size = (labels.shape[0], labels.shape[1])
             confusion.update(predict_ids(network, item.image.to(device), infer, size), labels)
-            if progress is not None:
-                progress(done, len(loader))
     return Scores(tuple(classes), confusion.compute().cpu())
 
 

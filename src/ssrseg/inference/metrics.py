@@ -57,11 +57,7 @@ class Scores:
         return self.confusion.diagonal()
 
     def miou_over(self, names: Iterable[str]) -> float:
-        """Mean IoU of some classes only, as SYNTHIA's 16 and 13 of Cityscapes' 19.
-
-        Raises:
-            UserError: a name that is no class.
-        """
+        """Mean IoU of some classes only, as SYNTHIA's 16 and 13 of Cityscapes' 19; raises `UserError` for no class."""
         names = tuple(names)
         check_names(names, self.classes)
         return _mean([value for name, value in zip(self.classes, self.iou, strict=True) if name in names])
@@ -80,9 +76,10 @@ class Scores:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to what JSON takes: `miou`, `pixel_accuracy`, per class `iou` and `accuracy`, and `subsets`."""
-        means = {"miou": _finite(self.miou), "pixel_accuracy": _finite(self.pixel_accuracy)}
-        subsets = {name: _finite(value) for name, value in self.subsets.items()}
-        whole: dict[str, Any] = {**means, "iou": self.iou, "accuracy": self.accuracy}
+        means = {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy}
+        finite = {name: value if math.isfinite(value) else None for name, value in (means | self.subsets).items()}
+        subsets = {name: finite.pop(name) for name in self.subsets}
+        whole: dict[str, Any] = {**finite, "iou": self.iou, "accuracy": self.accuracy}
         return whole | ({"subsets": subsets} if subsets else {}) | ({"subset": self.subset} if self.subset else {})
 
     def __add__(self, other: Scores) -> Scores:
@@ -95,10 +92,6 @@ def check_names(names: Iterable[str], classes: tuple[str, ...]) -> None:
     """Raise `UserError` for a name that is no class."""
     if unknown := [name for name in names if name not in classes]:
         raise UserError(f"There is no class {unknown[0]!r}; the classes are {', '.join(classes)}.")
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _ratios(parts: Tensor, wholes: Tensor) -> list[float | None]:

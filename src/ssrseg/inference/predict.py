@@ -21,7 +21,7 @@ from ssrseg.config import InferenceConfig
 from ssrseg.data.images import read_image
 from ssrseg.data.layouts import IMAGE_SUFFIXES
 from ssrseg.errors import UserError
-from ssrseg.inference.predictor import Predictor, Progress
+from ssrseg.inference.predictor import Predictor
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.runs.atomic import write_atomically, writing
 
@@ -57,21 +57,13 @@ def predict(
     kinds: Sequence[Kind] = ("ids", "color", "overlay"),
     device: str = "auto",
     engine: str = "auto",
-    progress: Progress | None = None,
 ) -> Predictions:
     """Label images and write the results as pictures of the images' own size.
 
-    Sub-folders of an input folder or glob are kept; earlier results in `out` are overwritten, inputs never.
-
-    Args:
-        model: as in `Predictor`.
-        inputs: a file, a folder (with its sub-folders), a glob, or several of them.
-        out: folder for `<name>_ids.png`, `<name>_color.png`, `<name>_overlay.jpg`.
-        inference: `mode` of `Predictor`.
-        device: as in `Predictor`.
-        engine: as in `Predictor`.
-        kinds: the pictures to write of each image.
-        progress: called after every image.
+    `inputs` are a file, a folder (with its sub-folders), a glob, or several of them; `out` is the folder for
+    `<name>_ids.png`, `<name>_color.png` and `<name>_overlay.jpg`, or those that `kinds` asks for. Sub-folders of an
+    input folder or glob are kept; earlier results in `out` are overwritten, inputs never. `model`, `device`, `engine`
+    and `inference` (its `mode`) are those of `Predictor`.
 
     Raises:
         UserError: no image was found or none could be read, results would overwrite images or each other, or `out`
@@ -83,13 +75,11 @@ def predict(
     colors = predictor.colors
     unreadable: dict[Path, str] = {}
     with background() as submit:
-        for done, (path, image) in enumerate(zip(jobs, prefetch(map(_read, jobs)), strict=True), start=1):
+        for path, image in zip(jobs, prefetch(map(_read, jobs)), strict=True):
             if isinstance(image, UserError):
                 unreadable[path] = str(image)
             else:
                 submit(partial(_write, jobs[path], image, predictor(image), colors))
-            if progress is not None:
-                progress(done, len(jobs))
     if len(unreadable) == len(jobs):
         raise UserError("None of the images could be read:\n" + "\n".join(unreadable.values()))
     labelled = {path: results for path, results in jobs.items() if path not in unreadable}
@@ -168,21 +158,16 @@ def prefetch(items: Iterable[T], count: int = 2) -> Iterator[T]:
     source = iter(items)
     with ThreadPoolExecutor(1) as reader:
         waiting: deque[Future[Any]] = deque(reader.submit(next, source, _END) for _ in range(count))
-        try:
-            while (item := waiting.popleft().result()) is not _END:
-                waiting.append(reader.submit(next, source, _END))
-                yield item
-        finally:
-            for future in waiting:
-                future.cancel()
+        while (item := waiting.popleft().result()) is not _END:
+            waiting.append(reader.submit(next, source, _END))
+            yield item
 
 
 @contextmanager
 def background(count: int = 2) -> Iterator[Callable[[Callable[[], object]], None]]:
     """Run jobs in order in one thread, while at most `count` of them wait; leaving waits for all of them.
 
-    Yields:
-        What takes a job; it raises what an earlier one raised, and so does leaving.
+    Yields what takes a job; it raises what an earlier one raised, and so does leaving.
     """
     waiting: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(1) as thread:
@@ -192,10 +177,6 @@ def background(count: int = 2) -> Iterator[Callable[[Callable[[], object]], None
                 waiting.popleft().result()
             waiting.append(thread.submit(job))
 
-        try:
-            yield submit
-        except BaseException:
-            thread.shutdown(cancel_futures=True)
-            raise
+        yield submit
         for future in waiting:
             future.result()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ from ssrseg.models.weights import load
 
 Images = Tensor | npt.NDArray[Any] | Image.Image | Path | str
 """One image or a batch: RGB, (3, H, W), (H, W, 3), (B, 3, H, W) or (B, H, W, 3); bytes, or floats in [0, 1]."""
-Progress = Callable[[int, int], None]
-"""Called with the number of finished images and the number of all."""
 
 
 class Predictor:
@@ -58,7 +55,9 @@ class Predictor:
         *,
         images: int = 1,
     ) -> None:
-        self.inference = mode if isinstance(mode, InferenceConfig) else _inference_of(mode)
+        self.inference = (
+            resolve_group(InferenceConfig, {"mode": mode}, "inference settings") if isinstance(mode, str) else mode
+        )
         self.device = pick_device(device)
         segmenter = open_model(model)
         self.description, self.num_classes = segmenter.description, segmenter.num_classes
@@ -73,45 +72,40 @@ class Predictor:
         return np.array(described or chosen, dtype=np.uint8)
 
     def __call__(self, images: Images) -> Tensor:
-        """Predict class ids: int64, (H, W) of one image, (B, H, W) of a batch, on the device of the images.
+        """Predict class ids: int64, (H, W) of one image, (B, H, W) of a batch of one size, on the images' device.
 
-        Args:
-            images: one image or a batch of one size, see `Images`; a path is an image file. The axis of the colours is
-                the first that can be: (3, H, 3) has its colours first.
+        A path is an image file. The axis of the colours is the first that can be: (3, H, 3) has its colours first.
 
         Raises:
             UserError: a file cannot be read, or these are no RGB images.
         """
-        pixels = as_pixels(images)
-        return self._logits_of(pixels).argmax(dim=-3).to(pixels.device)
+        logits, device = self._logits_of(images)
+        return logits.argmax(dim=-3).to(device)
 
     def probabilities(self, images: Images) -> Tensor:
         """Predict class probabilities: float32, (K, H, W) of one image, (B, K, H, W) of a batch; as `__call__`."""
-        pixels = as_pixels(images)
-        return self._logits_of(pixels).softmax(dim=-3).to(pixels.device)
+        logits, device = self._logits_of(images)
+        return logits.softmax(dim=-3).to(device)
 
-    def _logits_of(self, pixels: Tensor) -> Tensor:
+    def _logits_of(self, images: Images) -> tuple[Tensor, torch.device]:
+        """Compute logits at the images' own size; also returns the images' device."""
+        pixels = as_pixels(images)
         batch = pixels if pixels.ndim == 4 else pixels[None]
         height, width = batch.shape[-2:]
-        logits = self.logits(self._resized(batch), (height, width))
-        return logits if pixels.ndim == 4 else logits[0]
-
-    def _resized(self, batch: Tensor) -> Tensor:
-        bound = self.description.resize if self.description is not None else None
-        if bound is None:
-            return batch
-        if batch.dtype == torch.uint8:  # as the loader does it, to the last bit
-            return torch.stack([bounded(image, bound) for image in batch.cpu()])
-        width, height = rescale_size(batch.shape[-1], batch.shape[-2], bound)
-        return F.interpolate(batch, (height, width), mode="bilinear", align_corners=False)
+        bound = self.description and self.description.resize
+        if bound and batch.dtype == torch.uint8:  # as the loader does it, to the last bit
+            batch = torch.stack([bounded(image, bound) for image in batch.cpu()])
+        elif bound:
+            wide, tall = rescale_size(width, height, bound)
+            batch = F.interpolate(batch, (tall, wide), mode="bilinear", align_corners=False)
+        logits = self.logits(batch, (height, width))
+        return logits if pixels.ndim == 4 else logits[0], pixels.device
 
     @torch.no_grad()  # not inference_mode: its tensors could not be changed by the caller
     def logits(self, images: Tensor, size: Size | None = None) -> Tensor:
         """Compute logits (B, K, *size), on the predictor's device, of images that have the network's size already.
 
-        Args:
-            images: (B, 3, h, w), bytes or floats in [0, 1].
-            size: (height, width) of the result; (h, w) when absent.
+        They are (B, 3, h, w), bytes or floats in [0, 1]; `size` is (h, w) when absent.
         """
         images = images.to(self.device)
         return self.infer(self.network, images.float() / 255 if images.dtype == torch.uint8 else images, size)
@@ -148,7 +142,3 @@ def as_pixels(images: Images) -> Tensor:
 def open_model(model: Segmenter | Path | str) -> Segmenter:
     """Return the model itself, or open it; raises `UserError` as `ssrseg.load` does."""
     return model if isinstance(model, Segmenter) else load(model)
-
-
-def _inference_of(mode: str) -> InferenceConfig:
-    return resolve_group(InferenceConfig, {"mode": mode}, "inference settings")

@@ -24,12 +24,8 @@ Infer = Callable[[Network, Tensor, Size | None], Tensor]
 def whole(model: Network, images: Tensor, size: Size | None = None) -> Tensor:
     """Compute the logits of whole images.
 
-    Args:
-        model: the segmenter.
-        images: (B, 3, H, W) in [0, 1].
-        size: (height, width) of the result; (H, W) when absent. The logits are resized to the images' size and from
-            there to this one: two bilinear steps, as DAFormer's and MIC's numbers were made. Those of networks that
-            align corners (DACS, Undoing) go there in one step.
+    They are resized to the images' size and from there to `size`: two bilinear steps, as DAFormer's and MIC's numbers
+    were made. Those of networks that align corners (DACS, Undoing) go there in one step.
     """
     if size is not None and isinstance(model, Segmenter) and model.resize.align_corners:
         return model.decode(model.encode(images), size)
@@ -42,14 +38,7 @@ def slide(
     """Average logits over overlapping windows.
 
     The last window of an axis is shifted back to end at the border; a window larger than the image shrinks to it.
-
-    Args:
-        model: the segmenter.
-        images: (B, 3, H, W) in [0, 1].
-        window: (height, width) that the model sees at once.
-        stride: (height, width) from one window to the next.
-        size: (height, width) of the result; (H, W) when absent.
-        batch: crops that go through the model at once.
+    `batch` crops go through the model at once.
 
     Raises:
         UserError: the stride is larger than the window, so that some pixels would be in no window.
@@ -81,12 +70,7 @@ def averaged(infer: Infer, *, flip: bool = False, scales: tuple[float, ...] = (1
     """Average `infer` over scaled and mirrored copies of the images.
 
     Class probabilities are averaged, as the references' test-time augmentation does: the softmax of the result is the
-    mean of the softmaxes.
-
-    Args:
-        infer: computes the logits of one copy.
-        flip: add the mirror image of every copy.
-        scales: factors of the images' height and width; bilinear.
+    mean of the softmaxes. `scales` are factors of height and width (bilinear); `flip` adds the mirror image of each.
     """
 
     def average(model: Network, images: Tensor, size: Size | None = None) -> Tensor:
@@ -111,8 +95,9 @@ def build_inference(config: InferenceConfig) -> Infer:
         return slide(model, images, config.window, config.stride, size)
 
     infer = sliding if config.mode == "slide" else whole
-    plain = not config.flip and config.scales == (1.0,)
-    return infer if plain else averaged(infer, flip=config.flip, scales=config.scales)
+    if not config.flip and config.scales == (1.0,):
+        return infer
+    return averaged(infer, flip=config.flip, scales=config.scales)
 
 
 def predict_ids(model: Network, image: Tensor, infer: Infer, size: Size) -> Tensor:

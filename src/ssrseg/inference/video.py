@@ -19,7 +19,7 @@ from torch import Tensor
 from ssrseg.config import InferenceConfig
 from ssrseg.errors import UserError
 from ssrseg.inference.predict import background, draw, prefetch
-from ssrseg.inference.predictor import Predictor, Progress
+from ssrseg.inference.predictor import Predictor
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.runs.atomic import writing
 
@@ -60,20 +60,12 @@ def predict_video(
     every: int = 1,
     device: str = "auto",
     engine: str = "auto",
-    progress: Progress | None = None,
 ) -> LabelledVideo:
     """Label the frames of a video; frames are read and written while the network works.
 
-    Args:
-        model: as in `Predictor`.
-        clip: a video that OpenCV reads.
-        out: the folder for `<name>_<kind>.mp4`, at the clip's size and rate.
-        inference: `mode` of `Predictor`.
-        device: as in `Predictor`.
-        engine: as in `Predictor`.
-        kind: the colours over the frames, or alone.
-        every: label each n-th frame; the others keep the labels of the last one. Makes a stream n times as fast.
-        progress: called after every frame; the number of all frames is the file's own claim.
+    The result is `<name>_<kind>.mp4` in the folder `out`, at the clip's size and rate. With `every`, each n-th frame is
+    labelled and the others keep the labels of the last one, which makes a stream n times as fast. `model`, `device`,
+    `engine` and `inference` (its `mode`) are those of `Predictor`.
 
     Raises:
         UserError: the clip is missing, no video or without a frame, or the result cannot be written.
@@ -84,7 +76,11 @@ def predict_video(
     path = out / f"{clip.stem}_{kind}.mp4"
     if path.resolve() == clip.resolve():
         raise UserError(f"The result would overwrite {clip}: give another folder for results.")
-    stream = _open(clip)
+    if not clip.is_file():
+        raise UserError(f"There is no video {clip}.")
+    stream = cv2.VideoCapture(str(clip))
+    if not stream.isOpened():
+        raise UserError(f"{clip} cannot be read as a video: convert it to MP4 (H.264), which OpenCV reads.")
     rate = stream.get(cv2.CAP_PROP_FPS) or 25.0
     count = max(0, int(stream.get(cv2.CAP_PROP_FRAME_COUNT)))
     predictor = Predictor(model, device, engine, inference or InferenceConfig(), images=-(-count // every))
@@ -96,7 +92,11 @@ def predict_video(
         first = next(frames, None)
         if first is None:
             raise UserError(f"{clip} has no frame that can be read.")
-        video = _create(partial_path, rate, first)
+        size = first.shape[2], first.shape[1]
+        with writing(path):
+            video = cv2.VideoWriter(str(partial_path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+        if not video.isOpened():
+            raise UserError(f"Cannot write a video to {out}: is there room, and may it be written to?")
 
         def write(frame: Tensor, ids: Tensor) -> None:
             video.write(np.asarray(draw(kind, frame, ids, colors).convert("RGB"))[:, :, ::-1])
@@ -108,8 +108,6 @@ def predict_video(
                 if (done - 1) % every == 0:
                     ids = predictor(frame)
                 submit(partial(write, frame, ids))
-                if progress is not None:
-                    progress(done, max(done, count))
         partial_path.replace(path)
     finally:
         stream.release()
@@ -117,28 +115,7 @@ def predict_video(
     return LabelledVideo(path, done, time.perf_counter() - began, rate)
 
 
-def _open(clip: Path) -> cv2.VideoCapture:
-    if not clip.is_file():
-        raise UserError(f"There is no video {clip}.")
-    stream = cv2.VideoCapture(str(clip))
-    if not stream.isOpened():
-        raise UserError(f"{clip} cannot be read as a video: convert it to MP4 (H.264), which OpenCV reads.")
-    return stream
-
-
 def _frames(stream: cv2.VideoCapture) -> Iterator[Tensor]:
     """Read RGB bytes (3, H, W) of each frame."""
-    while True:
-        read, frame = stream.read()
-        if not read:
-            return
-        yield torch.from_numpy(np.ascontiguousarray(frame[:, :, ::-1])).permute(2, 0, 1)
-
-
-def _create(path: Path, rate: float, frame: Tensor) -> cv2.VideoWriter:
-    """Open a video of the size of a frame (3, H, W)."""
-    with writing(path):
-        video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, (frame.shape[2], frame.shape[1]))
-    if not video.isOpened():
-        raise UserError(f"Cannot write a video to {path.parent}: is there room, and may it be written to?")
-    return video
+    while (read := stream.read())[0]:
+        yield torch.from_numpy(np.ascontiguousarray(read[1][:, :, ::-1])).permute(2, 0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from rich.table import Table
@@ -13,9 +14,9 @@ from ssrseg.data.datasets import bounded
 from ssrseg.errors import UserError
 from ssrseg.inference.predict import prefetch
 from ssrseg.inference.predictor import Predictor, open_model
-from ssrseg.label_shift.priors import Priors, find_priors, fold_shift, presence_counts, target_counts, write_priors
+from ssrseg.label_shift.priors import Priors, find_priors, fold_shift, presence_counts, target_counts
 from ssrseg.models.segmenter import Segmenter, save_segmenter
-from ssrseg.runs.atomic import writing
+from ssrseg.runs.atomic import write_json, writing
 
 
 def estimate_priors(
@@ -51,13 +52,13 @@ def estimate_priors(
     statistics = class_statistics(find_pairs(source), code_for(source, settings.classes), space.num_classes)
     frequency = statistics.totals / statistics.totals.sum()
     images = prefetch(bounded(read_image(path), target.resize) for path in find_images(target))
-    labelled = presence_counts(statistics.pixels, min_share)
-    predicted = target_counts(predictor, images, frequency)
+    counts = presence_counts(statistics.pixels, min_share), target_counts(predictor, images, frequency)
     how = f"source: images in which a class covers more than {min_share} of the labelled pixels; target: images whose "
     how += "score exceeds the class's share of the source's pixels"
-    priors = Priors(space.names, tuple(labelled.tolist()), tuple(predicted.tolist()), how)
+    priors = Priors(space.names, tuple(counts[0].tolist()), tuple(counts[1].tolist()), how)
     if out is not None:
-        write_priors(out, priors)
+        with writing(out):
+            write_json(out, dataclasses.asdict(priors))
     return priors
 
 

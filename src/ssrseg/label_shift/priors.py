@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,12 +12,12 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from ssrseg.errors import UserError
 from ssrseg.inference.predictor import Predictor
 from ssrseg.models.segmenter import Segmenter
-from ssrseg.runs.atomic import write_json, writing
 
 FLOOR = 0.5
 """Least count of a class: a class that no image shows would be forbidden, or forced, for ever."""
@@ -105,47 +103,29 @@ def find_priors(name: str) -> Priors:
         raise UserError(f"{name} is no file of priors, and {str(error)[0].lower()}{str(error)[1:]}") from error
 
 
-def write_priors(path: Path, priors: Priors) -> None:
-    """Write priors as JSON."""
-    with writing(path):
-        write_json(path, dataclasses.asdict(priors))
-
-
 def read_priors(path: Path) -> Priors:
     """Read priors from JSON; raises `UserError` when that is not what lies there."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        classes, source, target = (tuple(fields[key]) for key in ("classes", "source", "target"))
-        return Priors(classes, source, target, str(fields["how"]))
+        return TypeAdapter(Priors).validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read the priors {path}: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise UserError(f"{path} does not hold priors (classes, source, target, how): {error}") from error
 
 
 def image_scores(probabilities: Tensor) -> Tensor:
-    """Compute s_c = ln of the mean over pixels of exp(P_c): between the mean and the maximum of P.
-
-    Args:
-        probabilities: (B, K, H, W).
-
-    Returns:
-        (B, K).
-    """
+    """Compute s_c = ln of the mean over pixels of exp(P_c), between mean and maximum: (B, K, H, W) -> (B, K)."""
     pixels = math.log(probabilities.shape[-2] * probabilities.shape[-1])
     return probabilities.flatten(2).logsumexp(dim=2) - pixels
 
 
 def target_counts(predictor: Predictor, images: Iterable[Tensor], frequency: Tensor) -> Tensor:
-    """Count the images whose score of a class exceeds the class's share of the source's pixels (Undoing's release).
+    """Count (K,) the images whose score of a class exceeds its share of the source's pixels (Undoing's release).
 
     Args:
         predictor: of the model, whose own probabilities are scored.
         images: RGB bytes (3, H, W), one by one, resized as the network wants them.
         frequency: (K,), shares of the labelled source pixels.
-
-    Returns:
-        Counts (K,), float32.
     """
     counts = torch.zeros(predictor.num_classes, device=predictor.device)
     threshold = frequency.to(predictor.device)
@@ -155,14 +135,6 @@ def target_counts(predictor: Predictor, images: Iterable[Tensor], frequency: Ten
 
 
 def presence_counts(pixels: Tensor, min_share: float = 0.0) -> Tensor:
-    """Count the files in which a class covers more than `min_share` of the labelled pixels.
-
-    Args:
-        pixels: per file and class, (files, K).
-        min_share: 0 asks for one pixel.
-
-    Returns:
-        Counts (K,), float32.
-    """
+    """Count (K,) the files in which a class covers more than `min_share` of the labelled `pixels` (files, K)."""
     shares = pixels / pixels.sum(dim=1, keepdim=True).clamp(min=1)
     return (shares > min_share).float().sum(dim=0)

@@ -34,12 +34,11 @@ class Architecture:
     """Hub id of the weights; timm's own when absent."""
     arrange: Callable[[Any], None] | None = None
     """Changes timm's pyramid."""
-    build: Callable[[], nn.Module] | None = None
+    build: Callable[[], Any] | None = None
     """Builds the pyramid in timm's stead."""
     mean: tuple[float, ...] | None = None
-    """Of RGB in [0, 1]; the pyramid's own when absent."""
     std: tuple[float, ...] | None = None
-    """Likewise."""
+    """Of RGB in [0, 1]; the pyramid's own when absent."""
     bgr: bool = False
     """Its published weights want blue, green, red: their first layer is turned when it is loaded."""
     fresh: str | None = None
@@ -125,22 +124,37 @@ def architecture(name: str) -> Architecture:
     return Architecture(timm_name)
 
 
-def build_backbone(name: str, *, drop_path: float = 0.1, in_channels: int = 3, timm_weights: bool = False) -> Backbone:
+def build_backbone(name: str, *, drop_path: float = 0.1, timm_weights: bool = False) -> Backbone:
     """Build a backbone with random weights, or with timm's published ones.
 
     Args:
         name: a key of `BACKBONES` or `timm:<name>`; the pyramid must have at least four levels.
         drop_path: rate of the deepest block, linear from 0 (architectures that have it).
-        in_channels: channels of the images.
         timm_weights: download timm's pretrained weights.
 
     Raises:
         UserError: unknown name, or fewer than four levels.
     """
     record = architecture(name)
-    if record.build is not None:
-        return _backbone(record, _filled(record) if timm_weights else record.build())
-    options = dict(record.options, in_chans=in_channels, pretrained=timm_weights, features_only=True)
+    if record.build is None:
+        pyramid = _timm_pyramid(name, record, drop_path, timm_weights)
+        config = pyramid.default_cfg
+    else:
+        pyramid, config = record.build(), {}
+        if timm_weights:  # those that timm's classification model has under the same names
+            published: Any = timm.create_model(record.timm_name, pretrained=True)
+            own, config = pyramid.state_dict(), published.default_cfg
+            known = {key: value for key, value in published.state_dict().items() if key in own}
+            pyramid.load_state_dict({**own, **known})
+    if timm_weights and record.mean is not None:
+        renormalise(pyramid, config, record.mean, record.std)
+    if record.arrange is not None:
+        record.arrange(pyramid)
+    return Backbone(pyramid, tuple(record.mean or config["mean"]), tuple(record.std or config["std"]))
+
+
+def _timm_pyramid(name: str, record: Architecture, drop_path: float, weights: bool) -> Any:
+    options = dict(record.options, pretrained=weights, features_only=True)
     try:
         pyramid = _create(record.timm_name, drop_path, options)
         levels = len(pyramid.feature_info.channels())
@@ -151,27 +165,7 @@ def build_backbone(name: str, *, drop_path: float = 0.1, in_channels: int = 3, t
         raise UserError(f"timm cannot build {record.timm_name!r} as a pyramid: {error}") from error
     if levels < 4:
         raise UserError(f"{name!r} has {levels} feature levels; the heads need four.")
-    if timm_weights and record.mean is not None:
-        renormalise(pyramid, pyramid.default_cfg, record.mean, record.std)
-    if record.arrange is not None:
-        record.arrange(pyramid)
-    return _backbone(record, pyramid)
-
-
-def _filled(record: Architecture) -> nn.Module:
-    """Build a pyramid of ours with the weights that timm's classification model has under the same names."""
-    assert record.build is not None
-    published: Any = timm.create_model(record.timm_name, pretrained=True)
-    pyramid = record.build()
-    own = pyramid.state_dict()
-    pyramid.load_state_dict({**own, **{key: value for key, value in published.state_dict().items() if key in own}})
-    renormalise(pyramid, published.default_cfg, record.mean, record.std)
     return pyramid
-
-
-def _backbone(record: Architecture, pyramid: Any) -> Backbone:
-    config: Any = getattr(pyramid, "default_cfg", {})
-    return Backbone(pyramid, tuple(record.mean or config["mean"]), tuple(record.std or config["std"]))
 
 
 def _create(name: str, drop_path: float, options: dict[str, Any]) -> Any:

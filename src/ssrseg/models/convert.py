@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import BACKBONES
-from ssrseg.models.segmenter import Description, build_segmenter, save_segmenter
+from ssrseg.models.segmenter import Description, build_described, save_segmenter
 from ssrseg.models.weight_names import recognise, select, to_official
 from ssrseg.models.weights import LoadReport, load_published, read_checkpoint
 
@@ -56,72 +56,48 @@ def convert(
         part: which network of an adaptation checkpoint, a key of `ssrseg.models.weight_names.PARTS`.
 
     Raises:
-        UserError: the checkpoint cannot be read, recognised, or does not fit.
+        UserError: the checkpoint cannot be read, something is neither given nor recognised, or it does not fit.
     """
-    found = read_checkpoint(source)
-    state, _ = select(found.state, part)
-    dialect = recognise(state)
-    official = to_official(state, dialect, None)
-    if dialect == "dacs":  # its head owns four branches and returns after the second
-        head = head or "deeplabv2"
-    given: Any = {"backbone": backbone, "head": head, "classes": classes, "resize": resize}
-    description = describe(official, found.meta, source, dialect, **given)
-    segmenter = build_segmenter(
-        description.backbone,
-        description.head,
-        len(description.classes),
-        head_channels=description.head_channels,
-        align_corners=description.align_corners,
-    )
-    report = load_published(segmenter, {"state_dict": found.state}, part=part)
-    segmenter.description = description
-    save_segmenter(segmenter, out)
-    return report
-
-
-def describe(
-    state: Mapping[str, Tensor],
-    meta: Mapping[str, Any],
-    source: Path,
-    dialect: str = "official",
-    *,
-    backbone: str | None = None,
-    head: str | None = None,
-    classes: Sequence[str] | None = None,
-    resize: tuple[int, int] | None = None,
-) -> Description:
-    """Describe a checkpoint of official names, whose classes may stand in `meta`; what is given is not guessed.
-
-    Raises:
-        UserError: something is neither given nor recognised, or there are more or fewer names than classes.
-    """
+    weights, meta = read_checkpoint(source)
+    names, _ = select(weights, part)
+    dialect = recognise(names)
+    state = to_official(names, dialect, None)
     count = _count_classes(state, source)
     known = CITYSCAPES if count == len(CITYSCAPES) else tuple(f"class-{i}" for i in range(count))
-    names = tuple(classes or _listed(meta.get("CLASSES"), count) or known)
-    if len(names) != count:
-        raise UserError(f"{source} has {count} classes, but {len(names)} names were given.")
+    classes = tuple(classes or _listed(meta.get("CLASSES"), count) or known)
+    if len(classes) != count:
+        raise UserError(f"{source} has {count} classes, but {len(classes)} names were given.")
     recognised, channels = _head_in(state)
+    if dialect == "dacs":  # its head owns four branches and returns after the second
+        recognised = "deeplabv2"
     if not (head or recognised):
         heads = ", ".join(name for name, _ in HEAD_MARKS.values())
         raise UserError(f"The head in {source} is not recognised; ours are {heads}.")
     palette = _listed(meta.get("PALETTE"), count) or ()
-    return Description(
+    description = Description(
         backbone=backbone or _backbone_in(state, source, dialect),
         head=head or recognised,
-        classes=tuple(map(str, names)),
+        classes=tuple(map(str, classes)),
         colors=tuple((int(red), int(green), int(blue)) for red, green, blue in palette),
         resize=resize,
         head_channels=channels,
         align_corners=dialect in ("dacs", "undoing"),
     )
+    segmenter = build_described(description)
+    report = load_published(segmenter, {"state_dict": weights}, part=part)
+    save_segmenter(segmenter, out)
+    return report
 
 
 def _backbone_in(state: Mapping[str, Tensor], source: Path, dialect: str) -> str:
-    depths = tuple(_count(state, rf"^backbone\.block{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+    def depth_of(stage: str) -> int:
+        return len({match[1] for key in state if (match := re.search(rf"^backbone\.{stage}\.(\d+)\.", key))})
+
+    depths = tuple(depth_of(f"block{stage}") for stage in (1, 2, 3, 4))
     if depths in MIT_SIZES and "backbone.norm1.weight" in state:
         wide = len(state["backbone.norm1.weight"]) == 64
         return f"mit_b{MIT_SIZES[depths][-1 if wide else 0]}"
-    if (depth := {6: 50, 23: 101}.get(_count(state, r"^backbone\.layer3\.(\d+)\."))) is not None:
+    if (depth := {6: 50, 23: 101}.get(depth_of("layer3"))) is not None:
         if "backbone.stem.0.weight" in state:
             return f"resnet{depth}v1c"
         if dialect == "dacs":
@@ -146,10 +122,6 @@ def _count_classes(state: Mapping[str, Tensor], source: Path) -> int:
         if f"decode_head.{name}.weight" in state:
             return len(state[f"decode_head.{name}.weight"])
     raise UserError(f"{source} has no classifier: it is a backbone. Use it as model.pretrained instead.")
-
-
-def _count(keys: Iterable[str], pattern: str) -> int:
-    return len({match[1] for key in keys if (match := re.search(pattern, key))})
 
 
 def _listed(value: Any, count: int) -> tuple[Any, ...] | None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 import torchvision
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -40,13 +41,8 @@ def renormalise(
     """Change the first convolution so that images normalised by `mean` and `std` are as those of the published weights.
 
     W (x - m) / s is W' (x - m') / s' with W' = W s' / s, plus W (m' - m) / s: a bias, or what the norm behind expects
-    less of. Exact but for the borders, which are padded with the mean colour.
-
-    Args:
-        pyramid: the published weights' network; its first norm, if any, follows the first convolution.
-        published: `mean` and `std` of its images.
-        mean: of the images to come, RGB in [0, 1].
-        std: likewise.
+    less of. Exact but for the borders, which are padded with the mean colour. `published` holds the old `mean` and
+    `std`; all are of RGB in [0, 1].
     """
     conv = next(layer for layer in pyramid.modules() if isinstance(layer, nn.Conv2d))
     old_mean, old_std, new_mean, new_std = (
@@ -97,7 +93,9 @@ class DilatedVGG(nn.Module):
         self.fc6 = nn.Conv2d(512, 1024, 3, padding=4, dilation=4)
         self.fc7 = nn.Conv2d(1024, 1024, 3, padding=4, dilation=4)
         self.act = nn.ReLU(inplace=True)
-        self.feature_info = _Levels((128, 256, 512, 1024), (2, 4, 8, 8))
+        levels = zip((128, 256, 512, 1024), (2, 4, 8, 8), strict=True)
+        info = [{"num_chs": channels, "reduction": stride, "module": ""} for channels, stride in levels]
+        self.feature_info = FeatureInfo(info, (0, 1, 2, 3))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Four feature maps of normalised images (B, 3, H, W)."""
@@ -107,16 +105,3 @@ class DilatedVGG(nn.Module):
             if place in self.LEVELS:
                 levels.append(images)
         return [*levels, self.act(self.fc7(self.act(self.fc6(images))))]
-
-
-class _Levels:
-    """What `Backbone` asks of a pyramid."""
-
-    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
-        self._channels, self._strides = channels, strides
-
-    def channels(self) -> tuple[int, ...]:
-        return self._channels
-
-    def reduction(self) -> tuple[int, ...]:
-        return self._strides

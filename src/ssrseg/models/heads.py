@@ -163,9 +163,16 @@ class AttentiveASPPHead(Head):
         self, in_channels: Sequence[int], num_classes: int, *, channels: int = 256, dropout: float = 0.1
     ) -> None:
         super().__init__()
-        inputs, stacked = in_channels[-1], 5 * channels
-        kernels = [(1, 1), (3, 6), (3, 12), (3, 18), (3, 24)]
-        self.branches = nn.ModuleList(_normed(inputs, channels, kernel, dilation) for kernel, dilation in kernels)
+        stacked = 5 * channels
+        groups = math.gcd(32, channels)  # fewer than 32 where the head is narrow
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(in_channels[-1], channels, kernel, padding=dilation * (kernel // 2), dilation=dilation),
+                nn.GroupNorm(groups, channels),
+                nn.ReLU(inplace=True),
+            )
+            for kernel, dilation in ((1, 1), (3, 6), (3, 12), (3, 18), (3, 24))
+        )
         self.squeeze = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
             nn.Conv2d(stacked, stacked // 16, 1),
@@ -176,7 +183,7 @@ class AttentiveASPPHead(Head):
         fuse = nn.Conv2d(stacked, channels, 3, padding=1)
         nn.init.kaiming_normal_(fuse.weight)
         nn.init.zeros_(cast(Tensor, fuse.bias))
-        self.fuse = nn.Sequential(fuse, nn.GroupNorm(_groups(channels), channels), nn.Dropout2d(dropout))
+        self.fuse = nn.Sequential(fuse, nn.GroupNorm(groups, channels), nn.Dropout2d(dropout))
         self.classify = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.classify.weight, std=0.001)
         # The published layer has no bias: this one stays zero unless the class priors are corrected.
@@ -187,17 +194,6 @@ class AttentiveASPPHead(Head):
         context = torch.cat([branch(features[-1]) for branch in self.branches], dim=1)
         logits: Tensor = self.classify(self.fuse(context * self.squeeze(context)))
         return logits
-
-
-def _normed(inputs: int, outputs: int, kernel: int, dilation: int) -> nn.Sequential:
-    padding = dilation * (kernel // 2)
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation)
-    return nn.Sequential(conv, nn.GroupNorm(_groups(outputs), outputs), nn.ReLU(inplace=True))
-
-
-def _groups(channels: int) -> int:
-    """32, or the most that divide a narrow head's channels."""
-    return math.gcd(32, channels)
 
 
 def _project_and_stack(features: Sequence[Tensor], embed: nn.ModuleList, resize: nn.Module) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -101,12 +102,11 @@ class Segmenter(
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Segmenter:
         """From a folder, or from the Hub, where `options` hold what `hf_hub_download` takes."""
-        folder = Path(model_id)
+        if Path(model_id).is_dir():
+            return load_segmenter(Path(model_id, WEIGHTS))
         known = {"revision", "cache_dir", "force_download", "token", "local_files_only"}
         wanted = {name: value for name, value in options.items() if name in known}
-        return load_segmenter(
-            folder / WEIGHTS if folder.is_dir() else Path(hf_hub_download(model_id, WEIGHTS, **wanted))
-        )
+        return load_segmenter(Path(hf_hub_download(model_id, WEIGHTS, **wanted)))
 
     def generate_model_card(self, *args: Any, card: str | None = None, **kwargs: Any) -> ModelCard:
         """Return the text given, or one of no more than the model itself knows."""
@@ -125,10 +125,9 @@ def build_segmenter(
     head_channels: int | None = None,
     drop_path: float = 0.1,
     dropout: float = 0.1,
-    timm_weights: bool = False,
     align_corners: bool = False,
 ) -> Segmenter:
-    """Build a segmenter with random weights (or timm's for the backbone).
+    """Build a segmenter with random weights.
 
     Args:
         backbone: a name (`ssrseg.models.BACKBONES`, `timm:<name>`) or a `Backbone`.
@@ -137,16 +136,28 @@ def build_segmenter(
         head_channels: width of the head; the published one when absent.
         drop_path: stochastic depth of the backbone's deepest block.
         dropout: channel dropout before the classifier.
-        timm_weights: download timm's ImageNet weights for the backbone.
         align_corners: how logits are resized.
 
     Raises:
         UserError: unknown names.
     """
     if isinstance(backbone, str):
-        backbone = build_backbone(backbone, drop_path=drop_path, timm_weights=timm_weights)
+        backbone = build_backbone(backbone, drop_path=drop_path)
     decoder = build_head(head, backbone.channels, num_classes, channels=head_channels, dropout=dropout)
     return Segmenter(backbone, decoder, num_classes, align_corners=align_corners)
+
+
+def build_described(description: Description) -> Segmenter:
+    """Build the segmenter of a description, with random weights."""
+    segmenter = build_segmenter(
+        description.backbone,
+        description.head,
+        len(description.classes),
+        head_channels=description.head_channels,
+        align_corners=description.align_corners,
+    )
+    segmenter.description = description
+    return segmenter
 
 
 def save_segmenter(segmenter: Segmenter, path: Path) -> None:
@@ -176,7 +187,7 @@ def load_segmenter(path: Path) -> Segmenter:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-        description = _read_description(metadata["ssrseg"])
+        description = TypeAdapter(Description).validate_json(metadata["ssrseg"])
     except FileNotFoundError as error:
         raise UserError(f"There is no model file {path}.") from error
     except (SafetensorError, KeyError, OSError) as error:
@@ -184,26 +195,6 @@ def load_segmenter(path: Path) -> Segmenter:
             f"{path} is not a model of ssrseg (a safetensors file with its description). "
             "`ssrseg convert IN OUT` makes one from a published checkpoint."
         ) from error
-    segmenter = build_segmenter(
-        description.backbone,
-        description.head,
-        len(description.classes),
-        head_channels=description.head_channels,
-        align_corners=description.align_corners,
-    )
+    segmenter = build_described(description)
     segmenter.load_state_dict(load_file(path))
-    segmenter.description = description
     return segmenter.eval()
-
-
-def _read_description(text: str) -> Description:
-    fields = json.loads(text)
-    return Description(
-        backbone=fields["backbone"],
-        head=fields["head"],
-        classes=tuple(fields["classes"]),
-        colors=tuple((r, g, b) for r, g, b in fields["colors"]),
-        resize=tuple(fields["resize"]) if fields["resize"] else None,
-        head_channels=fields.get("head_channels"),
-        align_corners=fields.get("align_corners", False),
-    )

@@ -7,61 +7,32 @@ The middle ground is the *official* spelling, that of the DAFormer and MIC check
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from typing import Any
 
+import timm
 import torch
-from torch import Tensor, nn
+import yaml
+from torch import Tensor
 
 from ssrseg.errors import UserError
-from ssrseg.models.heads import DAFormerHead, DeepLabV2Head, SegFormerHead
 from ssrseg.models.segmenter import Segmenter
 
-Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
-"""Regular expressions and replacements, applied in order."""
-
-
-def _numbered(template: str) -> Callable[[re.Match[str]], str]:
-    """Build a replacement that counts the stage, the first group, from 1."""
-    return lambda match: template.format(int(match[1]) + 1, *match.groups()[1:])
-
-
-TIMM_MIT: Rules = (
-    (r"^patch_embed\.", "patch_embed1."),
-    (r"^stages\.(\d)\.downsample\.", _numbered("patch_embed{}.")),
-    (r"^stages\.(\d)\.blocks\.", _numbered("block{}.")),
-    (r"^stages\.(\d)\.norm\.", _numbered("norm{}.")),
-    (r"\.mlp\.dwconv\.", ".mlp.dwconv.dwconv."),
-)
-TIMM_RESNET: Rules = ((r"^conv1\.(\d)\.", r"stem.\1."), (r"^bn1\.", "stem.7."))
-TIMM_RULES: dict[str, Rules] = {r"pvt": TIMM_MIT, r"resnet\d+c$": TIMM_RESNET}
-"""Pattern of a timm architecture -> its names' official spelling; others, as ResNets with a plain stem, keep timm's."""
-
-HEAD_RULES: dict[type[nn.Module], Rules] = {
-    DAFormerHead: (
-        (r"^embed\.(\d)\.", r"embed_layers.\1.proj."),
-        (r"^branches\.(\d)\.depthwise\.", r"fuse_layer.aspp_modules.\1.depthwise_conv."),
-        (r"^branches\.(\d)\.pointwise\.", r"fuse_layer.aspp_modules.\1.pointwise_conv."),
-        (r"^branches\.(\d)\.", r"fuse_layer.aspp_modules.\1."),
-        (r"^bottleneck\.", "fuse_layer.bottleneck."),
-        (r"^classify\.", "conv_seg."),
-    ),
-    SegFormerHead: (
-        (r"^embed\.(\d)\.", r"linear_c.\1.proj."),
-        (r"^fuse\.", "linear_fuse."),
-        (r"^classify\.", "linear_pred."),
-    ),
-    DeepLabV2Head: ((r"^branches\.(\d)\.", r"aspp_modules.\1.conv."),),
-}
+_TABLES = yaml.safe_load((resources.files("ssrseg") / "models" / "weight_names.yaml").read_text(encoding="utf-8"))
+DIALECTS: dict[str, dict[str, Any]] = _TABLES["dialects"]
+"""Ways to spell a segmentor or a backbone, in the order in which they are tried."""
+PARTS: dict[str, str] = _TABLES["parts"]
+"""The networks of an adaptation checkpoint, and patterns of their names."""
 
 
 def official_name(key: str, segmenter: Segmenter) -> str:
     """Spell one of our names officially."""
     if key.startswith("head."):
-        return "decode_head." + _rename(key.removeprefix("head."), HEAD_RULES.get(type(segmenter.head), ()))
+        rules = _TABLES["heads"].get(type(segmenter.head).__name__, {})
+        return "decode_head." + _rename(key.removeprefix("head."), rules)
     architecture = timm_architecture(segmenter)
-    rules = next((rules for pattern, rules in TIMM_RULES.items() if re.match(pattern, architecture)), ())
+    rules = next((rules for pattern, rules in _TABLES["timm"].items() if re.match(pattern, architecture)), {})
     return "backbone." + _rename(timm_name(key), rules)
 
 
@@ -77,95 +48,12 @@ def timm_architecture(segmenter: Segmenter) -> str:
     return str(config.get("architecture", ""))
 
 
-def _rename(key: str, rules: Rules) -> str:
-    for pattern, replacement in rules:
-        key = re.sub(pattern, replacement, key)
+def _rename(key: str, rules: Mapping[str, str]) -> str:
+    for pattern, replacement in rules.items():
+        if match := re.search(pattern, key):
+            counted = re.sub(r"<(\d)([+-]\d)>", lambda sum: str(int(match[int(sum[1])]) + int(sum[2])), replacement)
+            key = re.sub(pattern, counted, key)
     return key
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """One way to spell a segmentor or a backbone."""
-
-    marker: str
-    """A checkpoint speaks this dialect if one of its names matches."""
-    rules: Rules = ()
-    deepest_first: bool = False
-    """Its SegFormer head fuses the levels deepest first; the official one, finest first."""
-    bgr: str | None = None
-    """Official name of a first layer that takes blue, green, red."""
-
-
-HUGGING_FACE: Rules = (
-    (r"^segformer\.", ""),
-    (r"^encoder\.patch_embeddings\.(\d)\.layer_norm\.", _numbered("backbone.patch_embed{}.norm.")),
-    (r"^encoder\.patch_embeddings\.(\d)\.", _numbered("backbone.patch_embed{}.")),
-    (r"^encoder\.block\.(\d)\.", _numbered("backbone.block{}.")),
-    (r"^encoder\.layer_norm\.(\d)\.", _numbered("backbone.norm{}.")),
-    (r"\.layer_norm_([12])\.", r".norm\1."),
-    (r"\.attention\.self\.layer_norm\.", ".attn.norm."),
-    (r"\.attention\.self\.query\.", ".attn.q."),
-    (r"\.attention\.self\.", ".attn."),  # key, value, sr
-    (r"\.attention\.output\.dense\.", ".attn.proj."),
-    (r"\.mlp\.dense([12])\.", r".mlp.fc\1."),
-    (r"^decode_head\.linear_fuse\.weight$", "decode_head.linear_fuse.conv.weight"),
-    (r"^decode_head\.batch_norm\.", "decode_head.linear_fuse.bn."),
-    (r"^decode_head\.classifier\.", "decode_head.linear_pred."),
-    (r"^classifier\.", "backbone.head."),
-)
-SMP: Rules = (
-    (r"^encoder\.", "backbone."),
-    (r"^decoder\.mlp_stage\.(\d)\.linear\.", lambda match: f"decode_head.linear_c.{3 - int(match[1])}.proj."),
-    (r"^decoder\.fuse_stage\.0\.", "decode_head.linear_fuse.conv."),
-    (r"^decoder\.fuse_stage\.1\.", "decode_head.linear_fuse.bn."),
-    (r"^segmentation_head\.0\.", "decode_head.linear_pred."),
-)
-DACS: Rules = (
-    (r"^layer5\.conv2d_list\.(\d)\.", r"decode_head.aspp_modules.\1.conv."),
-    (r"^(?!decode_head)", "backbone."),
-)
-
-
-def _vgg_layer(match: re.Match[str]) -> str:
-    """A layer of a sequence without the fourth and fifth pooling, which ends with fc6 and fc7."""
-    place = int(match[1])
-    return {29: "backbone.fc6.", 31: "backbone.fc7."}.get(place, f"backbone.features.{place + (place > 22)}.")
-
-
-UNDOING: Rules = (
-    (r"^(feature_extractor|classifier|model_D)\.module\.", r"\1."),
-    (r"^feature_extractor\.", ""),
-    (r"^backbone\.(\d+)\.", _vgg_layer),
-    (r"^classifier\.conv2d_list\.(\d)\.(\d)\.", r"decode_head.branches.\1.\2."),
-    (r"^classifier\.conv2d_list\.(\d)\.", r"decode_head.aspp_modules.\1.conv."),
-    (r"^classifier\.bottleneck\.0\.se\.0\.", "decode_head.squeeze.1."),
-    (r"^classifier\.bottleneck\.0\.se\.2\.", "decode_head.squeeze.3."),
-    (r"^classifier\.bottleneck\.([12])\.", lambda match: f"decode_head.fuse.{int(match[1]) - 1}."),
-    (r"^classifier\.head\.1\.", "decode_head.classify."),
-)
-NVLABS: Rules = ((r"^decode_head\.linear_c(\d)\.", lambda match: f"decode_head.linear_c.{int(match[1]) - 1}."),)
-
-DIALECTS: dict[str, Dialect] = {
-    "ssrseg": Dialect(r"^backbone\.pyramid\."),
-    "huggingface": Dialect(r"^(segformer\.)?encoder\.patch_embeddings\.", HUGGING_FACE, deepest_first=True),
-    "smp": Dialect(r"^encoder\.patch_embed1\.", SMP, deepest_first=True),
-    "segformer": Dialect(r"^decode_head\.linear_c1\.", NVLABS, deepest_first=True),
-    "undoing": Dialect(r"^feature_extractor\.", UNDOING, bgr="backbone.features.0.weight"),
-    "dacs": Dialect(r"^layer5\.conv2d_list\.", DACS, bgr="backbone.conv1.weight"),
-    "official": Dialect(r"^(backbone|decode_head)\."),
-    "bare": Dialect(r"^(patch_embed1|stem\.7)\.", ((r"^", "backbone."),)),
-    "timm": Dialect(r"^"),
-}
-"""In the order in which they are tried. `bare`: `mit_b*.pth` or mmcv's ResNet v1c; `timm`: a classification model."""
-
-
-PARTS = {
-    "model": r"^model\.(?=backbone|decode_head|conv1|bn1|layer\d)",
-    "ema_model": r"^ema_model\.",
-    "imnet_model": r"^imnet_model\.",
-    "mic_teacher": r"^mic\.teacher\.ema_model\.",
-}
-"""The networks of an adaptation checkpoint: student, teacher, ImageNet model, MIC's own teacher."""
 
 
 def select(state: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -191,7 +79,7 @@ def select(state: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor], d
 def recognise(keys: Iterable[str]) -> str:
     """Recognise the dialect of a checkpoint's names."""
     names = list(keys)
-    return next(name for name, dialect in DIALECTS.items() if any(re.search(dialect.marker, key) for key in names))
+    return next(name for name, dialect in DIALECTS.items() if any(re.search(dialect["marker"], key) for key in names))
 
 
 def to_official(state: Mapping[str, Tensor], dialect: str, segmenter: Segmenter | None) -> dict[str, Tensor]:
@@ -209,24 +97,32 @@ def to_official(state: Mapping[str, Tensor], dialect: str, segmenter: Segmenter 
         names = {timm_name(key): official for key, official in own.items() if key.startswith("backbone.")}
         return {names.get(key, f"backbone.{key}"): value for key, value in state.items()}
     record = DIALECTS[dialect]
-    renamed = _joined({_rename(key, record.rules): value for key, value in state.items()})
+    renamed = _joined({_rename(key, record.get("rules", {})): value for key, value in state.items()})
     fusion = "decode_head.linear_fuse.conv.weight"
-    if record.deepest_first and fusion in renamed:
+    if record.get("deepest_first") and fusion in renamed:
         renamed[fusion] = torch.cat(renamed[fusion].chunk(4, dim=1)[::-1], dim=1)
-    if record.bgr in renamed:
-        renamed[record.bgr] = renamed[record.bgr].flip(1)
+    if (first := record.get("bgr")) in renamed:
+        renamed[first] = renamed[first].flip(1)
     if dialect == "undoing":
-        _as_convolutions(renamed)
+        for key, value in renamed.items():
+            if key.startswith("decode_head.squeeze.") and value.ndim == 2:  # linear layers, ours 1x1 convolutions
+                renamed[key] = value[:, :, None, None]
+        if (classify := renamed.get("decode_head.classify.weight")) is not None:  # it has no bias
+            renamed["decode_head.classify.bias"] = classify.new_zeros(len(classify))
     return renamed
 
 
-def _as_convolutions(state: dict[str, Tensor]) -> None:
-    """Linear layers of Undoing's modified ASPP as the 1x1 convolutions that ours has; its classifier has no bias."""
-    for key, value in state.items():
-        if key.startswith("decode_head.squeeze.") and value.ndim == 2:
-            state[key] = value[:, :, None, None]
-    if (classify := state.get("decode_head.classify.weight")) is not None:
-        state["decode_head.classify.bias"] = classify.new_zeros(len(classify))
+def drop_reasons(names: Sequence[str], backbone_only: bool, timm_segmenter: Segmenter | None) -> dict[str, str]:
+    """Explain which official names that a network of ours lacks may be left out: name -> reason."""
+    table = {**_TABLES["dropped"], **({r"^decode_head\.": "only the backbone is wanted"} if backbone_only else {})}
+    found = {name: next((why for pattern, why in table.items() if re.search(pattern, name)), "") for name in names}
+    reasons = {name: why for name, why in found.items() if why}
+    if len(reasons) < len(names) and timm_segmenter is not None:
+        with torch.device("meta"):
+            whole = timm.create_model(timm_architecture(timm_segmenter))
+        known = {f"backbone.{key}" for key in whole.state_dict()} - reasons.keys()
+        reasons |= {name: "behind the last feature level" for name in names if name in known}
+    return reasons
 
 
 def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:

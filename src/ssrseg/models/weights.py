@@ -5,12 +5,11 @@ from __future__ import annotations
 import pickle
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import Architecture, architecture, build_backbone
 from ssrseg.models.segmenter import WEIGHTS, Segmenter, load_segmenter
-from ssrseg.models.weight_names import DIALECTS, official_name, recognise, select, timm_architecture, to_official
+from ssrseg.models.weight_names import DIALECTS, drop_reasons, official_name, recognise, select, to_official
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 """`owner/name[@revision]`."""
@@ -29,24 +28,6 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".onnx", ".ckpt", ".bin")
 """Of files: what ends so is never looked for on the Hub."""
 NETWORKS = ("model", "ema_model", "feature_extractor", "classifier", "model_D")
 """Names under which DACS (the first two), FADA and Undoing save networks side by side."""
-DROPPED = {
-    r"^(embedding_layer|fusion_layer|sam)\.": "SSR's regularisation branch, training only",
-    r"^auxiliary_head\.": "auxiliary head, training only",
-    r"^backbone\.(head|fc|classifier)\.": "ImageNet classifier",
-    r"^backbone\.layer5\.": "DeepLabV2's head",
-    r"^decode_head\.conv_seg\.": "unused layer of the SegFormer head",
-    r"^model_D\.": "discriminator, training only",
-    r"\.num_batches_tracked$": "a counter that nothing reads",
-}
-"""Official names that no network of ours has -> why they may be left out."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A file's weights, and the metadata that its authors wrote beside them."""
-
-    state: Mapping[str, Tensor]
-    meta: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -94,8 +75,8 @@ def load(model: Path | str) -> Segmenter:
     return load_segmenter(path)
 
 
-def read_checkpoint(source: Mapping[str, Any] | Path | str) -> Checkpoint:
-    """Read the weights in a file, or in the content of one. Nothing in it is executed.
+def read_checkpoint(source: Mapping[str, Any] | Path | str) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    """Read the weights in a file, or in the content of one, and its authors' metadata. Nothing in it is executed.
 
     Raises:
         UserError: no such file, not a weights file, or one that holds more than tensors and plain values.
@@ -116,7 +97,7 @@ def read_checkpoint(source: Mapping[str, Any] | Path | str) -> Checkpoint:
             f"{where} should hold names and tensors, bare or under `state_dict` or `model`; "
             f"found {', '.join(map(repr, strange[:5])) or 'nothing'}."
         )
-    return Checkpoint(state, found["meta"] if isinstance(found.get("meta"), Mapping) else {})
+    return state, found["meta"] if isinstance(found.get("meta"), Mapping) else {}
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -166,8 +147,7 @@ def load_published(
     Raises:
         UserError: an entry is unknown, missing or of another shape; or the file cannot be read safely.
     """
-    found = read_checkpoint(checkpoint)
-    state, dropped = select(found.state, part)
+    state, dropped = select(read_checkpoint(checkpoint)[0], part)
     dialect = recognise(state) if source == "auto" else source
     if dialect not in DIALECTS:
         raise UserError(f"There is no source {source!r}: choose auto, {', '.join(DIALECTS)}.")
@@ -177,7 +157,7 @@ def load_published(
     wanted = {official_name(key, segmenter): key for key in own if key.startswith("backbone.") or not backbone_only}
     chosen = {wanted[name]: value for name, value in state.items() if name in wanted}
     left = [name for name in state if name not in wanted]
-    reasons = _reasons(left, backbone_only, segmenter if dialect == "timm" else None)
+    reasons = drop_reasons(left, backbone_only, segmenter if dialect == "timm" else None)
     if dialect == "dacs":
         reasons |= {name: "a branch that the released code never reaches" for name in left if ".aspp_modules." in name}
     missing = [
@@ -190,24 +170,7 @@ def load_published(
         for key, value in chosen.items()
         if value.shape != own[key].shape
     ]
-    _refuse(unknown=[name for name in left if name not in reasons], missing=missing, shapes=shapes)
-    segmenter.load_state_dict({**own, **chosen})
-    return LoadReport(dialect, len(chosen), dropped | reasons)
-
-
-def _reasons(names: Sequence[str], backbone_only: bool, timm_segmenter: Segmenter | None) -> dict[str, str]:
-    table = {**DROPPED, **({r"^decode_head\.": "only the backbone is wanted"} if backbone_only else {})}
-    found = {name: next((why for pattern, why in table.items() if re.search(pattern, name)), "") for name in names}
-    reasons = {name: why for name, why in found.items() if why}
-    if len(reasons) < len(names) and timm_segmenter is not None:
-        with torch.device("meta"):
-            whole = timm.create_model(timm_architecture(timm_segmenter))
-        known = {f"backbone.{key}" for key in whole.state_dict()} - reasons.keys()
-        reasons |= {name: "behind the last feature level" for name in names if name in known}
-    return reasons
-
-
-def _refuse(*, unknown: Sequence[str], missing: Sequence[str], shapes: Sequence[str]) -> None:
+    unknown = [name for name in left if name not in reasons]
     problems = [
         f"  {len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
         for what, names in (("unknown to the model", unknown), ("missing", missing), ("of another shape", shapes))
@@ -219,6 +182,8 @@ def _refuse(*, unknown: Sequence[str], missing: Sequence[str], shapes: Sequence[
             "Build the segmenter with the checkpoint's backbone, head and number of classes "
             "(`ssrseg convert` recognises them), or pass backbone_only=True to leave its head out."
         )
+    segmenter.load_state_dict({**own, **chosen})
+    return LoadReport(dialect, len(chosen), dropped | reasons)
 
 
 def load_pretrained(segmenter: Segmenter, spec: str, backbone: str) -> str:
@@ -241,30 +206,28 @@ def load_pretrained(segmenter: Segmenter, spec: str, backbone: str) -> str:
     if Path(spec).is_file():
         return f"{backbone}: {spec}: {_load_backbone(segmenter, spec, record)}"
     spec = record.hub or spec if spec == "hub" else spec
-    if spec == "hub":
-        try:
-            pretrained = build_backbone(backbone, timm_weights=True)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise _by_hand(f"timm's weights of {record.timm_name}", error) from error
-        segmenter.backbone.load_state_dict(pretrained.state_dict())
-        left = " but for fc6 and fc7, which are random" if record.fresh else ""
-        return f"{backbone}: timm's weights of {record.timm_name}{left}"
-    if not HUB_ID.fullmatch(spec) or Path(spec).suffix in SUFFIXES:
+    if spec != "hub" and (not HUB_ID.fullmatch(spec) or Path(spec).suffix in SUFFIXES):
         raise UserError(f"model.pretrained is {spec!r}: no such file, and neither none, hub nor owner/name[@revision].")
+    what = f"timm's weights of {record.timm_name}"
     try:
+        if spec == "hub":
+            segmenter.backbone.load_state_dict(build_backbone(backbone, timm_weights=True).state_dict())
+            return f"{backbone}: {what}" + (" but for fc6 and fc7, which are random" if record.fresh else "")
+        what = f"The weights {spec}"
         file = _from_hub(spec, "model.safetensors", "pytorch_model.bin")
-    except (OSError, ValueError) as error:
-        raise _by_hand(f"The weights {spec}", error) from error
-    report = _load_backbone(segmenter, file, record)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{what} cannot be downloaded: {str(error).splitlines()[0]}\n"
+            "Fetch the weights file by hand where there is a network, and set model.pretrained to its path; "
+            "model.pretrained: none starts from random weights."
+        ) from error
     terms = " (NVIDIA's terms: non-commercial use only)" if spec.startswith("nvidia/") else ""
-    return f"{backbone}: {spec}{terms}: {report}"
+    return f"{backbone}: {spec}{terms}: {_load_backbone(segmenter, file, record)}"
 
 
 def _load_backbone(segmenter: Segmenter, file: Path | str, record: Architecture) -> LoadReport:
     report = load_published(segmenter, file, backbone_only=True, fresh=record.fresh)
-    if (
-        record.bgr and DIALECTS[report.dialect].bgr is None
-    ):  # published for blue, green, red, and not turned by its names
+    if record.bgr and "bgr" not in DIALECTS[report.dialect]:  # published for blue, green, red, and not turned above
         first = next(layer for layer in segmenter.backbone.modules() if isinstance(layer, nn.Conv2d))
         first.weight.data = first.weight.data.flip(1)
     return report
@@ -280,11 +243,3 @@ def _from_hub(spec: str, *names: str) -> Path:
         except EntryNotFoundError as absent:  # also what being offline looks like
             errors.append(absent)
     raise errors[0]
-
-
-def _by_hand(what: str, error: object) -> UserError:
-    return UserError(
-        f"{what} cannot be downloaded: {str(error).splitlines()[0]}\n"
-        "Fetch the weights file by hand where there is a network, and set model.pretrained to its path; "
-        "model.pretrained: none starts from random weights."
-    )
