@@ -25,7 +25,7 @@ def test_the_published_shift() -> None:
     shift = dict(zip(gta5.classes, gta5.shift.tolist(), strict=True))
     for name, expected in {"road": 0.212, "sky": -2.154, "rider": 2.108, "bicycle": 3.978}.items():
         assert shift[name] == pytest.approx(expected, abs=5e-4)
-    attentive = published_priors("gta5-cityscapes", attentive=True)
+    attentive = published_priors("gta5-cityscapes-attentive")
     assert attentive.shift[gta5.classes.index("wall")].item() == pytest.approx(-1.367, abs=5e-4)
     synthia = published_priors("synthia-cityscapes")
     assert synthia.shift[synthia.classes.index("person")].item() == pytest.approx(-1.373, abs=5e-4)

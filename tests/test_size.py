@@ -7,7 +7,7 @@ from pathlib import Path
 import ssrseg
 
 ROOT = Path(ssrseg.__file__).parent
-LINES, FILES = 15_268, 117
+LINES, FILES = 15_342, 117
 CORE_LINES = 4_032  # the aim is 4,000
 CORE = (
     "config/method.py",

@@ -76,7 +76,7 @@ def our_way(pairs: list[Pair], code, data: DataConfig, config: LoaderConfig) -> 
     stream = SourceImages(pairs, code, scaled_files(data, config), config, lambda n, _: Draw(n % len(pairs)))
 
     def draw(number: int) -> tuple[np.ndarray, np.ndarray]:
-        image, labels, _ = stream.draw(number, generator_of(0, SOURCE, number))
+        image, labels, *_ = stream.draw(number, generator_of(0, SOURCE, number))
         return image.numpy(), labels.numpy()
 
     return draw

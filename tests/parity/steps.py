@@ -151,8 +151,8 @@ class Run:
         self._compare_gradients(at, same)
         self.optimizer.step()
 
-    def _label(self, images, valid):
-        pseudo = self.method.teacher(images, valid)
+    def _label(self, images, valid, inside):
+        pseudo = self.method.teacher(images, valid, inside)
         if "stub" not in self.case.params:
             return pseudo
         # The SSR authors' code kept the trust in float32 while the rest of these cases ran in float64.

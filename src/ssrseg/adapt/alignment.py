@@ -71,10 +71,10 @@ class Alignment(Term):
             soft = soft_classes(logits, self.temperature, self.clip)
         domain = 0 if view.name == self.source else 1
         detached = student.resize(self.discriminator(deepest.detach()), size)
-        loss = 0.5 * domain_loss(detached, soft, domain)
+        loss = 0.5 * domain_loss(detached, soft, domain, view.inside)
         if domain == 1:
             attached = student.resize(frozen_call(self.discriminator, deepest), size)
-            loss = loss + self.student_weight * domain_loss(attached, soft, 0)
+            loss = loss + self.student_weight * domain_loss(attached, soft, 0, view.inside)
         return loss
 
 
@@ -83,17 +83,20 @@ def soft_classes(logits: Tensor, temperature: float, clip: float) -> Tensor:
     return (logits / temperature).softmax(dim=1).clamp(max=clip)
 
 
-def domain_loss(logits: Tensor, soft: Tensor, domain: int) -> Tensor:
-    """Cross entropy H(d, q): mean over all pixels of -sum_k q_k log softmax(d)[domain * K + k].
+def domain_loss(logits: Tensor, soft: Tensor, domain: int, inside: Tensor | None = None) -> Tensor:
+    """Cross entropy H(d, q): mean over pixels of -sum_k q_k log softmax(d)[domain * K + k].
 
     Args:
         logits: (B, 2K, H, W), source classes first.
         soft: (B, K, H, W) class probabilities q.
         domain: 0 for source, 1 for target.
+        inside: (B, H, W) bool: the pixels that count, all when absent. The border of an image that was padded would
+            tell its domain.
     """
     classes = soft.shape[1]
     log_probabilities = logits.log_softmax(dim=1)[:, domain * classes : (domain + 1) * classes]
-    return -(soft * log_probabilities).sum(dim=1).mean()
+    losses = -(soft * log_probabilities).sum(dim=1)
+    return losses.mean() if inside is None else (losses * inside).sum() / inside.sum().clamp(min=1)
 
 
 def frozen_call(module: nn.Module, inputs: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
-from torchvision.transforms import functional as V
 
 from ssrseg.adapt import distributed
 
@@ -160,30 +159,3 @@ class PhotometricDistortion:
             early, late = contrast and early, contrast and not early
             orders.append([0] * brightness + [1] * early + [2] * saturation + [3] * hue + [1] * late)
         return color_jitter(images, factors[:, rows], orders[rows])
-
-
-@dataclass(frozen=True)
-class Jitter:
-    """Jitter colours as torchvision does (Undoing): four adjustments of every image, in an order of its own.
-
-    Args:
-        generator: on the CPU.
-        strength: the first three factors lie in 1 +- strength.
-        hue: turns, +-.
-    """
-
-    generator: Generator
-    strength: float = 0.5
-    hue: float = 0.2
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Jitter images (B, 3, H, W) in [0, 1]."""
-        return torch.stack([self._one(image) for image in images]) if len(images) else images
-
-    def _one(self, image: Tensor) -> Tensor:
-        adjustments = (V.adjust_brightness, V.adjust_contrast, V.adjust_saturation, V.adjust_hue)
-        draws = (2 * torch.rand(4, generator=self.generator) - 1).tolist()
-        factors = [1 + self.strength * draw for draw in draws[:3]] + [self.hue * draws[3]]
-        for i in torch.randperm(4, generator=self.generator).tolist():
-            image = adjustments[i](image, factors[i])
-        return image

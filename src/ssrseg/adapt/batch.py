@@ -16,10 +16,13 @@ class Batch:
     labels: Tensor  # (B, H, W) int64, IGNORE where unlabelled
     target: Tensor  # (B', 3, H, W); B' is 0 for a method without a target
     valid: Tensor  # (B', H, W) bool: where a pseudo-label may be used (not on the own car, say)
+    source_inside: Tensor | None = None  # (B, H, W) bool: no padding of images smaller than the crop; all if absent
+    target_inside: Tensor | None = None  # (B', H, W) bool: likewise
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy the batch to another device without waiting for the copy."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()}
+        parts = {name: value for name, value in vars(self).items() if value is not None}
+        moved = {name: value.to(device, non_blocking=True) for name, value in parts.items()}
         return replace(self, **moved)
 
 
@@ -42,6 +45,7 @@ class View:
     images: Tensor  # (B, 3, H, W) in [0, 1]
     labels: Tensor  # (B, H, W) int64
     trust: Tensor | None = None  # (B, H, W) in [0, 1]; 1 everywhere when absent
+    inside: Tensor | None = None  # (B, H, W) bool: not padding; everywhere when absent
 
 
 IGNORE = 255

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from ssrseg.adapt import views
 from ssrseg.adapt.alignment import Alignment
-from ssrseg.adapt.augment import Jitter, PhotometricDistortion, StrongAugment
+from ssrseg.adapt.augment import PhotometricDistortion, StrongAugment
 from ssrseg.adapt.foundation import Frozen, build_encoder, frozen_backbone
 from ssrseg.adapt.learner import Learner, ViewMaker
 from ssrseg.adapt.regularizer import Regularizer
@@ -147,10 +147,9 @@ def _makers(config: MethodConfig, generator: Generator, mean: Tensor) -> Iterato
     def augment(config: AugmentConfig | None, *, per_image: bool) -> views.Images:
         return StrongAugment(generator, **config.model_dump(), per_image=per_image) if config else views.unchanged
 
-    jitter = config.jitter and Jitter(generator, config.jitter.strength, config.jitter.hue)
-    yield views.Source(PhotometricDistortion(generator) if config.distort else jitter or views.unchanged)
+    yield views.Source(PhotometricDistortion(generator) if config.distort else views.unchanged)
     if config.alignment is not None:
-        yield views.Target(jitter or views.unchanged)
+        yield views.Target()
     if config.mixed is not None:
         draw = views.ClassMix(generator, of_batch=config.mixed.classes_of == "batch")
         yield views.Mixed(draw, augment(config.mixed.augment, per_image=True))

@@ -56,9 +56,9 @@ class Teacher(nn.Module):
         torch._foreach_lerp_(mine, theirs, 1 - alpha)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, valid: Tensor) -> Pseudo:
-        """Label target images (B, 3, H, W) in [0, 1]; the trust is 0 where not `valid` (B, H, W)."""
-        return pseudo_label(self.logits(images), valid, self.threshold)
+    def forward(self, images: Tensor, valid: Tensor, inside: Tensor | None = None) -> Pseudo:
+        """Label target images (B, 3, H, W) in [0, 1]; the trust is 0 where not `valid`; see `pseudo_label`."""
+        return pseudo_label(self.logits(images), valid, self.threshold, inside)
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits (B, K, H, W) of images (B, 3, H, W) in [0, 1]."""
@@ -66,20 +66,23 @@ class Teacher(nn.Module):
         return logits
 
 
-def pseudo_label(logits: Tensor, valid: Tensor, threshold: float | None) -> Pseudo:
+def pseudo_label(logits: Tensor, valid: Tensor, threshold: float | None, inside: Tensor | None = None) -> Pseudo:
     """Label by the largest logit; the trust is one confidence share for the whole batch (DACS), 0 where not `valid`.
 
-    The share is taken over all pixels, before `valid` cuts rows, and over the batches of all processes.
+    The share is taken over all pixels but padding, before `valid` cuts rows, and over the batches of all processes.
 
     Args:
         logits: (B, K, H, W).
         valid: (B, H, W) bool.
         threshold: the confidence in [0, 1] that counts; the trust is 1 when absent.
+        inside: (B, H, W) bool, not the padding of images smaller than the crop; everywhere when absent.
     """
     confidence, labels = logits.softmax(dim=1).max(dim=1)
     trust = valid.to(confidence.dtype)
     if threshold is not None:
-        trust = trust * distributed.all_mean((confidence >= threshold).to(confidence.dtype).mean())
+        confident = (confidence >= threshold).to(confidence.dtype)
+        share = confident.mean() if inside is None else (confident * inside).sum() / inside.sum().clamp(min=1)
+        trust = trust * distributed.all_mean(share)
     return Pseudo(labels, trust)
 
 
@@ -91,7 +94,7 @@ class NoTeacher(nn.Module):
     def update(self, student: Segmenter, step: int) -> None:
         """Do nothing: there is nothing to average."""
 
-    def forward(self, images: Tensor, valid: Tensor) -> Pseudo:
+    def forward(self, images: Tensor, valid: Tensor, inside: Tensor | None = None) -> Pseudo:
         """Return labels `IGNORE` and trust 0 for every pixel."""
         ignored = torch.full(valid.shape, IGNORE, device=valid.device)
         return Pseudo(ignored, torch.zeros(valid.shape, device=valid.device))

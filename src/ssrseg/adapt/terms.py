@@ -134,6 +134,8 @@ class FeatureDistance(Term):
         if self.things is not None:
             factor = view.labels.shape[-1] // deepest.shape[-1]
             mask = self.things[downscale_labels(view.labels, factor, self.num_classes, self.min_share)]
+        elif view.inside is not None:
+            mask = F.interpolate(view.inside[:, None].float(), deepest.shape[-2:], mode="nearest")[:, 0].bool()
         return feature_distance(deepest, self.frozen(view.images), mask)
 
 

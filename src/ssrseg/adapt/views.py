@@ -28,7 +28,7 @@ class Source:
 
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
         """Return source images and labels."""
-        return View("source", self.augment(batch.source), batch.labels)
+        return View("source", self.augment(batch.source), batch.labels, inside=batch.source_inside)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Target:
 
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
         """Return target images with the teacher's labels and trust."""
-        return View("target", self.augment(batch.target), pseudo.labels, pseudo.trust)
+        return View("target", self.augment(batch.target), pseudo.labels, pseudo.trust, batch.target_inside)
 
 
 @dataclass(frozen=True)

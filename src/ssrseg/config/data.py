@@ -33,6 +33,17 @@ class ClassConfig(Strict):
 Class = Annotated[ClassConfig, BeforeValidator(_spelled)]
 
 
+class ExactSize(Strict):
+    """A size that images are resized to whatever their aspect ratio, as Undoing's code does."""
+
+    exact: Size
+    """(width, height)."""
+
+
+Bound = Size | ExactSize
+"""(width, height) that bounds an image, or that it is stretched to."""
+
+
 class DataConfig(Strict):
     """Images, with labels or without."""
 
@@ -53,8 +64,9 @@ class DataConfig(Strict):
     """Raw label value -> class id; values that are not listed become ignore."""
     labels_root: UserPath | None = None
     """Where `labels` lie when it is not below `root`."""
-    resize: Size | None = None
-    """(width, height) that bounds the image, aspect ratio kept; no resize when absent."""
+    resize: Bound | None = None
+    """(width, height) that bounds the image, aspect ratio kept; `{exact: [width, height]}` stretches it to that size;
+    no resize when absent."""
     margins: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
     """Rows at the top and bottom of a target crop whose pseudo-labels are not trusted (own car, rectification)."""
 
@@ -78,6 +90,15 @@ class ClassBalancedConfig(Strict):
     """A class's weight is 1 / ln(offset + its share so far)."""
 
 
+class JitterConfig(Strict):
+    """Colour jitter of source images as torchvision has it, at the file's size, before `resize` (Undoing's code)."""
+
+    strength: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Factors of brightness, contrast and saturation lie in 1 +- strength."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.2
+    """Turns of the colour circle, +-."""
+
+
 class LoaderConfig(Strict):
     """How samples are cut and batched."""
 
@@ -93,6 +114,7 @@ class LoaderConfig(Strict):
     max_class_share: Annotated[float, Field(gt=0, le=1)] = 0.75
     """A source crop is drawn again while one class covers this share of its labelled pixels or more."""
     flip: Fraction = 0.5
+    jitter: JitterConfig | None = None
     rare_class: RareClassConfig | None = None
     cache: Annotated[Path | None, NO_EFFECT] = None
     """Folder that keeps images as they are after `resize`, uncompressed, so that they are decoded once: four bytes per
@@ -104,9 +126,11 @@ class LoaderConfig(Strict):
     """Another way to choose source images; at most one of the two."""
 
     @model_validator(mode="after")
-    def _one_way_to_choose(self) -> LoaderConfig:
+    def _parts_agree(self) -> LoaderConfig:
         if self.rare_class is not None and self.class_balanced is not None:
             raise ValueError("rare_class and class_balanced both choose the source images: set one of them to null")
+        if self.jitter is not None and self.cache is not None:
+            raise ValueError("jitter comes before resize, and cache keeps resized images: set one of them to null")
         return self
 
     @property

@@ -69,14 +69,6 @@ class FoundationConfig(Strict):
     """`half` keeps and runs the encoder in bfloat16; `auto` does so on CUDA. The published runs have `fp32`."""
 
 
-class JitterConfig(Strict):
-    """Colour jitter of every image of the loader, as torchvision has it (Undoing's code)."""
-
-    strength: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Of brightness, contrast and saturation."""
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.2
-
-
 class SegmentationConfig(Strict):
     """The cross entropy of the decoded features."""
 
@@ -119,8 +111,6 @@ class MethodConfig(Strict):
 
     distort: bool = False
     """Photometric distortion of the source (source-only and supervised training)."""
-    jitter: JitterConfig | None = None
-    """Colour jitter of source and target."""
     trains: Literal["all", "head"] = "all"
     """`head`: the backbone stands still, its BatchNorm too."""
     segmentation: SegmentationConfig = SegmentationConfig()

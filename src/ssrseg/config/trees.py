@@ -50,14 +50,33 @@ def compose(
     """Compose a tree of settings: a preset, merged with a file, own data, and `key.path=value` words.
 
     Data in the file or in `own` (groups by name) replace *all* data of the preset: a task is a whole. Words only
-    change what they name.
+    change what they name. What file and words set holds in every stage of the preset's recipe.
     """
     tree = read_preset(preset) if preset else {}
     for layer in (read_yaml(config) if config else {}, dict(own)):
         if any(group in layer for group in ("source", "target")):
             tree = {key: value for key, value in tree.items() if key not in DATA}
-        tree = merge(tree, layer)
-    return merge(tree, assignments(words))
+        tree = _merge_for_all_stages(tree, layer)
+    return _merge_for_all_stages(tree, assignments(words))
+
+
+def _merge_for_all_stages(tree: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    if "stages" in tree:
+        below = {"settings": layer}
+        tree = {**tree, "stages": [_without(stage, below) for stage in tree["stages"]]}
+    return merge(tree, layer)
+
+
+def _without(settings: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove the values that a layer sets too; a part that the settings leave out (null) stays out."""
+    kept: dict[str, Any] = {}
+    for key, value in settings.items():
+        other = layer.get(key)
+        if isinstance(value, dict) and isinstance(other, Mapping):
+            kept[key] = _without(value, other)
+        elif key not in layer or value is None or isinstance(other, Mapping):
+            kept[key] = value
+    return kept
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -74,11 +93,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Merge `over` into a copy of `base`, group by group."""
+    """Merge `over` into a copy of `base`, group by group; stages of a recipe are merged with those of the same name."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
-        result[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if key == "stages" and isinstance(old, list) and isinstance(value, list):
+            named = {stage["name"]: stage for stage in old}
+            named |= {stage["name"]: merge(named.get(stage["name"], {}), stage) for stage in value}
+            result[key] = list(named.values())
+        else:
+            result[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ssrseg.config.data import Bound
 from ssrseg.data.images import read_pixels, to_tensor
 from ssrseg.data.label_files import read_labels
 from ssrseg.data.label_mapping import LabelCode
@@ -22,6 +23,8 @@ from ssrseg.data.transforms import Box, rescale_size, resize_crop, resize_labels
 from ssrseg.errors import UserError
 from ssrseg.runs.atomic import write_atomically
 
+Change = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
+"""Image (H, W, 3) -> image."""
 Planes = npt.NDArray[np.uint8]
 """(C, H, W): red, green, blue, and the class ids where there are labels."""
 
@@ -45,8 +48,8 @@ class ScaledImage:
 class ScaledFiles:
     """Reads images, alone or with their labels, bounded in size."""
 
-    bound: tuple[int, int] | None
-    """(width, height), aspect ratio kept; as they are when absent."""
+    bound: Bound | None
+    """Of their size; as they are when absent."""
     scale_jpeg: bool = False
     """Whether a JPEG is scaled while it is decoded."""
     cache: Path | None = None
@@ -58,10 +61,13 @@ class ScaledFiles:
             return self._decoded(path)[0]
         return _kept(_cached(self.cache, self._key(path), lambda: self._decoded(path)[0].whole().numpy()))
 
-    def pair(self, pair: Pair, code: LabelCode) -> tuple[ScaledImage, Tensor]:
-        """Read an image and its class ids (H, W) uint8; raises `UserError` when their sizes differ."""
+    def pair(self, pair: Pair, code: LabelCode, change: Change | None = None) -> tuple[ScaledImage, Tensor]:
+        """Read an image and its class ids (H, W) uint8; raises `UserError` when their sizes differ.
+
+        `change` is applied to the image before it is resized, which a cache would not allow.
+        """
         if self.cache is None:
-            return self._decoded_pair(pair, code)
+            return self._decoded_pair(pair, code, change)
 
         def planes() -> Planes:
             image, labels = self._decoded_pair(pair, code)
@@ -74,16 +80,17 @@ class ScaledFiles:
     def _key(self, path: Path) -> str:
         return _key(path, stamp(path), self.bound, self.scale_jpeg)
 
-    def _decoded_pair(self, pair: Pair, code: LabelCode) -> tuple[ScaledImage, Tensor]:
-        (image, (width, height)), labels = self._decoded(pair.image), read_labels(pair.label, code)
+    def _decoded_pair(self, pair: Pair, code: LabelCode, change: Change | None = None) -> tuple[ScaledImage, Tensor]:
+        (image, (width, height)), labels = self._decoded(pair.image, change), read_labels(pair.label, code)
         if labels.shape != (height, width):
             found = f"{labels.shape[1]}x{labels.shape[0]}"
             raise UserError(f"{pair.image} is {width}x{height}, its label {pair.label} is {found}.")
         return image, resize_labels(labels, image.size)
 
-    def _decoded(self, path: Path) -> tuple[ScaledImage, tuple[int, int]]:
+    def _decoded(self, path: Path, change: Change | None = None) -> tuple[ScaledImage, tuple[int, int]]:
         """Return the image, and the (width, height) of its file."""
         pixels, stored = read_pixels(path, self.bound if self.scale_jpeg else None)
+        pixels = pixels if change is None else change(pixels)
         size = rescale_size(*stored, self.bound) if self.bound else stored
         return ScaledImage(size, lambda box: to_tensor(resize_crop(pixels, size, box))), stored
 

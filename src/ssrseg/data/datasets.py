@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,16 +11,18 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from ssrseg.config import LoaderConfig
+from ssrseg.config.data import Bound
 from ssrseg.data.cache import ScaledFiles
 from ssrseg.data.label_files import read_labels
 from ssrseg.data.label_mapping import LabelCode
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.layouts import Pair
 from ssrseg.data.samplers import Draw, Sampler
-from ssrseg.data.transforms import Box, is_varied, mirrored, pad, random_box, rescale_size, resize_image, retry
+from ssrseg.data.transforms import Box, is_varied, jitter, mirrored, pad, random_box, rescale_size, resize_image, retry
 
-Crop = tuple[Tensor, Tensor, str]
-"""A crop of an image (3, h, w) uint8, of its labels or of where to trust pseudo-labels (h, w), and the image's name."""
+Crop = tuple[Tensor, Tensor, str, tuple[int, int]]
+"""A crop of an image (3, h, w) uint8, of its labels or of where to trust pseudo-labels (h, w), the image's name, and
+the (height, width) that is no padding."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class LabelledImage:
 class LabelledImages(Dataset[LabelledImage]):
     """Images with labels, in order, whole."""
 
-    def __init__(self, pairs: list[Pair], code: LabelCode, resize: tuple[int, int] | None) -> None:
+    def __init__(self, pairs: list[Pair], code: LabelCode, resize: Bound | None) -> None:
         self.pairs, self._code, self._resize = pairs, code, resize
 
     def __len__(self) -> int:
@@ -60,12 +63,15 @@ class SourceImages:
         """Return a crop of an image (3, h, w) and of its labels (h, w), uint8, and the image's name."""
         draw = self.sampler(number, generator)
         pair = self.pairs[draw.file]
-        scaled, labels = self.files.pair(pair, self.code)
+        config = self.loader.jitter
+        change = None if config is None else partial(jitter, config=config, generator=generator)
+        scaled, labels = self.files.pair(pair, self.code, change)
         box = self._crop(labels, draw, generator)
         image, labels = scaled.crop(box), labels[box]
         if mirrored(generator, self.loader.flip):
             image, labels = image.flip(-1), labels.flip(-1)
-        return pad(image, self.loader.crop, 0), pad(labels, self.loader.crop, IGNORE), str(pair.image)
+        crop, (height, width) = self.loader.crop, labels.shape
+        return pad(image, crop, 0), pad(labels, crop, IGNORE), str(pair.image), (height, width)
 
     def _crop(self, labels: Tensor, draw: Draw, generator: Generator) -> Box:
         """Choose a crop that is varied and shows enough of the class that its image was drawn for."""
@@ -105,10 +111,10 @@ class TargetImages:
         top, bottom = self.margins
         valid[:top] = False
         valid[len(valid) - bottom :] = False
-        return pad(image, self.loader.of_target, 0), valid, str(path)
+        return pad(image, self.loader.of_target, 0), valid, str(path), (image.shape[-2], image.shape[-1])
 
 
-def bounded(image: Tensor, bound: tuple[int, int] | None) -> Tensor:
+def bounded(image: Tensor, bound: Bound | None) -> Tensor:
     """Resize an image (3, H, W) to fit the bound (width, height), aspect ratio kept; unchanged without a bound."""
     height, width = image.shape[-2:]
     return resize_image(image, rescale_size(width, height, bound)) if bound else image

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ssrseg.config.data import Bound
 from ssrseg.data.storage import read_bytes
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
@@ -44,7 +45,7 @@ def read_image(path: Path) -> Tensor:
     return to_tensor(read_pixels(path)[0])
 
 
-def read_pixels(path: Path, bound: tuple[int, int] | None = None) -> tuple[Pixels, tuple[int, int]]:
+def read_pixels(path: Path, bound: Bound | None = None) -> tuple[Pixels, tuple[int, int]]:
     """Read an image as RGB bytes (H, W, 3); see `read_image`.
 
     Args:
@@ -123,7 +124,7 @@ def _convert(file: Image.Image, path: Path) -> Pixels:
     return np.array(image.convert("RGB"))
 
 
-def _scale_while_decoding(file: Image.Image, bound: tuple[int, int]) -> tuple[int, int] | None:
+def _scale_while_decoding(file: Image.Image, bound: Bound) -> tuple[int, int] | None:
     """Ask for a smaller image; returns how large it would have been, or nothing if it is not to be half as large."""
     stored = file.size
     # The bound holds for the long and the short side, so it does not matter whether the image will be turned.

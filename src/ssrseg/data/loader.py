@@ -7,8 +7,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -39,12 +39,14 @@ class RawBatch:
     valid: Tensor  # (B', H, W) bool
     names: tuple[str, ...]
     """Image files, source then target, for messages."""
+    source_inside: Tensor | None = None  # (B, H, W) bool: not padding; absent when nothing was padded
+    target_inside: Tensor | None = None  # (B', H, W) bool: likewise
 
     def pin_memory(self) -> RawBatch:
         """Return the same batch in page-locked memory."""
-        parts = (self.source, self.labels, self.target, self.valid)
-        source, labels, target, valid = (part.pin_memory() for part in parts)
-        return RawBatch(source, labels, target, valid, self.names)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in tensors.items()}
+        return replace(self, **pinned)
 
 
 Sample = tuple[Crop, Crop | None]
@@ -87,13 +89,30 @@ def collate(samples: list[Sample] | UserError) -> RawBatch | UserError:
     """Stack samples to a batch; an error is passed on."""
     if isinstance(samples, UserError):
         return samples
-    images, labels, names = zip(*(source for source, _ in samples), strict=True)
-    source = torch.stack(images)
+    images, labels, names, sizes = zip(*(source for source, _ in samples), strict=True)
+    source, inside = torch.stack(images), _inside(images[0], sizes)
     targets = [target for _, target in samples if target is not None]
     if not targets:
-        return RawBatch(source, torch.stack(labels), source[:0], source[:0, 0].bool(), names)
-    target, valid, target_names = zip(*targets, strict=True)
-    return RawBatch(source, torch.stack(labels), torch.stack(target), torch.stack(valid), (*names, *target_names))
+        return RawBatch(source, torch.stack(labels), source[:0], source[:0, 0].bool(), names, inside)
+    target, valid, target_names, target_sizes = zip(*targets, strict=True)
+    return RawBatch(
+        source,
+        torch.stack(labels),
+        torch.stack(target),
+        torch.stack(valid),
+        (*names, *target_names),
+        inside,
+        _inside(target[0], target_sizes),
+    )
+
+
+def _inside(image: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor | None:
+    """Mark what is no padding in crops of an image's size; nothing where none was padded."""
+    height, width = image.shape[-2:]
+    if all(size == (height, width) for size in sizes):
+        return None
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    return torch.stack([(rows < size[0]) & (columns < size[1]) for size in sizes])
 
 
 def load(draws: Draws, numbers: Iterable[list[int]], *, workers: int, timeout: int = 0) -> Iterator[RawBatch]:

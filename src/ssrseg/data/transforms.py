@@ -11,7 +11,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+from torchvision.transforms import functional as V
 
+from ssrseg.config.data import Bound, ExactSize, JitterConfig
 from ssrseg.data.label_spaces import IGNORE
 
 Box = tuple[slice, slice]
@@ -20,11 +22,13 @@ CHECKS = 10
 """Crops that are tested before one is taken untested (DAFormer code)."""
 
 
-def rescale_size(width: int, height: int, bound: tuple[int, int]) -> tuple[int, int]:
+def rescale_size(width: int, height: int, bound: Bound) -> tuple[int, int]:
     """Compute the (width, height) that fits into `bound`, aspect ratio kept: GTA5's 1914x1052 in 1280x720 is 1280x704.
 
-    The long side is bounded by the long side of `bound`, the short by the short.
+    The long side is bounded by the long side of `bound`, the short by the short. An exact size is itself.
     """
+    if isinstance(bound, ExactSize):
+        return bound.exact
     factor = min(max(bound) / max(width, height), min(bound) / min(width, height))
     return max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5))
 
@@ -110,3 +114,14 @@ def mirrored(generator: Generator, probability: float) -> bool:
 
 def _integer(high: int, generator: Generator) -> int:
     return int(torch.randint(high, (), generator=generator))
+
+
+def jitter(pixels: npt.NDArray[np.uint8], config: JitterConfig, generator: Generator) -> npt.NDArray[np.uint8]:
+    """Adjust brightness, contrast, saturation and hue of an image (H, W, 3) by random factors in a random order."""
+    draws = (2 * torch.rand(4, generator=generator) - 1).tolist()
+    factors = [1 + config.strength * draw for draw in draws[:3]] + [config.hue * draws[3]]
+    adjustments = (V.adjust_brightness, V.adjust_contrast, V.adjust_saturation, V.adjust_hue)
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    for i in torch.randperm(4, generator=generator).tolist():
+        image = adjustments[i](image, factors[i])
+    return np.asarray(image.permute(1, 2, 0).contiguous().numpy(), np.uint8)

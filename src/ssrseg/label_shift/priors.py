@@ -75,21 +75,23 @@ def fold_shift(segmenter: Segmenter, shift: Tensor) -> Segmenter:
     return adjusted
 
 
-def published_priors(task: str, *, attentive: bool = False) -> Priors:
-    """Read the counts of Undoing's release: `gta5-cityscapes` (19 classes) or `synthia-cityscapes` (16).
+def published_priors(task: str) -> Priors:
+    """Read the counts of Undoing's release.
 
     Args:
-        task: which.
-        attentive: the target's as the network with the head `aspp-attentive` sees them.
+        task: `gta5-cityscapes` (19 classes) or `synthia-cityscapes` (16); with `-attentive` behind it, the target's
+            are those that the network with the head `aspp-attentive` predicts.
 
     Raises:
         UserError: no such task.
     """
+    name = task.removesuffix("-attentive")
     tables = yaml.safe_load((resources.files("ssrseg") / "label_shift" / "published.yaml").read_text(encoding="utf-8"))
-    if task not in tables:
-        raise UserError(f"There are no published priors for {task!r}: only for {', '.join(tables)}.")
-    table = tables[task]
-    target = table["target_counts_attentive" if attentive else "target_counts"]
+    if name not in tables:
+        known = ", ".join(f"{known}, {known}-attentive" for known in tables)
+        raise UserError(f"There are no published priors for {task!r}: only for {known}.")
+    table = tables[name]
+    target = table["target_counts" if name == task else "target_counts_attentive"]
     return Priors(tuple(table["classes"]), tuple(table["source_counts"]), tuple(target), f"published: {task}")
 
 

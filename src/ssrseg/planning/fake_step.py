@@ -126,9 +126,9 @@ def _step(settings: Settings, cast: _Cast, batch: Batch, views: list[View], live
         weight.register_post_accumulate_grad_hook(lambda weight: live.label([weight.grad], "gradients"))
     live.forget_peak()
 
-    def label(images: Tensor, valid: Tensor) -> Pseudo:
+    def label(images: Tensor, valid: Tensor, inside: Tensor | None) -> Pseudo:
         with _autocast(settings):
-            pseudo: Pseudo = method.teacher(images, valid)
+            pseudo: Pseudo = method.teacher(images, valid, inside)
             return pseudo
 
     def learn(view: View) -> dict[str, Tensor]:

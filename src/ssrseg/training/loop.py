@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -100,9 +100,9 @@ def fit(
     learner, wrapped = fabric.setup(method.learner, optimizer)
     learner.train()
 
-    def label(images: Tensor, valid: Tensor) -> Pseudo:
+    def label(images: Tensor, valid: Tensor, inside: Tensor | None) -> Pseudo:
         with fabric.autocast():
-            pseudo: Pseudo = method.teacher(images, valid)
+            pseudo: Pseudo = method.teacher(images, valid, inside)
         for observer in observers:
             observer.labelled(pseudo, valid)
         return pseudo
@@ -150,10 +150,8 @@ def mean_of(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def to_batch(raw: RawBatch, device: torch.device) -> Batch:
     """Copy bytes to the device, then cast to floats in [0, 1]: the only cast."""
-    source, labels, target, valid = (
-        part.to(device, non_blocking=True) for part in (raw.source, raw.labels, raw.target, raw.valid)
-    )
-    return Batch(source / 255, labels.long(), target / 255, valid)
+    batch = Batch(raw.source, raw.labels, raw.target, raw.valid, raw.source_inside, raw.target_inside).to(device)
+    return replace(batch, source=batch.source / 255, labels=batch.labels.long(), target=batch.target / 255)
 
 
 def make_and_show(make: ViewMaker, observers: Sequence[Observer], step: int, batch: Batch, pseudo: Pseudo) -> View:

@@ -18,6 +18,7 @@ from ssrseg.adapt.methods import Method, build_method
 from ssrseg.adapt.teacher import Teacher
 from ssrseg.adapt.terms import Term
 from ssrseg.config import Settings, TrainConfig
+from ssrseg.config.data import ExactSize
 from ssrseg.data import LabelSpace, resolve_space
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, load_segmenter
@@ -134,6 +135,8 @@ def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str
                 f"model.start: {config.start} is {network}; model and classes of this run differ from it."
             ) from error
     bound = (settings.target or settings.source).resize
+    if isinstance(bound, ExactSize):
+        bound = bound.exact
     student.description = Description(
         config.backbone, config.head, space.names, space.colors, bound, config.head_channels, config.align_corners
     )

@@ -32,7 +32,8 @@ CORRECTIONS: dict[str, tuple[RecipeStage, ...]] = {
                 "method": {
                     "trains": "head",
                     **dict.fromkeys(("teacher", "mixed", "masked", "feature_distance", "regularizer", "alignment")),
-                    "segmentation": {"priors": f"{{{PRIORS}}}"},
+                    # The release's refinement is a plain cross entropy over all pixels, whatever was before.
+                    "segmentation": {"priors": f"{{{PRIORS}}}", "temperature": 1.0, "over_labelled": []},
                 },
             },
         ),

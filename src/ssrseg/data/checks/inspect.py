@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ssrseg.config.data import Bound
 from ssrseg.data.checks.problems import Problem
 from ssrseg.data.images import BROKEN, TAIL, first_line, orientation_of, read_image
 from ssrseg.data.label_files import polygons_size, read_labels, read_raw_labels
@@ -114,7 +115,7 @@ class Expected:
     domain: str
     crop: tuple[int, int]
     """(height, width)."""
-    resize: tuple[int, int] | None
+    resize: Bound | None
     code: LabelCode | None
     """Absent when the settings give no valid one: then labels are only decoded."""
     num_classes: int
