@@ -7,8 +7,8 @@ from pathlib import Path
 import ssrseg
 
 ROOT = Path(ssrseg.__file__).parent
-LINES, FILES = 15_342, 117
-CORE_LINES = 4_032  # the aim is 4,000
+LINES, FILES = 15_292, 117
+CORE_LINES = 4_000
 CORE = (
     "config/method.py",
     "adapt/*.py",

@@ -32,7 +32,6 @@ class Discriminator(nn.Module):
         self.target = nn.Conv2d(128, num_classes, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits of the 2K pairs of domain and class."""
         trunk = self.trunk(features)
         return torch.cat([self.source(trunk), self.target(trunk)], dim=1)
 
@@ -84,14 +83,10 @@ def soft_classes(logits: Tensor, temperature: float, clip: float) -> Tensor:
 
 
 def domain_loss(logits: Tensor, soft: Tensor, domain: int, inside: Tensor | None = None) -> Tensor:
-    """Cross entropy H(d, q): mean over pixels of -sum_k q_k log softmax(d)[domain * K + k].
+    """Return the cross entropy H(d, q): mean over pixels of -sum_k q_k log softmax(d)[domain * K + k].
 
-    Args:
-        logits: (B, 2K, H, W), source classes first.
-        soft: (B, K, H, W) class probabilities q.
-        domain: 0 for source, 1 for target.
-        inside: (B, H, W) bool: the pixels that count, all when absent. The border of an image that was padded would
-            tell its domain.
+    The logits d (B, 2K, H, W) have the source's classes first, q (B, K, H, W) is soft; domain 0 is source, 1 target.
+    Only pixels `inside` (B, H, W) bool count, if it is given: the border of a padded image would tell its domain.
     """
     classes = soft.shape[1]
     log_probabilities = logits.log_softmax(dim=1)[:, domain * classes : (domain + 1) * classes]

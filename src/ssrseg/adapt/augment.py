@@ -82,10 +82,10 @@ def color_jitter(images: Tensor, factors: Tensor, orders: Sequence[Sequence[int]
 
 
 def gaussian_blur(images: Tensor, sigma: Sequence[float]) -> Tensor:
-    """Blur each image by its own sigma (pixels); the kernel is the largest odd length within a tenth of the side."""
+    """Blur each image by its own sigma (pixels); the kernel has the largest odd length up to ceil(side / 10)."""
     batch, channels, height, width = images.shape
     for dim, side in ((2, height), (3, width)):
-        length = blur_length(side)
+        length = (math.ceil(0.1 * side) - 1) // 2 * 2 + 1
         offsets = torch.arange(length) - length // 2
         kernels = torch.exp(-(offsets**2) / (2 * torch.tensor(sigma, dtype=torch.float64)[:, None] ** 2))
         kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images)  # (B, length)
@@ -96,12 +96,6 @@ def gaussian_blur(images: Tensor, sigma: Sequence[float]) -> Tensor:
         weight = kernels.repeat_interleave(channels, dim=0).view(shape)
         images = F.conv2d(padded, weight, groups=batch * channels).view(batch, channels, height, width)
     return images
-
-
-def blur_length(side: int) -> int:
-    """Return the largest odd number that is not above ceil(side / 10)."""
-    length = math.ceil(0.1 * side)
-    return length - 1 + length % 2
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,6 @@ class StrongAugment:
     per_image: bool = True
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Augment images (B, 3, H, W) in [0, 1]."""
         jitter, blur = torch.rand(2, generator=self.generator).tolist()
         count, rows = distributed.world() * len(images), distributed.rows(len(images))
         own, times = (count, 1) if self.per_image else (1, count)
@@ -149,7 +142,6 @@ class PhotometricDistortion:
     generator: Generator
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Distort images (B, 3, H, W) in [0, 1]."""
         count, rows = distributed.world() * len(images), distributed.rows(len(images))
         factors, orders = torch.empty(4, count), list[list[int]]()
         for i in range(count):

@@ -115,13 +115,8 @@ def build_method(
             weight=config.feature_distance.weight,
         )
     if config.alignment is not None:
-        composed["alignment"] = Alignment(
-            student.backbone.channels[-1],
-            student.num_classes,
-            weight=config.alignment.weight,
-            temperature=config.alignment.temperature,
-            clip=config.alignment.clip,
-        )
+        options = config.alignment.model_dump(exclude={"lr"})  # the optimiser's
+        composed["alignment"] = Alignment(student.backbone.channels[-1], student.num_classes, **options)
     return Method(
         learner=Learner(student, {**composed, **(terms or {})}, head_only=config.trains == "head"),
         teacher=NoTeacher() if config.teacher is None else teacher(student, **config.teacher.model_dump()),

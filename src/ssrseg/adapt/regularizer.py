@@ -68,8 +68,6 @@ class Regularizer(Term):
         stages: indices of the regularised stages; the others pass unchanged.
         heads: attention heads per stage; `default_heads` when absent (1, 2, 5, 8 for MiT).
         own_statistics: let the regularised pass move the head's BatchNorm statistics, as the authors do.
-        views: views it applies to.
-        weight: factor of the loss.
     """
 
     def __init__(
@@ -99,7 +97,6 @@ class Regularizer(Term):
         return enhanced
 
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
-        """Return the segmentation loss of the regularised features."""
         enhanced = self.enhance(features, self.encoder(view.images))
         with self._statistics(student.head):
             logits = student.decode(enhanced, view.labels.shape[-2:])

@@ -71,11 +71,8 @@ def pseudo_label(logits: Tensor, valid: Tensor, threshold: float | None, inside:
 
     The share is taken over all pixels but padding, before `valid` cuts rows, and over the batches of all processes.
 
-    Args:
-        logits: (B, K, H, W).
-        valid: (B, H, W) bool.
-        threshold: the confidence in [0, 1] that counts; the trust is 1 when absent.
-        inside: (B, H, W) bool, not the padding of images smaller than the crop; everywhere when absent.
+    Logits (B, K, H, W), valid (B, H, W) bool; without a threshold, a confidence in [0, 1], the trust is 1. `inside`
+    (B, H, W) bool is what is not padding; everywhere when absent.
     """
     confidence, labels = logits.softmax(dim=1).max(dim=1)
     trust = valid.to(confidence.dtype)
@@ -95,6 +92,5 @@ class NoTeacher(nn.Module):
         """Do nothing: there is nothing to average."""
 
     def forward(self, images: Tensor, valid: Tensor, inside: Tensor | None = None) -> Pseudo:
-        """Return labels `IGNORE` and trust 0 for every pixel."""
         ignored = torch.full(valid.shape, IGNORE, device=valid.device)
         return Pseudo(ignored, torch.zeros(valid.shape, device=valid.device))

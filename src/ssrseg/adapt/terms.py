@@ -50,8 +50,8 @@ def segmentation_loss(
 
     Args:
         logits: (B, K, H, W).
-        labels: (B, H, W) int64, `IGNORE` where unlabelled.
-        trust: (B, H, W), factor of each pixel's loss; 1 when absent.
+        labels: (B, H, W) int64.
+        trust: (B, H, W), factor of each pixel's loss.
         over_labelled: average over the labelled pixels only, as DACS and Undoing do with the source.
     """
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
@@ -65,8 +65,6 @@ class Segmentation(Term):
     """Train the shadow branch: decode the features as they are, as at inference.
 
     Args:
-        views: views it applies to.
-        weight: factor of the loss.
         temperature: divides the logits (Undoing trains with 1.8).
         shift: (K,) added to the logits: `-b` of `ssrseg.label_shift.log_ratio` makes this classifier refinement.
         over_labelled: views whose loss is averaged over their labelled pixels only.
@@ -87,7 +85,6 @@ class Segmentation(Term):
         self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
-        """Return the segmentation loss of the decoded features."""
         logits = student.decode(features, view.labels.shape[-2:])
         if self.temperature != 1:
             logits = logits / self.temperature
@@ -105,8 +102,6 @@ class FeatureDistance(Term):
         num_classes: K.
         classes: ids of the thing classes; all locations count when absent.
         min_share: a location belongs to a class that covers at least this share of its pixels.
-        weight: lambda of the paper.
-        views: views it applies to.
     """
 
     def __init__(
@@ -122,13 +117,11 @@ class FeatureDistance(Term):
         super().__init__(views, weight)
         self.frozen, self.num_classes, self.min_share = frozen, num_classes, min_share
         self.things: Tensor | None
-        things = (
-            None if classes is None else torch.zeros(256, dtype=torch.bool).index_fill(0, torch.tensor(classes), True)
-        )
+        ids = None if classes is None else torch.tensor(classes)
+        things = None if ids is None else torch.zeros(256, dtype=torch.bool).index_fill(0, ids, True)
         self.register_buffer("things", things, persistent=False)
 
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
-        """Return the mean distance where a thing class dominates."""
         deepest = features[-1]
         mask = None
         if self.things is not None:
@@ -140,14 +133,9 @@ class FeatureDistance(Term):
 
 
 def feature_distance(features: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Average the L2 distance over channels over the masked locations; 0, with zero gradient, for an empty mask.
+    """Average the L2 distance of (B, C, h, w) over a mask (B, h, w) bool; 0, with zero gradient, if that is empty.
 
     Of several processes, each returns its share times their number: averaged, they are the mean over the whole batch.
-
-    Args:
-        features: (B, C, h, w).
-        reference: (B, C, h, w).
-        mask: (B, h, w) bool.
     """
     distance: Tensor = torch.linalg.vector_norm(features - reference, dim=1)
     if mask is None:
@@ -159,14 +147,7 @@ def feature_distance(features: Tensor, reference: Tensor, mask: Tensor | None = 
 def downscale_labels(labels: Tensor, factor: int, num_classes: int, min_share: float) -> Tensor:
     """Label each `factor` x `factor` cell by what covers at least `min_share` of it, else `IGNORE`; remainders are cut.
 
-    Args:
-        labels: (B, H, W) int64.
-        factor: side of a cell.
-        num_classes: K.
-        min_share: exactly this share is enough.
-
-    Returns:
-        (B, H // factor, W // factor) int64.
+    Maps (B, H, W) int64 to (B, H // factor, W // factor); exactly `min_share` is enough.
     """
     classes = torch.where(labels == IGNORE, num_classes, labels)
     ids = torch.arange(num_classes + 1, device=labels.device).view(-1, 1, 1)

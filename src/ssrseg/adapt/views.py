@@ -27,7 +27,6 @@ class Source:
     augment: Images = unchanged
 
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
-        """Return source images and labels."""
         return View("source", self.augment(batch.source), batch.labels, inside=batch.source_inside)
 
 
@@ -38,13 +37,12 @@ class Target:
     augment: Images = unchanged
 
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
-        """Return target images with the teacher's labels and trust."""
         return View("target", self.augment(batch.target), pseudo.labels, pseudo.trust, batch.target_inside)
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """Paste classes of the source onto the target (ClassMix, as DACS and DAFormer use it).
+    """Paste classes of the source, with trust 1, onto the target (ClassMix, as DACS and DAFormer use it).
 
     Args:
         draw: source labels (B, H, W) -> which pixels to paste (B, H, W) bool.
@@ -55,7 +53,6 @@ class Mixed:
     augment: Images = unchanged
 
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
-        """Return mixed images, labels and trust; pasted pixels have trust 1."""
         pasted = self.draw(batch.labels)
         images = torch.where(pasted[:, None], batch.source, batch.target)
         labels = torch.where(pasted, batch.labels, pseudo.labels)
@@ -65,7 +62,7 @@ class Mixed:
 
 @dataclass(frozen=True)
 class ClassMix:
-    """Draw half of the classes (rounded up) for every image; a class may be absent from an image.
+    """Draw half of the classes (rounded up) for every image: labels (B, H, W) -> pixels to paste (B, H, W) bool.
 
     Ignored pixels count as a class: pasted, they bring no loss. The draw is made of random keys on the CPU
     and a sort on the device: nothing waits for the labels.
@@ -80,7 +77,6 @@ class ClassMix:
     of_batch: bool = True
 
     def __call__(self, labels: Tensor) -> Tensor:
-        """Map labels (B, H, W) to the pixels to paste (B, H, W) bool."""
         present = classes_present(labels)
         if self.of_batch:
             present = distributed.all_any(present.any(dim=0, keepdim=True)).expand_as(present)
@@ -125,7 +121,6 @@ class Masked:
     augment: Images = unchanged
 
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
-        """Return masked images with the labels and trust of the whole ones."""
         view = self.select(batch, pseudo)
         images = self.augment(view.images)
         visible = self.draw(images.shape).to(images.device, non_blocking=True)

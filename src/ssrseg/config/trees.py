@@ -18,9 +18,8 @@ DATA = ("classes", "source", "target", "val")
 
 def preset_names() -> list[str]:
     """List the names of the shipped recipes, sorted."""
-    entries = (resources.files("ssrseg") / "presets").iterdir()
-    names = (entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
-    return sorted(name for name in names if not name.startswith("_"))
+    names = (entry.name for entry in (resources.files("ssrseg") / "presets").iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml") and name[0] != "_")
 
 
 def presets() -> dict[str, str]:
