@@ -25,8 +25,7 @@ import torch
 
 from ssrseg.config import Settings, assignments, compose, merge, resolve
 from ssrseg.data import RawBatch, train_batches
-from ssrseg.planning.fake_step import fake_step
-from ssrseg.planning.probe import noise
+from ssrseg.planning.fake_step import fake_step, noise
 from ssrseg.reporting.charts import Curve, chart
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.loop import Observer, StepResult, fit

@@ -50,7 +50,7 @@ LARGE: dict[str, tuple[str, list[str]]] = {"mic-ssr": ("mic-ssr", [])}
 def settings_of(name: str) -> Any:
     """The settings, without weights."""
     from ssrseg.config import compose, resolve
-    from ssrseg.planning.probe import without_weights
+    from ssrseg.planning.fake_step import without_weights
 
     preset, words = (SETTINGS | LARGE)[name]
     return without_weights(resolve(compose(preset, None, {}, words)))
@@ -61,7 +61,7 @@ def measure(name: str) -> dict[str, Any]:
     import torch
 
     from ssrseg import cpu
-    from ssrseg.planning.probe import noise
+    from ssrseg.planning.fake_step import noise
     from ssrseg.runs.folder import RunFolder
     from ssrseg.training import setup as building
     from ssrseg.training.distributed import device_type

@@ -31,7 +31,7 @@ from train_step_page import plain_of, write_page
 from ssrseg.adapt import adapt
 from ssrseg.adapt.methods import Method
 from ssrseg.config import Settings, compose, resolve
-from ssrseg.planning.probe import noise, without_weights
+from ssrseg.planning.fake_step import noise, without_weights
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.loop import to_batch
 from ssrseg.training.setup import build_context

@@ -27,7 +27,10 @@ from ssrseg.adapt.learner import gradients
 WORKING = "working memory"
 SAVED = "saved for backward"
 SCRATCH = "scratch of convolutions"
-CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+CONVOLUTIONS = {torch.ops.aten.convolution.default: -1, torch.ops.aten.convolution_backward.default: -2}
+"""Where their arguments have the number of groups."""
+REST = "terms"
+"""The part of all that happens outside the networks."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -35,10 +38,8 @@ class LiveBytes(TorchDispatchMode):
 
     Python and autograd let go of a tensor without data when they would let go of a real one, so the course of the
     memory is that of the real step. What kernels allocate inside is estimated: a convolution reorders its inputs and
-    outputs for the hardware (oneDNN's blocks, cuDNN's channels-last), which takes as much memory again.
-
-    Args:
-        device: `cuda` has kernels of its own for depthwise convolutions, which reorder nothing.
+    outputs for the hardware (oneDNN's blocks, cuDNN's channels-last), which takes as much memory again; `cuda` has
+    kernels of its own for depthwise ones, which reorder nothing.
     """
 
     def __init__(self, device: str) -> None:
@@ -59,7 +60,7 @@ class LiveBytes(TorchDispatchMode):
 
     def forget_peak(self) -> None:
         """Look for the peak from here on."""
-        self._most, self.peak = 0, Counter()
+        self._most = 0
         self._compare()
 
     def _compare(self, scratch: int = 0) -> None:
@@ -76,20 +77,21 @@ class LiveBytes(TorchDispatchMode):
 
     def _follow(self, storage: torch.UntypedStorage, part: str) -> None:
         key = id(storage)
+
+        def drop(_: object) -> None:
+            _, size, part = self._live.pop(key)
+            self.parts[part] -= size
+            self._now -= size
+
         if key in self._live:
             reference, size, before = self._live[key]
             self.parts[before] -= size
         else:
-            reference, size = weakref.ref(storage, lambda _: self._drop(key)), storage.nbytes()
+            reference, size = weakref.ref(storage, drop), storage.nbytes()
             self._now += size
         self._live[key] = reference, size, part
         self.parts[part] += size
         self._compare()
-
-    def _drop(self, key: int) -> None:
-        _, size, part = self._live.pop(key)
-        self.parts[part] -= size
-        self._now -= size
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -99,23 +101,16 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in self._live:
                 self._follow(leaf.untyped_storage(), WORKING)
-        if func in CONVOLUTIONS and (args[-1 if func is CONVOLUTIONS[0] else -2] == 1 or self._depthwise_reorders):
+        if func in CONVOLUTIONS and (args[CONVOLUTIONS[func]] == 1 or self._depthwise_reorders):
             self._compare(sum(leaf.nbytes for leaf in tree_leaves((args, output)) if isinstance(leaf, Tensor)))
         return output
-
-
-REST = "terms"
-"""The part of all that happens outside the networks."""
 
 
 class Flops:
     """Counts matrix products, convolutions and attention; a multiplication and an addition are two.
 
     Every operation belongs to the part that is running; in the backward pass, to the part whose forward made the node.
-
-    Args:
-        parts: networks by name, none of which contains another.
-        encoders: frozen encoders by name; they are called as functions.
+    No part contains another. Encoders are frozen, and called as functions.
     """
 
     def __init__(self, parts: Mapping[str, nn.Module], encoders: Mapping[str, Frozen]) -> None:
@@ -129,7 +124,7 @@ class Flops:
             part.register_forward_pre_hook(partial(self._begin, name))
             part.register_forward_hook(partial(self._end, name))
         for name, encoder in encoders.items():
-            encoder.features = self._counted(name, encoder.features)
+            encoder.features = partial(self._counted, name, encoder.features)
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -151,8 +146,7 @@ class Flops:
 
     def by_part(self) -> dict[str, tuple[int, int]]:
         """(forward, backward) of every part that has any."""
-        names = (*self.forwards, *(name for name in self.backwards if name not in self.forwards))
-        found = {name: (self.forwards[name], self.backwards[name]) for name in names}
+        found = {name: (self.forwards[name], self.backwards[name]) for name in {**self.forwards, **self.backwards}}
         return {name: both for name, both in found.items() if any(both)}
 
     @contextmanager
@@ -168,25 +162,22 @@ class Flops:
         self._part, self._total = part, total
         self._counting = self._counting if counting is None else counting
 
-    def _counted(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any) -> Any:
-            self._begin(name)
-            output = run(*args)
-            self._end(name, None, args, output)
-            return output
-
-        return counted
+    def _counted(self, name: str, run: Callable[..., Any], *args: Any) -> Any:
+        self._begin(name)
+        output = run(*args)
+        self._end(name, None, args, output)
+        return output
 
     def _begin(self, name: str, *_: Any) -> None:
         self._before.append(self._part)
         self._enter(name)
 
     def _end(self, name: str, _: Any, args: Any, output: Any) -> None:
+        """Let the nodes between inputs and outputs that have no owner yet enter `name` when they run backward."""
         self._enter(self._before.pop())
         self._own(name, tree_leaves(output), tree_leaves(args))
 
     def _own(self, name: str, outputs: Iterable[Any], inputs: Iterable[Any]) -> None:
-        """Let the nodes between inputs and outputs that have no owner yet enter `name` when they run backward."""
         passed = {leaf.grad_fn for leaf in inputs if isinstance(leaf, Tensor)}
         waiting = [leaf.grad_fn for leaf in outputs if isinstance(leaf, Tensor)]
         while waiting:
@@ -201,29 +192,20 @@ class Flops:
 
 
 def convolution_backward(
-    grad: Sequence[int], images: Sequence[int], weight: Sequence[int], *args: Any, **kwargs: Any
+    grad: Sequence[int], images: Sequence[int], weight: Sequence[int], *args: Any, **_: Any
 ) -> int:
     """Count each gradient as the forward pass; torch 2.14 counts a depthwise weight's as if it were dense."""
     transposed, wanted = args[4], args[7]
-    count, _, *places = images if transposed else grad
+    count, _channels, *places = images if transposed else grad
     flops: int = 2 * count * prod(places) * prod(weight) * sum(wanted[:2])
     return flops
 
 
-def attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    """Count attention on the CPU, which torch does not."""
-    count: int = sdpa_flop_count(query, key, value)
-    return count
-
-
-def attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    """Count its backward pass."""
-    count: int = sdpa_backward_flop_count(grad, query, key, value)
-    return count
-
-
-CORRECTED = {
+CORRECTED: dict[Any, Callable[..., int]] = {
     torch.ops.aten.convolution_backward: convolution_backward,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+    # torch counts no attention of the CPU
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4])
+    ),
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +17,18 @@ from rich.table import Table
 from rich.text import Text
 
 from ssrseg.config import Settings, assignments, merge, resolve
-from ssrseg.planning.fake_step import fake_step
-from ssrseg.planning.probe import probe as probed
+from ssrseg.data import RawBatch
+from ssrseg.planning.fake_step import fake_step, noise, without_weights
+from ssrseg.runs.folder import RunFolder
 from ssrseg.training.distributed import device_type
+from ssrseg.training.loop import fit
+from ssrseg.training.setup import build_context
 
 GIB = 2**30
 ROOM = 0.9
 """The share of the memory that the estimated peak may fill: allocators and libraries need the rest."""
+TIMED = 2
+"""Steps that are timed, after a first in which memory is laid out and networks are compiled."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,13 @@ def plan(settings: Settings, *, probe: bool = True, memory: float | None = None)
     """
     device = device_type(settings.train)
     here = device != "cuda" or torch.cuda.is_available()
-    available = available_memory(device) if memory is None else int(memory * GIB)
+    available = None
+    if memory is not None:
+        available = int(memory * GIB)
+    elif device == "cuda":
+        available = torch.cuda.mem_get_info()[0] if here else None
+    elif hasattr(os, "sysconf"):  # not on every operating system
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     needs = fake_step(settings, device)
     limit = float("inf") if available is None else ROOM * available
     changes = advise(settings, device, needs.peak, limit)
@@ -100,7 +113,7 @@ def plan(settings: Settings, *, probe: bool = True, memory: float | None = None)
     elif probe and needs.peak > limit:
         notes.append("it does not fit: nothing was timed")
     elif probe:
-        speed = probed(settings)
+        speed = steps_per_second(settings)
     if settings.train.compile != "off":
         notes.append("memory is estimated without compilation, which usually needs less")
     name = f"{device} ({torch.cuda.get_device_name()})" if device == "cuda" and here else device
@@ -109,14 +122,25 @@ def plan(settings: Settings, *, probe: bool = True, memory: float | None = None)
     )
 
 
-def available_memory(device: str) -> int | None:
-    """Find the bytes free on the CUDA device, or the machine's memory; `None` where unknown."""
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on this operating system
-        return None
+def steps_per_second(settings: Settings) -> float:
+    """Time some real steps on noise in one process on this machine, without loading data or evaluating."""
+    alone = settings.model_copy(update={"train": settings.train.model_copy(update={"devices": 1, "steps": 1 + TIMED})})
+    context = build_context(without_weights(alone), RunFolder(Path("plan")))  # which stays unwritten
+    device, batch, times = context.fabric.device, noise(settings), []
+
+    def look() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter())
+
+    def batches() -> Iterator[RawBatch]:
+        while True:
+            look()
+            yield batch
+
+    fit(context.fabric, context.method, context.optimizer, batches(), alone)
+    look()
+    return TIMED / (times[-1] - times[settings.train.accumulate])
 
 
 def advise(settings: Settings, device: str, peak: int, limit: float) -> tuple[Change, ...]:
@@ -149,18 +173,14 @@ def _candidates(settings: Settings, device: str) -> Iterator[tuple[tuple[str, ..
     if train.precision != "bf16":
         yield ("train.precision=bf16",), "activations of 16 bits: nearly the same gradients"
     if regularizer is not None:
-        encoder = "method.regularizer.foundation"
+        encoder, half = "method.regularizer.foundation", regularizer.foundation.precision
         if regularizer.foundation.input_size != "native":
-            yield (
-                (f"{encoder}.input_size=native",),
-                "the encoder sees the crop as it is: fewer, coarser features",
-            )
-        half = regularizer.foundation.precision
+            yield (f"{encoder}.input_size=native",), "the encoder sees the crop as it is: fewer, coarser features"
         if half == "fp32" or (half == "auto" and device != "cuda"):
             yield (f"{encoder}.precision=half",), "nearly the same features of the frozen encoder"
     if loader.batch > 1:
-        accumulate = (f"train.accumulate={loader.batch}",) if "accumulate" in type(train).model_fields else ()
-        yield ("loader.batch=1", *accumulate), "each step sees fewer images; norms have fewer to normalise by"
+        words = ("loader.batch=1", f"train.accumulate={loader.batch}")
+        yield words, "each step sees fewer images; norms have fewer to normalise by"
     for share in (3 / 4, 1 / 2):
         height, width = (max(64, int(side * share) // 64 * 64) for side in loader.crop)
         yield (f"loader.crop=[{height}, {width}]",), "less context in a crop: another result"
@@ -168,53 +188,29 @@ def _candidates(settings: Settings, device: str) -> Iterator[tuple[tuple[str, ..
 
 def plan_tables(plan: Plan) -> Group:
     """Lay out a plan for a terminal: parts and their cost, the memory, and what follows from it."""
-    lines = [_memory_line(plan), *_time_lines(plan), *plan.notes]
-    said = [Text(line) for line in lines]
-    return Group(_parts(plan), "", _memory(plan), "", *said, *([_changes(plan)] if plan.changes else []))
-
-
-def _parts(plan: Plan) -> Table:
-    table = _table("part", "parameters", "GFLOPs forward", "GFLOPs backward")
-    for part, count in plan.parameters.items():
-        forward, backward = plan.flops.get(part, (0, 0))
-        table.add_row(part, _millions(count), _billions(forward), _billions(backward))
-    table.add_section()
     forward, backward = (sum(flops[i] for flops in plan.flops.values()) for i in (0, 1))
-    table.add_row("one step", _millions(sum(plan.parameters.values())), _billions(forward), _billions(backward))
-    return table
-
-
-def _memory(plan: Plan) -> Table:
-    table = _table("memory at the peak of a step", "GiB")
-    for part, size in plan.memory.items():
-        table.add_row(part, gib(size))
-    table.add_section()
-    table.add_row("all, estimated", gib(plan.peak))
-    return table
-
-
-def _memory_line(plan: Plan) -> str:
+    rows = [(part, count, *plan.flops.get(part, (0, 0))) for part, count in plan.parameters.items()]
+    parts = _table("part", "parameters", "GFLOPs forward", "GFLOPs backward")
+    for part, count, *flops in [*rows, ("one step", sum(plan.parameters.values()), forward, backward)]:
+        billions = (f"{each / 1e9:,.0f}" if each else "-" for each in flops)
+        parts.add_row(part, f"{count / 1e6:.1f}M" if count else "-", *billions)
+    memory = _table("memory at the peak of a step", "GiB")
+    for part, size in [*plan.memory.items(), ("all, estimated", plan.peak)]:
+        memory.add_row(part, _gib(size))
     if plan.available is None:
-        return f"{plan.device}: how much memory there is, is not known here: say it with --memory GIB"
-    verdict = "fits" if plan.fits else f"does not fit, with {1 - ROOM:.0%} left for allocator and libraries"
-    return f"{plan.device}: {gib(plan.peak)} of {gib(plan.available)} GiB: {verdict}"
-
-
-def _time_lines(plan: Plan) -> list[str]:
-    if plan.steps_per_second is None or plan.seconds is None:
-        return []
-    total = timedelta(seconds=round(plan.seconds))
-    speed = plan.steps_per_second
-    pace = f"{speed:.2f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s per step"
-    return [f"{pace} on this machine: {plan.steps:,} steps in {total}, without loading data and evaluating"]
-
-
-def _changes(plan: Plan) -> Table:
-    table = _table("to make it fit, each on top of those before", "GiB")
-    table.add_column("what else it does")
+        said = [f"{plan.device}: how much memory there is, is not known here: say it with --memory GIB"]
+    else:
+        verdict = "fits" if plan.fits else f"does not fit, with {1 - ROOM:.0%} left for allocator and libraries"
+        said = [f"{plan.device}: {_gib(plan.peak)} of {_gib(plan.available)} GiB: {verdict}"]
+    if (speed := plan.steps_per_second) is not None:
+        total = timedelta(seconds=round(plan.steps / speed))
+        pace = f"{speed:.2f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s per step"
+        said.append(f"{pace} on this machine: {plan.steps:,} steps in {total}, without loading data and evaluating")
+    changes = _table("to make it fit, each on top of those before", "GiB")
+    changes.add_column("what else it does")
     for change in plan.changes:
-        table.add_row(Text(" ".join(change.words)), gib(change.peak), change.effect)
-    return table
+        changes.add_row(Text(" ".join(change.words)), _gib(change.peak), change.effect)
+    return Group(parts, "", memory, "", *map(Text, [*said, *plan.notes]), *([changes] if plan.changes else []))
 
 
 def _table(first: str, *numbers: str) -> Table:
@@ -224,14 +220,5 @@ def _table(first: str, *numbers: str) -> Table:
     return table
 
 
-def gib(size: int) -> str:
-    """Format bytes as GiB."""
+def _gib(size: int) -> str:
     return f"{size / GIB:.2f}"
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.1f}M" if count else "-"
-
-
-def _billions(count: int) -> str:
-    return f"{count / 1e9:,.0f}" if count else "-"
