@@ -86,7 +86,7 @@ def check_data(
 
 
 def _train_group(settings: settings_of.Settings | None, out: Path, seeds: str | None, resume: bool) -> None:
-    """A failed seed is exit code 1: the others are trained nevertheless."""
+    """Train a group; a failed seed is exit code 1, and the others are trained nevertheless."""
     from ssrseg.reporting import compare_records, overview, print_table, read_run
     from ssrseg.training import train_seeds
 
