@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def model_card(run: Path | str, *, license: str | None = None, name: str | None 
         UserError: no such run, or a licence that permits what an ingredient's known terms do not.
     """
     runs = [read_run(folder) for folder in members(Path(run))]
-    config = runs[0].config
+    config, environment = runs[0].config, runs[0].environment
     method, backbone = method_name(config), setting(config, "model.backbone")
     parts = list(ingredients(config))
     closed = [part for part in parts if part.noncommercial]
@@ -46,28 +47,19 @@ def model_card(run: Path | str, *, license: str | None = None, name: str | None 
     elif closed:  # without the author's licence, this is all that can be said
         front["license"] = "other"
         front |= {"license_name": "non-commercial-ingredients", "license_link": "README.md#licences"}
-    versions = {key: runs[0].environment.get(key) for key in ("ssrseg", "torch", "git")}
-    data = {role: setting(config, role) for role in ("source", "target", "val")}
-    named = {  # by the last folder alone: a path on somebody's disk is nobody's business
-        role: f"{own.get('spec', 'folders')} ({Path(str(own['root'])).name})" for role, own in data.items() if own
-    }
-    facts = {
-        "source (labelled)": named.get("source"),
-        "target (images only)": named.get("target"),
-        "scored on": named.get("val"),
-        "steps": setting(config, "train.steps"),
-        "crop, batch": f"{setting(config, 'loader.crop')}, {setting(config, 'loader.batch')} of each domain",
-        "seeds": ", ".join(str(run.seed) for run in runs),
-        "made with": ", ".join(f"{key} {value}" for key, value in versions.items() if value),
-    }
+    data = {}  # by the last folder alone: a path on somebody's disk is nobody's business
+    for role, label in (("source", "source (labelled)"), ("target", "target (images only)"), ("val", "scored on")):
+        if own := setting(config, role):
+            data[label] = f"{own.get('spec', 'folders')} ({Path(str(own['root'])).name})"
     text = fill(
         "card.md.jinja",
         front=yaml.safe_dump(front, sort_keys=False),
         title=name or f"{method}, {backbone}",
-        network=f"{backbone} with the {setting(config, 'model.head')} head",
+        setting=partial(setting, config),
         method=method,
-        classes=runs[0].classes,
-        facts=facts,
+        runs=runs,
+        data=data,
+        made_with=", ".join(f"{key} {environment[key]}" for key in ("ssrseg", "torch", "git") if environment.get(key)),
         scores=table_markdown(overview(compare_records(runs))) if any(run.last for run in runs) else None,
         ingredients=parts,
     )

@@ -179,8 +179,7 @@ def compare_records(
 ) -> Comparison:
     """Compare at least one run that was read before; unfinished ones, those without scores and other classes are fine.
 
-    Raises:
-        UserError: no such group as `against`.
+    Raises `UserError` where there is no such group as `against`.
     """
     groups = tuple(
         Group(name, method, tuple(part), network, settings) for name, method, part, settings in grouped(runs)

@@ -90,15 +90,8 @@ class _Predictions:
 def examples(groups: Sequence[Group], budget: int) -> Examples | None:
     """Compare the images that the runs have in common, from both ends of the last run's gain over the first.
 
-    Args:
-        groups: one run stands for each; of a single group, its runs.
-        budget: characters of embedded pictures; what does not fit is left out.
-
-    Returns:
-        `None` where no run left predictions.
-
-    Raises:
-        UserError: a record of predictions is damaged.
+    One run stands for each group; of a single group, its runs. Pictures beyond `budget` characters are left out. `None`
+    where no run left predictions; raises `UserError` where their record is damaged.
     """
     left = {
         group.name: [run for run in group.runs if RunFolder(run.folder).predicted_index.is_file()] for group in groups

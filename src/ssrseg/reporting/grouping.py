@@ -82,8 +82,8 @@ def essentials(run: RunRecord) -> dict[str, Any]:
         tree = run.config
     flat = {key: _end(key, value) for key, value in flatten(tree).items()}
     kept = {key: value for key, value in flat.items() if key != "train.seed" and affects_result(key)}
-    stage = _stage(run.folder)
-    return kept | ({"stage": stage} if stage and CORRECTIONS.get(stage) != "" else {})
+    of_recipe = RecipeFolder(run.folder.parent).exists and CORRECTIONS.get(run.folder.name) != ""
+    return kept | ({"stage": run.folder.name} if of_recipe else {})
 
 
 def _end(key: str, value: Any) -> Any:
@@ -102,17 +102,12 @@ def _end(key: str, value: Any) -> Any:
     return value
 
 
-def _stage(folder: Path) -> str | None:
-    """Name the stage if the run is one of a recipe."""
-    return folder.name if RecipeFolder(folder.parent).exists else None
-
-
 def _method(run: RunRecord) -> str:
     """Name the method that the settings compose; of a recipe's stage, what the recipe makes with it."""
-    stage = _stage(run.folder)
-    if stage is None:
+    stage, folder = run.folder.name, RecipeFolder(run.folder.parent)
+    if not folder.exists:
         return method_name(run.config)
-    recipe = read_yaml(RecipeFolder(run.folder.parent).config)
+    recipe = read_yaml(folder.config)
     whole = method_name(recipe)
     if stage in CORRECTIONS and whole != "FADA":
         return whole + CORRECTIONS[stage]

@@ -37,12 +37,9 @@ Rows = list[tuple[str, list[str]]]
 def report(runs: Sequence[Path], out: Path | None = None) -> Path:
     """Write one HTML page about one run or several, and return its path.
 
-    The folder of a group stands for its runs. The first run's settings are what the others are compared with.
-    Without `out` the page is `report.html`: in the folder given if there is one, in the folder that holds them all for
-    several.
-
-    Raises:
-        UserError: no run given, a folder that is no run folder, or a page that cannot be written.
+    The folder of a group stands for its runs; the others are compared with the first. Without `out` the page is
+    `report.html`, in the folder given, or in the one that holds them all. Raises `UserError` where no run is given, a
+    folder is no run folder, or the page cannot be written.
     """
     given = list(dict.fromkeys(Path(run).resolve() for run in runs))
     folders = list(dict.fromkeys(folder for each in given for folder in members(each)))
@@ -50,7 +47,7 @@ def report(runs: Sequence[Path], out: Path | None = None) -> Path:
         raise UserError("No run to report: give at least one run folder.")
     page = render([read_run(folder) for folder in folders])
     home = given[0] if len(given) == 1 else Path(os.path.commonpath([folder.parent for folder in folders]))
-    path = home / "report.html" if out is None else Path(out)
+    path = Path(out or home / "report.html")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
@@ -68,11 +65,6 @@ def render(runs: Sequence[RunRecord]) -> str:
     names = [folder.relative_to(home).as_posix() for folder in resolved]
     colours = [next(i for i, group in enumerate(groups) if run in group.runs) for run in runs]
     drawn = list(zip(names, runs, colours, strict=True))
-    titles = [group.name for group in groups]
-    if len(runs) == 1:
-        title = f"{titles[0]}: {names[0]}"
-    else:
-        title = " · ".join(titles) if len(titles) <= 3 else f"{titles[0]} and {len(titles) - 1} other settings"
     assets = resources.files("ssrseg.reporting") / "assets"
     script = "\n".join((assets / name).read_text(encoding="utf-8") for name in SCRIPTS)
     compared = examples(groups, BUDGET // 2)
@@ -84,14 +76,13 @@ def render(runs: Sequence[RunRecord]) -> str:
         style=Markup((assets / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        title=title,
         runs=drawn,
         groups=groups,
         cells=[table.header, *table.rows] if len(runs) > 1 else [],
+        caveats=comparison.caveats,
         subsets=subsets(comparison),
         legend=legend(comparison),
         statements=statements(comparison),
-        caveats=comparison.caveats,
         markdown=table_markdown(table),
         settings=summary(groups),
         differing=differing([group.settings for group in groups]),
@@ -168,13 +159,8 @@ def choices(run: RunRecord) -> list[Choice]:
         if values:
             both = sorted(values.keys() & truth.keys())
             correlation = spearman([values[step] for step in both], [truth[step] for step in both])
-            found.append(
-                choice(
-                    data_of("words.yaml")["criteria"].get(criterion, criterion),
-                    max(values, key=lambda s: values[s]),
-                    correlation,
-                )
-            )
+            name = data_of("words.yaml")["criteria"].get(criterion, criterion)
+            found.append(choice(name, max(values, key=lambda step: values[step]), correlation))
     if found and best is not None:
         found += [choice("the last step", max(truth)), choice("oracle* (target labels)", best)]
     return found

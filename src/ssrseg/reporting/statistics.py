@@ -99,15 +99,13 @@ def difference(base: Seeded, other: Seeded) -> Difference:
 def bootstrap(gaps: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """Compute the middle 95% of the means of resampled differences (percentile bootstrap, Efron 1979).
 
-    With few pairs it is too narrow: it knows no value beyond those seen. It is there because it assumes no normal
-    distribution.
+    It assumes no normal distribution; with few pairs it is too narrow, as it knows no value beyond those seen.
     """
     import numpy as np
     from scipy import stats
 
     found = stats.bootstrap((gaps,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=seed)
-    low, high = found.confidence_interval
-    return float(low), float(high)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
