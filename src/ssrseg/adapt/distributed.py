@@ -13,16 +13,12 @@ from torch import Tensor
 
 def world() -> int:
     """Return the number of processes."""
-    return dist.get_world_size() if _several() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Return the number of this process, from 0."""
-    return dist.get_rank() if _several() else 0
-
-
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.get_rank() if world() > 1 else 0
 
 
 def rows(batch: int) -> slice:

@@ -131,9 +131,8 @@ def _things(config: FeatureDistanceConfig, classes: Sequence[str], notes: list[s
     if config.classes is None:
         return None
     found = [classes.index(name) for name in config.classes if name in classes]
-    absent = [name for name in config.classes if name not in classes]
-    if absent:
-        where = "it applies to all locations" if not found else "it leaves them out"
+    if absent := [name for name in config.classes if name not in classes]:
+        where = "it leaves them out" if found else "it applies to all locations"
         notes.append(f"feature distance: no class is called {', '.join(absent)}; {where}")
     return found or None
 

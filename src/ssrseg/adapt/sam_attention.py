@@ -27,9 +27,6 @@ def without_padding(encoder: Encoder) -> Encoder:
     """Replace timm's attentions with relative positions in a frozen encoder, in place, by `SamAttention`.
 
     Weights keep their names and are shared, and the features stay what they were.
-
-    Returns:
-        The encoder.
     """
     for block in encoder.modules():
         if isinstance(block, Block) and isinstance(block.attn, Attention) and block.attn.use_rel_pos:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from ssrseg.config.base import NO_EFFECT, Fraction, Positive, Rate, Size, Strict, UserPath
-
-
-def _spelled(value: Any) -> Any:
-    """YAML's sugar for one class: a bare name."""
-    return {"name": value} if isinstance(value, str) else value
 
 
 class ClassConfig(Strict):
@@ -30,7 +25,8 @@ class ClassConfig(Strict):
     """
 
 
-Class = Annotated[ClassConfig, BeforeValidator(_spelled)]
+Class = Annotated[ClassConfig, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]
+"""One class; in YAML, a bare name will do."""
 
 
 class ExactSize(Strict):

@@ -174,11 +174,10 @@ def _groups_in(annotation: Any) -> list[type[Strict]]:
 
 def _tag(group: type[Strict]) -> tuple[str, str]:
     """Return the key by which a member of a union is chosen and its value there; empty for other groups."""
-    for name, field in group.model_fields.items():
-        values = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-        if len(values) == 1:
-            return name, values[0]
-    return "", ""
+    literals = {
+        key: get_args(f.annotation) for key, f in group.model_fields.items() if get_origin(f.annotation) is Literal
+    }
+    return next(((key, values[0]) for key, values in literals.items() if len(values) == 1), ("", ""))
 
 
 def nearest(word: str, valid: list[str]) -> str:
