@@ -87,12 +87,6 @@ def _count(pairs: Sequence[Pair], code: LabelCode, num_classes: int) -> Tensor:
         return torch.bincount(read_labels(pair.label, code).flatten(), minlength=256)[:num_classes]
 
     with ThreadPoolExecutor(4) as pool:
-        counted = track(
-            pool.map(count, pairs),
-            "counting classes",
-            total=len(pairs),
-            transient=True,
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        return torch.stack(list(counted))
+        counted, console, quiet = pool.map(count, pairs), Console(stderr=True), not sys.stderr.isatty()
+        text = "counting classes"
+        return torch.stack(list(track(counted, text, len(pairs), transient=True, console=console, disable=quiet)))

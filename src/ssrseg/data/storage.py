@@ -48,10 +48,8 @@ def list_files(root: Path, below: str = "") -> list[tuple[str, Path]]:
     files: list[Path] = []
     for folder, folders, names in os.walk(root / below, followlinks=True):
         here = os.path.join(os.path.realpath(folder), "")
-        paths = {name: os.path.join(folder, name) for name in folders}
-        links = {name for name, path in paths.items() if os.path.islink(path)}
-        above = {name for name in links if here.startswith(os.path.join(os.path.realpath(paths[name]), ""))}
-        folders[:] = [name for name in folders if name not in above]
+        reals = {name: os.path.join(os.path.realpath(os.path.join(folder, name)), "") for name in folders}
+        folders[:] = [name for name, real in reals.items() if not here.startswith(real)]
         files += [Path(folder, name) for name in names]
     return [(path.relative_to(root).as_posix(), path) for path in sorted(files)]
 
