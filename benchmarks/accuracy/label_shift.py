@@ -28,17 +28,16 @@ from ssrseg.training.stages import corrected
 RESULTS = Path(__file__).parents[1] / "results"
 
 UNDOING: dict[str, Any] = {
-    "loader": {"class_balanced": {"block": 300}},
+    "loader": {"class_balanced": {"block": 300}, "jitter": {"strength": 0.5, "hue": 0.2}},
     "method": {
         "segmentation": {"temperature": 1.8, "over_labelled": ["source"]},
-        "jitter": {"strength": 0.5, "hue": 0.2},
         "alignment": {},
     },
 }
 """Undoing's parts with the optimiser, student and crops of the other methods."""
-PLAIN = {"alignment": None, "jitter": None, "segmentation": {"temperature": 1.0}}
+PLAIN = {"alignment": None, "segmentation": {"temperature": 1.0}}
 STAGES: list[dict[str, Any]] = [
-    {"name": "pretrain", "settings": {"method": PLAIN}},
+    {"name": "pretrain", "settings": {"method": PLAIN, "loader": {"jitter": None}}},
     {"name": "align", "settings": {"model": {"start": "{pretrain}"}}},
     {"name": "priors", "does": "priors"},
     {"name": "adjusted", "does": "adjust", "model": "{align}"},
@@ -59,8 +58,8 @@ STAGES: list[dict[str, Any]] = [
         "settings": {
             "source": "{labels}",
             "target": None,
-            "loader": {"class_balanced": None},
-            "method": {**PLAIN, "jitter": {}},
+            "loader": {"class_balanced": None, "jitter": {}},
+            "method": PLAIN,
             "model": {"start": None},
         },
     },
