@@ -11,9 +11,8 @@ from torch import nn
 
 from factories import small_segmenter, tiny_frozen, tiny_segmenter
 from ssrseg import cpu
-from ssrseg.cpu.interpolate import ProductResize
 from ssrseg.cpu.matmul import ConvolvedLinear
-from ssrseg.cpu.training_layers import CONVOLUTIONS, TrainedLinear
+from ssrseg.cpu.training_layers import CONVOLUTIONS, ProductResize, TrainedLinear
 from ssrseg.models.fused import fuse
 from ssrseg.models.heads import Resize
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssrseg.cpu import interpolate
-from ssrseg.cpu.interpolate import ProductResize
+from ssrseg.cpu import training_layers
+from ssrseg.cpu.training_layers import ProductResize
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -31,7 +31,7 @@ def test_gradients_are_those_of_torch(size: tuple[int, int], align_corners: bool
 
 
 def test_without_gradient_it_is_torchs_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interpolate._Resize, "apply", None)  # calling it fails
+    monkeypatch.setattr(training_layers._Resize, "apply", None)  # calling it fails
     maps = torch.randn(1, 2, 4, 4)
     expected = F.interpolate(maps, (8, 6), mode="bilinear")
     assert torch.equal(ProductResize()(maps, (8, 6)), expected)

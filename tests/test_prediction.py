@@ -15,7 +15,7 @@ from ssrseg.cli import app
 from ssrseg.config import InferenceConfig
 from ssrseg.errors import UserError
 from ssrseg.inference import predict
-from ssrseg.inference.predict import background, prefetch
+from ssrseg.inference.predict import prefetch
 from ssrseg.inference.sliding_window import averaged, predict_ids, whole
 from ssrseg.models import Description, Segmenter, save_segmenter
 
@@ -167,20 +167,6 @@ def test_a_model_file_in_training_mode_and_without_colors(photos: Path, tmp_path
         colors = np.array(picture.convert("RGB"))
     distinct = {tuple(color) for color in colors.reshape(-1, 3)}
     assert len(distinct) == len(np.unique(ids)) > 1
-
-
-def test_jobs_in_the_background_are_done_in_order_and_errors_are_raised() -> None:
-    done: list[int] = []
-    with background() as submit:
-        for i in range(7):
-            submit(lambda i=i: done.append(i))
-    assert done == list(range(7))
-
-    def fails() -> None:
-        raise ValueError("full")
-
-    with pytest.raises(ValueError, match="full"), background() as submit:
-        submit(fails)
 
 
 def test_the_words_of_the_command_line(photos: Path, tmp_path: Path) -> None:

@@ -38,10 +38,9 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
 
 def is_wide(conv: nn.Conv2d) -> bool:
     """Tell whether a convolution is 3x3 with stride 1, keeps the size, and is wide enough for Winograd to pay."""
-    plain = conv.stride == conv.dilation == conv.padding == (1, 1) and conv.kernel_size == (3, 3)
-    return (
-        plain and conv.groups == 1 and conv.padding_mode == "zeros" and min(conv.in_channels, conv.out_channels) >= WIDE
-    )
+    plain = conv.stride == conv.dilation == conv.padding == (1, 1) and conv.padding_mode == "zeros"
+    wide = min(conv.in_channels, conv.out_channels) >= WIDE
+    return plain and wide and conv.groups == 1 and conv.kernel_size == (3, 3)
 
 
 def is_patches(conv: nn.Conv2d) -> bool:
@@ -81,12 +80,7 @@ def pointwise(maps: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 class FixedConv2d(nn.Module):
     """A convolution for inference: `compute` of maps (B, C, H, W), a weight, and the bias of each channel."""
 
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(
-        self, compute: Callable[[Tensor, Tensor, Tensor | None], Tensor], weight: Tensor, bias: Tensor | None
-    ) -> None:
+    def __init__(self, compute: Callable[..., Tensor], weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.compute = compute
         self.register_buffer("weight", weight.detach().clone())

@@ -62,7 +62,7 @@ def convolve(maps: Tensor, transformed: Tensor, bias: Tensor | None = None) -> T
     gather, look = _both_sides(_A_T, maps), _both_sides(_B_T, maps)
     for index, image in enumerate(maps):
         for rows in _bands(height, width):
-            found = matmul.batched(transformed, _seen(image, rows, look).transpose(0, 1))
+            found = matmul.batched(transformed, _tiles(image, rows, look, 1).transpose(0, 1))
             tiles[index, ..., rows, :] = (gather @ found.flatten(1)).view(TILE, TILE, outputs, -1, across)
     if result.shape[-2:] != maps.shape[-2:]:
         result = result[..., :height, :width].contiguous()  # no view: what follows may work in place
@@ -73,7 +73,7 @@ def weight_gradient(gradient: Tensor, maps: Tensor) -> Tensor:
     """Compute the gradient at kernels (K, C, 3, 3) from that at the result (B, K, H, W) and the maps (B, C, H, W)."""
     look, spread = _both_sides(_B_T, maps), _both_sides(_A_T, maps).t()
     bands = (
-        matmul.batched(_spread(back, rows, spread).transpose(0, 1), _seen(image, rows, look).permute(1, 2, 0))
+        matmul.batched(_tiles(back, rows, spread, 0).transpose(0, 1), _tiles(image, rows, look, 1).permute(1, 2, 0))
         for image, back in zip(maps, gradient, strict=True)
         for rows in _bands(*maps.shape[-2:])
     )
@@ -94,22 +94,13 @@ def _bands(height: int, width: int) -> Iterator[slice]:
         yield slice(first, min(first + at_once, down))
 
 
-def _seen(image: Tensor, rows: slice, look: Tensor) -> Tensor:
-    """Compute B^T d B, which is `look` (36, 36), of the pixels (C, H, W) that tiles here see: (C, 36, tiles)."""
+def _tiles(image: Tensor, rows: slice, matrix: Tensor, margin: int) -> Tensor:
+    """Apply `matrix` (36, n) to the n pixels of each tile of these rows, margin included: (C, H, W) -> (C, 36, tiles).
+
+    It is B^T d B of the pixels that a tile sees, with a margin of 1, or A y A^T of its own.
+    """
     height, width = image.shape[-2:]
-    first, last = TILE * rows.start - 1, TILE * rows.stop + 1
-    margins = (1, -width % TILE + 1, max(0, -first), max(0, last - height))
-    pixels = F.pad(image[:, max(0, first) : last], margins)
-    return _each_channel(pixels, look.view(36, 1, 6, 6))
-
-
-def _spread(image: Tensor, rows: slice, spread: Tensor) -> Tensor:
-    """Compute A y A^T, which is `spread` (36, 16), of the tiles y in these rows of (K, H, W): (K, 36, tiles)."""
-    height, width = image.shape[-2:]
-    last = TILE * rows.stop
-    pixels = F.pad(image[:, TILE * rows.start : last], (0, -width % TILE, 0, max(0, last - height)))
-    return _each_channel(pixels, spread.reshape(36, 1, TILE, TILE))
-
-
-def _each_channel(pixels: Tensor, kernels: Tensor) -> Tensor:
-    return F.conv2d(pixels.unsqueeze(1), kernels, stride=TILE).flatten(2)
+    first, last, side = TILE * rows.start - margin, TILE * rows.stop + margin, TILE + 2 * margin
+    zeros = (margin, -width % TILE + margin, max(0, -first), max(0, last - height))
+    pixels = F.pad(image[:, max(0, first) : last], zeros)
+    return F.conv2d(pixels.unsqueeze(1), matrix.reshape(36, 1, side, side), stride=TILE).flatten(2)

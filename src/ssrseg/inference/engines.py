@@ -54,11 +54,7 @@ def open_engine(segmenter: Segmenter, name: str = "auto", *, images: int = 1) ->
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """Choose a device: `auto` (CUDA, else MPS, else the CPU) or one of torch's.
-
-    Raises:
-        UserError: torch has no such device here.
-    """
+    """Choose a device: `auto` (CUDA, else MPS, else the CPU) or one of torch's; raises `UserError` if absent."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

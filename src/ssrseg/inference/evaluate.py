@@ -22,9 +22,10 @@ from ssrseg.data.label_spaces import IGNORE
 from ssrseg.errors import UserError
 from ssrseg.inference.metrics import Scores, check_names
 from ssrseg.inference.predict import prefetch
-from ssrseg.inference.predictor import Predictor, open_model
+from ssrseg.inference.predictor import Predictor
 from ssrseg.inference.sliding_window import Infer, Network, predict_ids
 from ssrseg.models.segmenter import Segmenter
+from ssrseg.models.weights import load
 from ssrseg.runs.atomic import write_json, writing
 
 
@@ -49,7 +50,7 @@ def evaluate(
     Raises:
         UserError: model, data and classes do not fit together, or something cannot be read or written.
     """
-    segmenter = open_model(model)
+    segmenter = load(model)
     known = segmenter.description
     data = data if isinstance(data, DataConfig) else DataConfig(root=Path(data))
     data = data.model_copy(update={"resize": data.resize or (known and known.resize)})
@@ -101,10 +102,7 @@ def evaluate_model(
 
     The network of these `classes` lies on `device`, where pixels are counted; a module is in eval mode meanwhile and in
     its own modes afterwards. The dataset has `LabelledImage` items; sizes may differ. Nothing is exchanged between
-    processes.
-
-    Raises:
-        UserError: a label is none of the classes.
+    processes. Raises `UserError` where a label is none of the classes.
     """
     count = len(classes)
     # Each process scores the images that it is given, with its own weights: no sum over processes.

@@ -19,9 +19,9 @@ from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssrseg.errors import UserError
-from ssrseg.inference.predictor import open_model
 from ssrseg.inference.sliding_window import Size
 from ssrseg.models.segmenter import Segmenter
+from ssrseg.models.weights import load
 from ssrseg.runs.atomic import write_atomically, writing
 
 STRIDE = 32
@@ -67,7 +67,7 @@ def export(model: Path | str | Segmenter, out: Path, *, size: Size = (512, 1024)
     out = Path(out)
     if out.suffix != ".onnx":
         raise UserError(f"Expected the name of an .onnx file, found {out}.")
-    segmenter = _deployed(open_model(model))
+    segmenter = copy.deepcopy(load(model)).cpu().float().eval()
     if dynamic:
         pad_statically(segmenter)
     program = _trace(segmenter, size, dynamic)
@@ -86,11 +86,6 @@ def export(model: Path | str | Segmenter, out: Path, *, size: Size = (512, 1024)
     with writing(out):
         write_atomically(out, write)
     return ExportReport(out, max(difference for difference, _ in checks), min(equal for _, equal in checks))
-
-
-def _deployed(model: Segmenter) -> Segmenter:
-    """Copy a model to the CPU, in eval mode; the caller's stays as it is."""
-    return copy.deepcopy(model).cpu().float().eval()
 
 
 def pad_statically(module: nn.Module) -> None:
@@ -172,7 +167,7 @@ def graph_signature(model: Segmenter, size: Size = (64, 64)) -> GraphSignature:
 
     It proves that training left nothing behind: a model that was regularised has the signature of one that was not.
     """
-    segmenter, images = _deployed(model), torch.rand(1, 3, *size)
+    segmenter, images = copy.deepcopy(model).cpu().float().eval(), torch.rand(1, 3, *size)
     with torch.no_grad():
         program = torch.export.export(segmenter, (images,), strict=False)
         with FlopCounterMode(display=False) as counter:

@@ -18,19 +18,13 @@ PUBLISHED_SUBSETS = ("synthia16", "synthia13")
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Agreement of predictions with labels. All scores are fractions; what was not measured is `None`, its mean NaN.
-
-    Scores of disjoint sets of images add up: `a + b` are the scores of their union.
-    """
+    """Agreement of predictions with labels. All scores are fractions; what was not measured is `None`, its mean NaN."""
 
     classes: tuple[str, ...]
     confusion: Tensor
     """Pixels (K, K), int64: a row per true class, a column per predicted one."""
     subset: tuple[str, ...] = ()
     """Names of classes whose mean is asked for beside that of all."""
-
-    def __post_init__(self) -> None:
-        check_names(self.subset, self.classes)
 
     @property
     def iou(self) -> list[float | None]:
@@ -81,11 +75,6 @@ class Scores:
         subsets = {name: finite.pop(name) for name in self.subsets}
         whole: dict[str, Any] = {**finite, "iou": self.iou, "accuracy": self.accuracy}
         return whole | ({"subsets": subsets} if subsets else {}) | ({"subset": self.subset} if self.subset else {})
-
-    def __add__(self, other: Scores) -> Scores:
-        if self.classes != other.classes:
-            raise ValueError(f"scores of different classes do not add up: {self.classes} and {other.classes}")
-        return Scores(self.classes, self.confusion + other.confusion, self.subset)
 
 
 def check_names(names: Iterable[str], classes: tuple[str, ...]) -> None:

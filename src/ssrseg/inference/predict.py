@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,17 +73,23 @@ def predict(
     predictor = Predictor(model, device, engine, inference or InferenceConfig(), images=len(jobs))
     colors = predictor.colors
     unreadable: dict[Path, str] = {}
-    with background() as submit:
+
+    def labelled() -> Iterator[tuple[Path, Tensor, Tensor]]:
         for path, image in zip(jobs, prefetch(map(_read, jobs)), strict=True):
             if isinstance(image, UserError):
                 unreadable[path] = str(image)
             else:
-                submit(partial(_write, jobs[path], image, predictor(image), colors))
+                yield path, image, predictor(image)
+
+    for path, image, ids in prefetch(labelled()):  # written while the network works
+        for kind, place in jobs[path].items():
+            picture = draw(kind, image, ids, colors)
+            with writing(place):
+                write_atomically(place, partial(picture.save, format="JPEG" if place.suffix == ".jpg" else "PNG"))
     if len(unreadable) == len(jobs):
         raise UserError("None of the images could be read:\n" + "\n".join(unreadable.values()))
-    labelled = {path: results for path, results in jobs.items() if path not in unreadable}
-    files = tuple(file for results in labelled.values() for file in results.values())
-    return Predictions(tuple(labelled), files, unreadable)
+    done = {path: results for path, results in jobs.items() if path not in unreadable}
+    return Predictions(tuple(done), tuple(file for results in done.values() for file in results.values()), unreadable)
 
 
 def _read(path: Path) -> Tensor | UserError:
@@ -96,17 +101,16 @@ def _read(path: Path) -> Tensor | UserError:
 
 def _jobs(inputs: Sequence[Path | str], out: Path, kinds: Sequence[Kind]) -> dict[Path, dict[Kind, Path]]:
     """Find every image, and where its results go."""
-    jobs: dict[Path, dict[Kind, Path]] = {}
     owners: dict[Path, Path] = {}
     for word in inputs:
         for path, root in _images(word, out):
             stem = out / path.relative_to(root).with_suffix("")
-            jobs[path] = {kind: stem.with_name(stem.name + ENDINGS[kind]) for kind in kinds}
             other = owners.setdefault(stem, path)
             if other.resolve() != path.resolve():
                 raise UserError(
                     f"{other} and {path} would have the same results, {stem}_*: label them into two folders."
                 )
+    jobs = {path: {kind: stem.with_name(stem.name + ENDINGS[kind]) for kind in kinds} for stem, path in owners.items()}
     images = {path.resolve() for path in jobs}
     for path, results in jobs.items():
         if taken := [result for result in results.values() if result.resolve() in images]:
@@ -135,13 +139,6 @@ def _images(word: Path | str, out: Path) -> Iterator[tuple[Path, Path]]:
     yield from ((file, root) for file in sorted(files))
 
 
-def _write(results: dict[Kind, Path], image: Tensor, ids: Tensor, colors: npt.NDArray[np.uint8]) -> None:
-    for kind, path in results.items():
-        picture = draw(kind, image, ids, colors)
-        with writing(path):
-            write_atomically(path, partial(picture.save, format="JPEG" if path.suffix == ".jpg" else "PNG"))
-
-
 def draw(kind: Kind, image: Tensor, ids: Tensor, colors: npt.NDArray[np.uint8]) -> Image.Image:
     """Draw one of the pictures: image (3, H, W), RGB bytes; ids (H, W); colours (K, 3), RGB bytes."""
     labels = Image.fromarray(ids.to(torch.uint8).numpy())
@@ -161,22 +158,3 @@ def prefetch(items: Iterable[T], count: int = 2) -> Iterator[T]:
         while (item := waiting.popleft().result()) is not _END:
             waiting.append(reader.submit(next, source, _END))
             yield item
-
-
-@contextmanager
-def background(count: int = 2) -> Iterator[Callable[[Callable[[], object]], None]]:
-    """Run jobs in order in one thread, while at most `count` of them wait; leaving waits for all of them.
-
-    Yields what takes a job; it raises what an earlier one raised, and so does leaving.
-    """
-    waiting: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(1) as thread:
-
-        def submit(job: Callable[[], object]) -> None:
-            if len(waiting) >= count:
-                waiting.popleft().result()
-            waiting.append(thread.submit(job))
-
-        yield submit
-        for future in waiting:
-            future.result()

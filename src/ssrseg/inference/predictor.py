@@ -59,7 +59,7 @@ class Predictor:
             resolve_group(InferenceConfig, {"mode": mode}, "inference settings") if isinstance(mode, str) else mode
         )
         self.device = pick_device(device)
-        segmenter = open_model(model)
+        segmenter = load(model)
         self.description, self.num_classes = segmenter.description, segmenter.num_classes
         self.infer = build_inference(self.inference)
         self.network = open_engine(copy.deepcopy(segmenter).to(self.device).eval(), engine, images=images)
@@ -137,8 +137,3 @@ def as_pixels(images: Images) -> Tensor:
             f"Floats lie in [0, 1]; found {float(pixels.min()):g} to {float(pixels.max()):g}. Divide first."
         )
     return pixels.float()
-
-
-def open_model(model: Segmenter | Path | str) -> Segmenter:
-    """Return the model itself, or open it; raises `UserError` as `ssrseg.load` does."""
-    return model if isinstance(model, Segmenter) else load(model)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +15,7 @@ from torch import Tensor
 
 from ssrseg.config import InferenceConfig
 from ssrseg.errors import UserError
-from ssrseg.inference.predict import background, draw, prefetch
+from ssrseg.inference.predict import draw, prefetch
 from ssrseg.inference.predictor import Predictor
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.runs.atomic import writing
@@ -86,33 +83,37 @@ def predict_video(
     predictor = Predictor(model, device, engine, inference or InferenceConfig(), images=-(-count // every))
     colors = predictor.colors
     partial_path = path.with_name(f".{path.name}.partial.mp4")  # the container follows the ending
-    began, done, ids = time.perf_counter(), 0, torch.empty(0)
-    frames = prefetch(_frames(stream))
+    began, done, video = time.perf_counter(), 0, None
+
+    def labelled() -> Iterator[tuple[Tensor, Tensor]]:
+        ids = torch.empty(0)
+        for number, frame in enumerate(prefetch(_frames(stream))):
+            if number % every == 0:
+                ids = predictor(frame)
+            yield frame, ids
+
     try:
-        first = next(frames, None)
-        if first is None:
-            raise UserError(f"{clip} has no frame that can be read.")
-        size = first.shape[2], first.shape[1]
-        with writing(path):
-            video = cv2.VideoWriter(str(partial_path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
-        if not video.isOpened():
-            raise UserError(f"Cannot write a video to {out}: is there room, and may it be written to?")
-
-        def write(frame: Tensor, ids: Tensor) -> None:
+        for frame, ids in prefetch(labelled()):  # written while the network works
+            if video is None:
+                video = _create(partial_path, rate, (frame.shape[2], frame.shape[1]))
             video.write(np.asarray(draw(kind, frame, ids, colors).convert("RGB"))[:, :, ::-1])
-
-        with ExitStack() as opened:
-            opened.callback(video.release)
-            submit = opened.enter_context(background())
-            for done, frame in enumerate(chain([first], frames), start=1):
-                if (done - 1) % every == 0:
-                    ids = predictor(frame)
-                submit(partial(write, frame, ids))
+            done += 1
+        if video is None:
+            raise UserError(f"{clip} has no frame that can be read.")
+        video.release()
         partial_path.replace(path)
     finally:
         stream.release()
         partial_path.unlink(missing_ok=True)
     return LabelledVideo(path, done, time.perf_counter() - began, rate)
+
+
+def _create(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
+    with writing(path):
+        video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+    if not video.isOpened():
+        raise UserError(f"Cannot write a video to {path.parent}: is there room, and may it be written to?")
+    return video
 
 
 def _frames(stream: cv2.VideoCapture) -> Iterator[Tensor]:

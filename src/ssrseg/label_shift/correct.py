@@ -13,9 +13,10 @@ from ssrseg.data.class_statistics import class_statistics
 from ssrseg.data.datasets import bounded
 from ssrseg.errors import UserError
 from ssrseg.inference.predict import prefetch
-from ssrseg.inference.predictor import Predictor, open_model
+from ssrseg.inference.predictor import Predictor
 from ssrseg.label_shift.priors import Priors, find_priors, fold_shift, presence_counts, target_counts
 from ssrseg.models.segmenter import Segmenter, save_segmenter
+from ssrseg.models.weights import load
 from ssrseg.runs.atomic import write_json, writing
 
 
@@ -45,7 +46,7 @@ def estimate_priors(
     if settings.target is None:
         raise UserError("Class priors are those of two domains: set target.root to a folder of images.")
     source, target, space = settings.source, settings.target, resolve_space(settings.classes, settings.source)
-    segmenter = open_model(model)
+    segmenter = load(model)
     if segmenter.num_classes != space.num_classes:
         raise UserError(f"The model has {segmenter.num_classes} classes, the settings name {space.num_classes}.")
     predictor = Predictor(segmenter, device, mode=settings.inference)
@@ -78,15 +79,12 @@ def priors_table(priors: Priors) -> Table:
 def adjust(model: Path | str | Segmenter, priors: Priors | Path | str, out: Path) -> Path:
     """Write the model with the shift of the priors in its classifier's bias: inference adjustment.
 
-    Args:
-        model: a segmenter with a description, or where one lies.
-        priors: themselves, a file, or `gta5-cityscapes`, `synthia-cityscapes`.
-        out: the new model file.
+    The priors may be a file, or `gta5-cityscapes` or `synthia-cityscapes`.
 
     Raises:
-        UserError: the priors do not count a class of the model.
+        UserError: the priors do not count a class of the model, or the model has no description.
     """
-    segmenter = open_model(model)
+    segmenter = load(model)
     if segmenter.description is None:
         raise UserError("The model has no description, so its classes are not known: set `segmenter.description`.")
     known = priors if isinstance(priors, Priors) else find_priors(str(priors))

@@ -76,20 +76,16 @@ def fold_shift(segmenter: Segmenter, shift: Tensor) -> Segmenter:
 
 
 def published_priors(task: str) -> Priors:
-    """Read the counts of Undoing's release.
+    """Read the counts of Undoing's release for a task; raises `UserError` for an unknown one.
 
-    Args:
-        task: `gta5-cityscapes` (19 classes) or `synthia-cityscapes` (16); with `-attentive` behind it, the target's
-            are those that the network with the head `aspp-attentive` predicts.
-
-    Raises:
-        UserError: no such task.
+    It is `gta5-cityscapes` (19 classes) or `synthia-cityscapes` (16); with `-attentive` behind it, the target's are
+    those that the network with the head `aspp-attentive` predicts.
     """
     name = task.removesuffix("-attentive")
     tables = yaml.safe_load((resources.files("ssrseg") / "label_shift" / "published.yaml").read_text(encoding="utf-8"))
     if name not in tables:
         known = ", ".join(f"{known}, {known}-attentive" for known in tables)
-        raise UserError(f"There are no published priors for {task!r}: only for {known}.")
+        raise UserError(f"There is no file {task!r}, and there are published priors only for {known}.")
     table = tables[name]
     target = table["target_counts" if name == task else "target_counts_attentive"]
     return Priors(tuple(table["classes"]), tuple(table["source_counts"]), tuple(target), f"published: {task}")
@@ -97,12 +93,7 @@ def published_priors(task: str) -> Priors:
 
 def find_priors(name: str) -> Priors:
     """Read the priors of a file, or published ones by their task; raises `UserError` when it is neither."""
-    if Path(name).is_file():
-        return read_priors(Path(name))
-    try:
-        return published_priors(name)
-    except UserError as error:
-        raise UserError(f"{name} is no file of priors, and {str(error)[0].lower()}{str(error)[1:]}") from error
+    return read_priors(Path(name)) if Path(name).is_file() else published_priors(name)
 
 
 def read_priors(path: Path) -> Priors:

@@ -225,17 +225,10 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
 def build_head(
     name: str, in_channels: Sequence[int], num_classes: int, *, channels: int | None = None, dropout: float = 0.1
 ) -> nn.Module:
-    """Build a head.
+    """Build the head `name` of `HEADS` for levels of these channels, finest first; raises `UserError` for another name.
 
-    Args:
-        name: a key of `HEADS`.
-        in_channels: channels of each level, finest first.
-        num_classes: K.
-        channels: width; the published one when absent. DeepLabV2's heads have none.
-        dropout: of channels before the classifier, likewise.
-
-    Raises:
-        UserError: unknown name.
+    `channels` is its width, the published one when absent; `dropout` acts before the classifier. DeepLabV2's heads have
+    neither.
     """
     if name not in HEADS:
         raise UserError(f"There is no head {name!r}: choose one of {', '.join(HEADS)}.")

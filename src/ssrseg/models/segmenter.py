@@ -127,7 +127,7 @@ def build_segmenter(
     dropout: float = 0.1,
     align_corners: bool = False,
 ) -> Segmenter:
-    """Build a segmenter with random weights.
+    """Build a segmenter with random weights; raises `UserError` for unknown names.
 
     Args:
         backbone: a name (`ssrseg.models.BACKBONES`, `timm:<name>`) or a `Backbone`.
@@ -137,9 +137,6 @@ def build_segmenter(
         drop_path: stochastic depth of the backbone's deepest block.
         dropout: channel dropout before the classifier.
         align_corners: how logits are resized.
-
-    Raises:
-        UserError: unknown names.
     """
     if isinstance(backbone, str):
         backbone = build_backbone(backbone, drop_path=drop_path)

@@ -46,16 +46,18 @@ class LoadReport:
         return "\n".join([*lines, *(f"  {n} x {reason}" for reason, n in Counter(self.dropped.values()).items())])
 
 
-def load(model: Path | str) -> Segmenter:
+def load(model: Segmenter | Path | str) -> Segmenter:
     """Load a model in eval mode.
 
     Args:
         model: a file of `save_segmenter`, a folder of `save_pretrained`, or a Hub id `owner/name[@revision]`. A path
-            that exists on this disk is never looked for on the Hub.
+            that exists on this disk is never looked for on the Hub. A segmenter is returned as it is.
 
     Raises:
         UserError: no such model, not one of ours, another folder (the models in it are named), or no such Hub id.
     """
+    if isinstance(model, Segmenter):
+        return model
     path = Path(model)
     if path.is_dir():
         if not (path / WEIGHTS).is_file():
