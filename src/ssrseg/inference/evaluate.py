@@ -116,9 +116,9 @@ def evaluate_model(
                     f"The label of {item.path} holds the class id {int(item.labels[wrong][0])}; ids are 0..{count - 1} "
                     f"and {IGNORE} for none. Map the file's values to ids with `id_map`."
                 )
-            labels = item.labels.to(device)
-            size = (labels.shape[0], labels.shape[1])
-            confusion.update(predict_ids(network, item.image.to(device), infer, size), labels)
+            height, width = item.labels.shape
+            ids = predict_ids(network, item.image.to(device), infer, (height, width))
+            confusion.update(ids, item.labels.to(device))
     return Scores(tuple(classes), confusion.compute().cpu())
 
 

@@ -112,11 +112,7 @@ class Predictor:
 
 
 def as_pixels(images: Images) -> Tensor:
-    """Convert one image or a batch to a tensor (3, H, W) or (B, 3, H, W), bytes or float32 in [0, 1].
-
-    Raises:
-        UserError: a file cannot be read, or shape, type or range are not those of RGB images.
-    """
+    """Convert images to a tensor (3, H, W) or (B, 3, H, W), bytes or float32 in [0, 1], or raise `UserError`."""
     if isinstance(images, Path | str):
         return read_image(Path(images))
     if isinstance(images, Image.Image):

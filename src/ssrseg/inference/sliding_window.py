@@ -38,10 +38,7 @@ def slide(
     """Average logits over overlapping windows.
 
     The last window of an axis is shifted back to end at the border; a window larger than the image shrinks to it.
-    `batch` crops go through the model at once.
-
-    Raises:
-        UserError: the stride is larger than the window, so that some pixels would be in no window.
+    `batch` crops go through the model at once. Raises `UserError` for a stride that is larger than the window.
     """
     if stride[0] > window[0] or stride[1] > window[1]:
         raise UserError(f"The stride {stride} is larger than the window {window}: pixels between windows are not seen.")

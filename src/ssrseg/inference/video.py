@@ -103,7 +103,8 @@ def predict_video(
         video.release()
         partial_path.replace(path)
     finally:
-        stream.release()
+        if video is not None:
+            video.release()
         partial_path.unlink(missing_ok=True)
     return LabelledVideo(path, done, time.perf_counter() - began, rate)
 
