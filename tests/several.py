@@ -22,9 +22,8 @@ from ssrseg.models.heads import DAFormerHead
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training import Extensions, train
 from ssrseg.training.loop import Observer, StepResult, fit
-from ssrseg.training.observers.console import Screen
 from ssrseg.training.observers.evaluation import Evaluation
-from ssrseg.training.observers.journal import Journal
+from ssrseg.training.observers.journal import Journal, Screen
 from ssrseg.training.setup import build_context
 from test_training import settings_for
 

@@ -21,10 +21,17 @@ from ssrseg.adapt.methods import Method
 from ssrseg.config import OptimConfig
 from ssrseg.config.method import MethodConfig, TeacherConfig
 from ssrseg.errors import UserError
-from ssrseg.runs.atomic import remove_partials, write_atomically
-from ssrseg.training.checkpoint import load_checkpoint, previous, read_checkpoint, save_checkpoint
+from ssrseg.runs.atomic import write_atomically
+from ssrseg.runs.folder import RunFolder
+from ssrseg.training.checkpoint import (
+    generator_states,
+    load_checkpoint,
+    previous,
+    read_checkpoint,
+    save_checkpoint,
+    set_generators,
+)
 from ssrseg.training.optim import build_optimizer
-from ssrseg.training.randomness import generator_states, set_generators
 
 
 @contextmanager
@@ -182,6 +189,6 @@ def test_two_writers_of_a_file_do_not_meet_and_leftovers_go(tmp_path: Path) -> N
     left = seen[0].with_name(seen[0].name)
     left.write_text("half")
     (tmp_path / "below" / left.name).write_text("half")
-    remove_partials(tmp_path)
+    RunFolder(tmp_path).tidy()
     assert names(tmp_path) == {"file", "below"}
     assert not names(tmp_path / "below")

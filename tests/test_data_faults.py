@@ -816,7 +816,7 @@ def test_a_full_disk_is_one_message(tmp_path, capsys):
         assert ssrseg("check-data", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out")) == 2
         assert "No space left on device" in capsys.readouterr().err
         assert ssrseg("train", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run"), *TINY) == 2
-        assert "Cannot make the run folder" in capsys.readouterr().err
+        assert "Cannot write" in capsys.readouterr().err
         assert len(list(train_batches(resolve(tree)))) == 8
     assert not list(tmp_path.glob("**/*.partial"))
 

@@ -22,11 +22,10 @@ from ssrseg.config import dump, read_yaml, resolve
 from ssrseg.errors import UserError
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training import Extensions, Interrupted, train
-from ssrseg.training.environment import changes, data_fingerprint, environment
+from ssrseg.training.checkpoint import changes, data_fingerprint, environment
+from ssrseg.training.distributed import signals_noted
 from ssrseg.training.loop import Observer, StepResult
-from ssrseg.training.observers.console import Screen
-from ssrseg.training.observers.journal import Journal
-from ssrseg.training.signals import signals_noted
+from ssrseg.training.observers.journal import Journal, Screen
 from test_checkpoints import files_no_longer_than
 from test_training import records, settings_for, weights
 
@@ -148,7 +147,7 @@ def test_a_signal_ends_the_run_after_the_step_and_keeps_it(number: int, whole: P
 
 def test_the_second_signal_does_what_it_always_did(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("ssrseg.training.signals.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("ssrseg.training.distributed.time.monotonic", lambda: clock[0])
     with signals_noted() as stop:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)  # an echo of the first, as launchers send it

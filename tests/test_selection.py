@@ -17,9 +17,8 @@ from ssrseg.models import load_segmenter
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training import Extensions, train
 from ssrseg.training.loop import Observer, StepResult
-from ssrseg.training.observers.selection import (
+from ssrseg.training.observers.evaluation import (
     CriteriaAccumulator,
-    agreement,
     entropy,
     soft_neighborhood_density,
 )
@@ -37,7 +36,7 @@ def information_maximization(rows: Tensor) -> float | None:
     """Of one image with predictions (N, K)."""
     found = CriteriaAccumulator(rows.shape[1], 0.9, pixels=2)
     found.add(logits_of(rows), None)
-    return found.criteria()["im"]
+    return found.criteria()[0]["im"]
 
 
 def test_entropy_and_diversity_by_hand() -> None:
@@ -77,29 +76,28 @@ def test_soft_neighborhood_density_cannot_see_a_collapse() -> None:
 def test_agreement_by_hand() -> None:
     # Class 0: 2 of 3 pixels in common, class 1: 1 of 2, class 2 in neither.
     student, teacher = tensor([0, 0, 0, 1]), tensor([0, 0, 1, 1])
-    assert agreement(student, teacher, 3).tolist() == [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
     found = CriteriaAccumulator(3, 0.9, pixels=2)
     found.add(torch.nn.functional.one_hot(student, 3).T[:, None] * 50.0, teacher[None])
-    assert found.criteria()["agreement"] == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert found.parts()["pixel_agreement"] == pytest.approx(3 / 4)
+    assert found.criteria()[0]["agreement"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found.criteria()[1]["pixel_agreement"] == pytest.approx(3 / 4)
 
 
 def test_confidence_by_hand_and_images_add_up() -> None:
     found = CriteriaAccumulator(2, 0.9, pixels=2)
     found.add(logits_of(tensor([[0.95, 0.05], [0.6, 0.4]])), None)
     found.add(logits_of(tensor([[0.2, 0.8], [0.09, 0.91], [0.02, 0.98], [0.0, 1.0]])), None)
-    assert found.criteria()["confidence"] == pytest.approx(((0.95 + 0.6) / 2 + (0.8 + 0.91 + 0.98 + 1) / 4) / 2)
-    assert found.parts()["confident_share"] == pytest.approx((1 / 2 + 3 / 4) / 2)
-    assert found.criteria()["agreement"] is None
+    assert found.criteria()[0]["confidence"] == pytest.approx(((0.95 + 0.6) / 2 + (0.8 + 0.91 + 0.98 + 1) / 4) / 2)
+    assert found.criteria()[1]["confident_share"] == pytest.approx((1 / 2 + 3 / 4) / 2)
+    assert found.criteria()[0]["agreement"] is None
     mean = (0.775 + 0.0775) / 2  # of the first class, over both images
     expected = -mean * math.log(mean) - (1 - mean) * math.log(1 - mean)
-    assert found.parts()["diversity"] == pytest.approx(expected, rel=1e-6)
+    assert found.criteria()[1]["diversity"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_what_is_not_a_number_is_not_a_score() -> None:
     found = CriteriaAccumulator(2, 0.9, pixels=2)
     found.add(torch.full((2, 1, 4), math.nan), None)
-    assert set(found.criteria().values()) == {None}
+    assert set(found.criteria()[0].values()) == {None}
 
 
 def choices(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ssrseg import config as settings_of
 from ssrseg.errors import UserError
+from ssrseg.runs.atomic import FULL, write_json, write_text
 from ssrseg.runs.folder import GroupFolder
 
 app = typer.Typer(
@@ -22,10 +23,15 @@ app = typer.Typer(
     help="Train a segmentation model on one labelled domain for another, unlabelled one.",
 )
 
-FULL_OR_CLOSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-"""A disk that fills or lets nothing be written: no fault of the program. A run goes on with --resume."""
-
 Words = Annotated[list[str] | None, typer.Argument(help="settings as key.path=value", metavar="[KEY.PATH=VALUE]...")]
+Preset = Annotated[str | None, typer.Option(help="a published recipe; `ssrseg presets` lists them")]
+Config = Annotated[Path | None, typer.Option(help="settings in a YAML file, laid over the preset")]
+Source = Annotated[Path | None, typer.Option(help="your labelled data; replaces the preset's data")]
+Target = Annotated[Path | None, typer.Option(help="your unlabelled images")]
+Val = Annotated[Path | None, typer.Option(help="labelled target images, only to score with")]
+Model = Annotated[str, typer.Argument(help="a model file, or a name on the Hub")]
+File = Annotated[Path | None, typer.Option(help="the file; printed when absent")]
+Correction = Annotated[str | None, typer.Option(help="label shift, after: ia (in a bias) or cr (the head learns on)")]
 Mode = Annotated[str | None, typer.Option(help="whole or slide: short for inference.mode")]
 Runner = Annotated[str, typer.Option("--engine", help="auto, torch, compiled, openvino")]
 Device = Annotated[str, typer.Option(help="auto, or a device of torch's: cpu, cuda, cuda:1, mps")]
@@ -34,19 +40,17 @@ Device = Annotated[str, typer.Option(help="auto, or a device of torch's: cpu, cu
 @app.command()
 def train(
     words: Words = None,
-    preset: Annotated[str | None, typer.Option(help="a published recipe; `ssrseg presets` lists them")] = None,
-    config: Annotated[Path | None, typer.Option(help="settings in a YAML file, laid over the preset")] = None,
-    source: Annotated[Path | None, typer.Option(help="your labelled data; replaces the preset's data")] = None,
-    target: Annotated[Path | None, typer.Option(help="your unlabelled images")] = None,
-    val: Annotated[Path | None, typer.Option(help="labelled target images, only to score with")] = None,
+    preset: Preset = None,
+    config: Config = None,
+    source: Source = None,
+    target: Target = None,
+    val: Val = None,
     out: Annotated[Path, typer.Option(help="the run folder")] = Path("runs/run"),
     resume: Annotated[bool, typer.Option("--resume", help="continue the run, or the group, in --out")] = False,
     seeds: Annotated[str | None, typer.Option(help="a group of runs, e.g. 0,1,2, in --out/seed-0 and so on")] = None,
     devices: Annotated[int | None, typer.Option(help="processes per machine: train.devices")] = None,
     nodes: Annotated[int | None, typer.Option(help="machines: train.nodes")] = None,
-    prior_correction: Annotated[
-        str | None, typer.Option(help="then correct for label shift: ia (in a bias) or cr (the head learns on)")
-    ] = None,
+    prior_correction: Correction = None,
 ) -> None:
     """Train, and leave a run folder with the model, its scores, curves and pictures."""
     from ssrseg.training.stages import corrected
@@ -56,33 +60,15 @@ def train(
     words = [*(words or []), *several]
     if resume and (words or preset or config or source or target or val or prior_correction):
         raise UserError("--resume reads the settings of the run in --out: give no others.")
-    settings = None if resume else _settings(preset, config, source, target, val, words)
+    settings = None if resume else _settings(words, preset, config, source=source, target=target, val=val)
     if settings is not None and prior_correction is not None:
         settings = corrected(settings, prior_correction)
     if seeds is not None or (resume and GroupFolder(out).exists):
         _train_group(settings, out, seeds, resume)
         return
-    finished = run(settings, out, resume=resume, console=_screen())
+    finished = run(settings, out, resume=resume, console=Console())
     if finished.first:
         typer.echo(f"{finished.folder}")
-
-
-@app.command("check-data")
-def check_data(
-    words: Words = None,
-    preset: Annotated[str | None, typer.Option(help="as for train")] = None,
-    config: Annotated[Path | None, typer.Option(help="as for train")] = None,
-    source: Annotated[Path | None, typer.Option(help="as for train")] = None,
-    target: Annotated[Path | None, typer.Option(help="as for train")] = None,
-    val: Annotated[Path | None, typer.Option(help="as for train")] = None,
-    out: Annotated[Path, typer.Option(help="where report and contact sheet go")] = Path("runs/check"),
-) -> None:
-    """Decode every image and label of a run: counts, colours, classes, and all that is wrong. Code 2: cannot train."""
-    from ssrseg.data.checks import report
-
-    found = report.check_data(_settings(preset, config, source, target, val, words), out, console=_screen())
-    if not found.trainable:
-        raise typer.Exit(2)
 
 
 def _train_group(settings: settings_of.Settings | None, out: Path, seeds: str | None, resume: bool) -> None:
@@ -90,9 +76,14 @@ def _train_group(settings: settings_of.Settings | None, out: Path, seeds: str | 
     from ssrseg.reporting import compare_records, overview, print_table, read_run
     from ssrseg.training import train_seeds
 
-    group = train_seeds(settings, out, _seeds(seeds), resume=resume, console=_screen())
+    try:
+        wanted = None if seeds is None else [int(seed) for seed in seeds.split(",")]
+    except ValueError as error:
+        example = "such as 0,1,2"
+        raise UserError(f"--seeds takes whole numbers with commas between them, {example}; found {seeds!r}.") from error
+    group = train_seeds(settings, out, wanted, resume=resume, console=Console())
     if group.finished:
-        print_table(overview(compare_records([read_run(run) for run in GroupFolder(out).runs()])), _screen())
+        print_table(overview(compare_records([read_run(run) for run in GroupFolder(out).runs()])), Console())
     typer.echo(f"{group.folder}")
     for seed, why in group.failed.items():
         typer.echo(f"seed {seed} failed: {why}\nContinue the group with --resume --out {out}", err=True)
@@ -100,36 +91,45 @@ def _train_group(settings: settings_of.Settings | None, out: Path, seeds: str | 
         raise typer.Exit(1)
 
 
-def _seeds(text: str | None) -> list[int] | None:
-    try:
-        return None if text is None else [int(seed) for seed in text.split(",")]
-    except ValueError as error:
-        raise UserError(
-            f"--seeds takes whole numbers with commas between them, such as 0,1,2; found {text!r}."
-        ) from error
+@app.command("check-data")
+def check_data(
+    words: Words = None,
+    preset: Preset = None,
+    config: Config = None,
+    source: Source = None,
+    target: Target = None,
+    val: Val = None,
+    out: Annotated[Path, typer.Option(help="where report and contact sheet go")] = Path("runs/check"),
+) -> None:
+    """Decode every image and label of a run: counts, colours, classes, and all that is wrong. Code 2: cannot train."""
+    from ssrseg.data.checks import report
+
+    settings = _settings(words, preset, config, source=source, target=target, val=val)
+    if not report.check_data(settings, out, console=Console()).trainable:
+        raise typer.Exit(2)
 
 
 @app.command("estimate-priors")
 def estimate_priors(
-    model: Annotated[str, typer.Argument(help="a model file, or a name on the Hub")],
+    model: Model,
     words: Words = None,
-    preset: Annotated[str | None, typer.Option(help="as for train")] = None,
-    config: Annotated[Path | None, typer.Option(help="as for train")] = None,
-    source: Annotated[Path | None, typer.Option(help="as for train")] = None,
-    target: Annotated[Path | None, typer.Option(help="as for train")] = None,
+    preset: Preset = None,
+    config: Config = None,
+    source: Source = None,
+    target: Target = None,
     out: Annotated[Path, typer.Option(help="the file of class priors")] = Path("priors.json"),
 ) -> None:
     """Count in how many images every class occurs: by labels in the source, by the model's eyes in the target."""
-    from ssrseg.label_shift import estimate_priors as estimate, priors_table
+    from ssrseg import label_shift
 
-    priors = estimate(model, _settings(preset, config, source, target, None, words), out=out)
-    _screen().print(priors_table(priors))
+    priors = label_shift.estimate_priors(model, _settings(words, preset, config, source=source, target=target), out=out)
+    Console().print(label_shift.priors_table(priors))
     typer.echo(str(out))
 
 
 @app.command()
 def adjust(
-    model: Annotated[str, typer.Argument(help="a model file, or a name on the Hub")],
+    model: Model,
     priors: Annotated[str, typer.Argument(help="a file of estimate-priors, or gta5-cityscapes, synthia-cityscapes")],
     out: Annotated[Path, typer.Argument(help="the adjusted model file")],
 ) -> None:
@@ -142,25 +142,22 @@ def adjust(
 @app.command()
 def plan(
     words: Words = None,
-    preset: Annotated[str | None, typer.Option(help="a published recipe; `ssrseg presets` lists them")] = None,
-    config: Annotated[Path | None, typer.Option(help="settings in a YAML file, laid over the preset")] = None,
-    source: Annotated[Path | None, typer.Option(help="your labelled data: it need not exist yet")] = None,
-    target: Annotated[Path | None, typer.Option(help="your unlabelled images: they need not exist yet")] = None,
+    preset: Preset = None,
+    config: Config = None,
+    source: Source = None,
+    target: Target = None,
     probe: Annotated[bool, typer.Option(help="time three real steps on noise")] = True,
     memory: Annotated[float | None, typer.Option(help="GiB of the device; asked of the device when absent")] = None,
     out: Annotated[Path | None, typer.Option(help="the plan as JSON")] = None,
 ) -> None:
     """Say what a run will need, before it runs: FLOPs, memory, time, and what to change if it does not fit."""
-    from ssrseg.planning import plan as foresee, plan_tables
-    from ssrseg.runs.atomic import write_json
+    from ssrseg import planning
 
-    roots = {"source": source, "target": target}
-    own = {name: {"root": str(root)} for name, root in roots.items() if root is not None}
-    settings = settings_of.resolve(settings_of.compose(preset, config, own, words or []))
-    planned = foresee(settings, probe=probe, memory=memory)
+    settings = _settings(words, preset, config, source=source, target=target)
+    planned = planning.plan(settings, probe=probe, memory=memory)
     if out is not None:
         write_json(out, planned.to_dict())
-    _screen().print(plan_tables(planned))
+    Console().print(planning.plan_tables(planned))
 
 
 @app.command()
@@ -169,41 +166,34 @@ def presets() -> None:
     table = Table("preset", "what it is", box=None)
     for name, summary in settings_of.presets().items():
         table.add_row(name, summary)
-    _screen().print(table)
+    Console().print(table)
 
 
 @app.command()
 def evaluate(
     model: Path,
     data: Annotated[Path, typer.Argument(help="folder with images and labels")],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="settings of the data, e.g. spec=camvid; as in training: classes=[...], inference.flip=true"
-        ),
-    ] = None,
+    words: Words = None,
     out: Annotated[Path | None, typer.Option(help="scores as JSON")] = None,
     subset: Annotated[str, typer.Option(help="classes whose mean is wanted too, e.g. road,car")] = "",
     mode: Mode = None,
     engine: Runner = "auto",
     device: Device = "auto",
 ) -> None:
-    """Score a model on labelled images: per-class IoU, mIoU, pixel accuracy."""
-    from ssrseg.inference import evaluate as score, scores_table
+    """Score a model on labelled images: per-class IoU, mIoU, pixel accuracy.
+
+    Settings are those of the data, e.g. spec=camvid, and as in training classes=[...] and inference.flip=true.
+    """
+    from ssrseg import inference as use
 
     tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
     classes, inference = tree.pop("classes", None), _inference(tree.pop("inference", {}), mode)
-    scores = score(
-        model,
-        settings_of.resolve_group(settings_of.DataConfig, tree, "data settings"),
-        classes=classes,
-        inference=inference,
-        subset=[name.strip() for name in subset.split(",") if name.strip()],
-        out=out,
-        device=device,
-        engine=engine,
+    settings = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
+    mean_of = [name.strip() for name in subset.split(",") if name.strip()]
+    scores = use.evaluate(
+        model, settings, classes=classes, inference=inference, subset=mean_of, out=out, device=device, engine=engine
     )
-    _screen().print(scores_table(scores))
+    Console().print(use.scores_table(scores))
 
 
 @app.command()
@@ -211,28 +201,28 @@ def predict(
     model: Path,
     images: Annotated[str, typer.Argument(help="a file, a folder, a quoted glob, or a video")],
     out: Annotated[Path, typer.Option(help="where the label maps and overlays go")],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(help="as in training: inference.flip=true, 'inference.scales=[0.75, 1]', inference.window=..."),
-    ] = None,
+    words: Words = None,
     mode: Mode = None,
     engine: Runner = "auto",
     device: Device = "auto",
     every: Annotated[int, typer.Option(help="of a video, label each n-th frame; the others keep its labels")] = 1,
 ) -> None:
-    """Label your own pictures, id map, colour map and overlay of each, or a video."""
-    from ssrseg.inference import is_video, predict as label, predict_video
+    """Label your own pictures, id map, colour map and overlay of each, or a video.
+
+    Settings are those of inference, e.g. inference.flip=true, 'inference.scales=[0.75, 1]', inference.window=...
+    """
+    from ssrseg import inference as use
 
     tree = settings_of.assignments(words or [])
     inference = _inference(tree.pop("inference", {}), mode)
     if tree:
         raise UserError(f"predict takes settings of `inference` only, such as inference.flip=true; found {min(tree)}.")
-    if is_video(images):
-        video = predict_video(model, images, out, inference=inference, device=device, engine=engine, every=every)
+    if use.is_video(images):
+        video = use.predict_video(model, images, out, inference=inference, device=device, engine=engine, every=every)
         pace = f"{video.speed:.2f} times the stream's {video.rate:g} frames/s"
         typer.echo(f"{video.frames} frames labelled in {video.seconds:.1f} s ({pace}): {video.path}")
         return
-    predictions = label(model, images, out, inference=inference, device=device, engine=engine)
+    predictions = use.predict(model, images, out, inference=inference, device=device, engine=engine)
     for path, why in predictions.unreadable.items():
         typer.echo(f"not readable, left out: {path}: {why}", err=True)
     typer.echo(f"{len(predictions)} images labelled: {out}")
@@ -242,12 +232,10 @@ def predict(
 def pack(
     data: Annotated[Path, typer.Argument(help="folder with images, and labels; or a URL")],
     out: Annotated[Path, typer.Argument(help="a new .zip file")],
-    words: Annotated[
-        list[str] | None, typer.Argument(help="settings of the data as key=value, e.g. spec=gta5 'resize=[1280, 720]'")
-    ] = None,
+    words: Words = None,
     images_only: Annotated[bool, typer.Option("--images-only", help="no labels, as for a target")] = False,
 ) -> None:
-    """Pack a data set into one .zip file, for clusters and object storage."""
+    """Pack a data set into one .zip file, for clusters and object storage; e.g. spec=gta5 'resize=[1280, 720]'."""
     from ssrseg.data.pack import pack as write
 
     tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
@@ -256,10 +244,7 @@ def pack(
 
 
 @app.command()
-def export(
-    model: Path,
-    out: Annotated[Path, typer.Argument(help="the .onnx file")],
-) -> None:
+def export(model: Path, out: Annotated[Path, typer.Argument(help="the .onnx file")]) -> None:
     """Write a model as ONNX with dynamic size, checked against torch."""
     from ssrseg.inference import export as write
 
@@ -282,20 +267,17 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="run folders, or folders of groups or stages")],
     against: Annotated[str | None, typer.Option(help="the group to compare with; the first when absent")] = None,
     teacher: Annotated[bool, typer.Option("--teacher", help="the teacher's scores, not the student's")] = False,
-    table1: Annotated[
-        bool, typer.Option("--table1", help="add the paper's ablation of stages, ours beside it")
-    ] = False,
+    table1: Annotated[bool, typer.Option("--table1", help="add the paper's table of stages, ours beside it")] = False,
     table2: Annotated[bool, typer.Option("--table2", help="add the paper's table of methods, ours beside it")] = False,
     format: Annotated[str | None, typer.Option(help="markdown, latex, csv or html; by --out's name if absent")] = None,
-    out: Annotated[Path | None, typer.Option(help="the file; printed when absent")] = None,
+    out: File = None,
     allow_unfinished: Annotated[bool, typer.Option("--allow-unfinished", help="take the latest scores")] = False,
 ) -> None:
     """Compare groups of runs: mean and deviation over seeds, paired differences, what is within noise."""
-    from ssrseg.reporting import compare as set_against, comparison_text, format_of, print_comparison
-    from ssrseg.runs.atomic import write_atomically
+    from ssrseg import reporting
 
-    format = format or (format_of(out) if out is not None else None)
-    found = set_against(
+    format = format or (reporting.format_of(out) if out is not None else None)
+    found = reporting.compare(
         runs,
         against=against,
         network="teacher" if teacher else "student",
@@ -304,32 +286,21 @@ def compare(
         allow_unfinished=allow_unfinished,
     )
     if format is None:
-        print_comparison(found, _screen())
-        return
-    text = comparison_text(found, format)
-    if out is None:
-        typer.echo(text, nl=False)
+        reporting.print_comparison(found, Console())
     else:
-        write_atomically(out, lambda partial: partial.write_text(text, encoding="utf-8"))
-        typer.echo(f"{out}")
+        _write_or_print(reporting.comparison_text(found, format), out)
 
 
 @app.command()
 def card(
     run: Annotated[Path, typer.Argument(help="a run folder, or the folder of a group")],
-    out: Annotated[Path | None, typer.Option(help="the file; printed when absent")] = None,
+    out: File = None,
     license: Annotated[str | None, typer.Option(help="under which you publish the weights, e.g. cc-by-nc-4.0")] = None,
 ) -> None:
     """Write the model card of a run: method, data, scores with seeds, whose terms apply, what it is not for."""
     from ssrseg.reporting import model_card
-    from ssrseg.runs.atomic import write_atomically
 
-    text = model_card(run, license=license)
-    if out is None:
-        typer.echo(text)
-    else:
-        write_atomically(out, lambda partial: partial.write_text(text, encoding="utf-8"))
-        typer.echo(f"{out}")
+    _write_or_print(model_card(run, license=license), out)
 
 
 @app.command()
@@ -349,18 +320,10 @@ def demo(out: Annotated[Path, typer.Option(help="where data, runs and report go"
     """Train on an embedded two-domain set of drawn streets: source-only, DAFormer, DAFormer + SSR."""
     from ssrseg.demo.demo import demo as show
 
-    show(out, console=_screen())
+    show(out, console=Console())
 
 
-def _settings(
-    preset: str | None,
-    config: Path | None,
-    source: Path | None,
-    target: Path | None,
-    val: Path | None,
-    words: list[str] | None,
-) -> Any:
-    roots = {"source": source, "target": target, "val": val}
+def _settings(words: Words, preset: Preset, config: Config, **roots: Path | None) -> settings_of.Settings:
     own = {name: {"root": str(root)} for name, root in roots.items() if root is not None}
     return settings_of.resolve(settings_of.compose(preset, config, own, words or []))
 
@@ -370,8 +333,12 @@ def _inference(tree: dict[str, Any], mode: str | None) -> settings_of.InferenceC
     return settings_of.resolve_group(settings_of.InferenceConfig, chosen, "inference settings")
 
 
-def _screen() -> Console:
-    return Console()
+def _write_or_print(text: str, out: Path | None) -> None:
+    if out is None:
+        typer.echo(text, nl=not text.endswith("\n"))
+    else:
+        write_text(out, text)
+        typer.echo(f"{out}")
 
 
 def main() -> None:
@@ -381,17 +348,14 @@ def main() -> None:
     """
     try:
         app()
-    except UserError as error:
-        _say_error(str(error))
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in FULL_OR_CLOSED:
+    except (UserError, OSError) as error:
+        if isinstance(error, UserError):
+            text, code = str(error), error.exit_code
+        elif error.errno in {*FULL, errno.EROFS}:  # a disk that lets nothing be written is no fault of the program
+            where = f" ({error.filename})" if error.filename else ""
+            text, code = f"cannot write: {error.strerror}{where}. Make room, or write elsewhere with --out.", 2
+        else:
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        _say_error(f"cannot write: {error.strerror}{where}. Make room, or write elsewhere with --out.")
-        sys.exit(2)
-
-
-def _say_error(text: str) -> None:
-    shown = text.encode(errors="replace").decode()  # a name that is no UTF-8 cannot be printed
-    Console(stderr=True).print(f"error: {shown}", style="red", markup=False, highlight=False, soft_wrap=True)
+        shown = text.encode(errors="replace").decode()  # a name that is no UTF-8 cannot be printed
+        Console(stderr=True).print(f"error: {shown}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(code)

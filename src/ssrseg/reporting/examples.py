@@ -14,8 +14,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from ssrseg.reporting.comparison import Group
+from ssrseg.runs.atomic import read_json
 from ssrseg.runs.folder import RunFolder
-from ssrseg.runs.records import PictureFile, RunRecord, read_json
+from ssrseg.runs.records import PictureFile, RunRecord
 
 MOST_RUNS = 6
 UNLABELLED = 255

@@ -56,6 +56,21 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty when the file is absent. Raises `UserError` for a damaged one."""
+    if not path.is_file():
+        return {}
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not valid JSON ({error}). Write it again, or delete it to report without."
+        ) from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} should hold a JSON object, found {type(tree).__name__}.")
+    return tree
+
+
 def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -66,9 +81,3 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def remove_partials(folder: Path) -> None:
-    """Remove what killed processes have left half-written in a folder and below."""
-    for partial in folder.rglob(f".*{PARTIAL}"):
-        partial.unlink(missing_ok=True)

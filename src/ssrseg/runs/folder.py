@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from ssrseg.config import Settings, dump, read_yaml, resolve
 from ssrseg.errors import UserError
-from ssrseg.runs.atomic import remove_partials, write_json, write_text
+from ssrseg.runs.atomic import PARTIAL, read_json, write_json, write_text, writing
 
 TRAINED, PRIORS, ADJUSTED, REFINED = "trained", "priors", "adjusted", "refined"
 """Names of the stages of a prior correction: the training, the priors, and the corrected students."""
@@ -23,39 +22,43 @@ VIEW_PICTURE = re.compile(r"step-(?P<step>\d+)-(?P<view>.+)\.png")
 """File name of a picture of a view."""
 
 
-class RunFolder:
-    """The files of one run, or of a stage between two runs."""
+class Folder:
+    """A folder that exists for us once it holds its settings, the file `NAME`."""
+
+    NAME = "config.yaml"
 
     def __init__(self, path: Path) -> None:
-        self.path = path = Path(path)
-        self.config = path / "config.yaml"
-        """The resolved settings: `--resume` reads them."""
-        self.environment = path / "environment.json"
-        """Versions, device, state of the checkout, fingerprint of the data."""
-        self.metrics = path / "metrics.jsonl"
-        """One JSON object a line."""
-        self.tensorboard = path / "tensorboard"
-        """The same as curves."""
-        self.scores = path / "scores.json"
-        """Scores of the last and the best evaluation."""
-        self.pictures = path / "pictures"
-        """The views that the student saw."""
-        self.predicted_pictures = self.pictures / "val"
-        """Images, labels and the last student's predictions."""
+        self.path = Path(path)
+        self.config = self.path / self.NAME
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run, a recipe or a group has begun here."""
+        return self.config.is_file()
+
+
+class RunFolder(Folder):
+    """The files of one run, or of a stage between two runs; `config.yaml` has the resolved settings for `--resume`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        path = self.path
+        self.environment = path / "environment.json"  # versions, device, state of the checkout, fingerprint of the data
+        self.metrics = path / "metrics.jsonl"  # one JSON object a line
+        self.tensorboard = path / "tensorboard"  # the same as curves
+        self.scores = path / "scores.json"  # scores of the last and the best evaluation
+        self.pictures = path / "pictures"  # the views that the student saw
+        self.predicted_pictures = self.pictures / "val"  # images, labels and the last student's predictions
         self.predicted_index = self.predicted_pictures / "images.json"
         """Names and colours of the classes, and how good each of these predictions is."""
-        self.tracking = path / "tracking.json"
-        """The run's identities in experiment trackers."""
-        self.checkpoint = path / "checkpoints" / "last.ckpt"
-        """The complete state, for `--resume`."""
+        self.tracking = path / "tracking.json"  # the run's identities in experiment trackers
+        self.checkpoint = path / "checkpoints" / "last.ckpt"  # the complete state, for `--resume`
         self.student_last = path / "student-last.safetensors"
         """The deployable model after the last step: written last of all, so where it lies the run is finished."""
         self.student_best = path / "student-best.safetensors"
         """The model with the best score on labelled target images, where there are any: an oracle's choice."""
-        self.priors = path / "priors.json"
-        """Class priors of source and target: of a stage that estimates them."""
-        self.labels = path / "labels"
-        """Label files for the target images: of a stage that predicts them."""
+        self.priors = path / "priors.json"  # class priors of source and target: of a stage that estimates them
+        self.labels = path / "labels"  # label files for the target images: of a stage that predicts them
 
     def student_best_by(self, criterion: str) -> Path:
         """Path of the model with the best score by a criterion without labels."""
@@ -74,11 +77,6 @@ class RunFolder:
         return self.predicted_pictures / f"{number:03}-{kind}"
 
     @property
-    def exists(self) -> bool:
-        """Whether training has begun here."""
-        return self.config.is_file()
-
-    @property
     def finished(self) -> bool:
         """Whether training has ended here."""
         return self.student_last.is_file()
@@ -91,28 +89,22 @@ class RunFolder:
         without one.
         """
         with ExitStack() as held:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(self.path / ".lock", timeout=0))
-            except Timeout as error:
-                raise UserError(
-                    f"Another process is training in {self.path}: wait for its end, or give another --out."
-                ) from error
-            except NotImplementedError:
-                pass
-            except OSError as error:
-                raise UserError(f"Cannot make the run folder {self.path}: {error.strerror}.") from error
+            with writing(self.config), suppress(NotImplementedError):
+                try:
+                    held.enter_context(FileLock(self.path / ".lock", timeout=0))
+                except Timeout as error:
+                    raise UserError(
+                        f"Another process is training in {self.path}: wait for its end, or give another --out."
+                    ) from error
             yield
 
     def create(self, settings: Settings, environment: Mapping[str, Any]) -> None:
         """Make the folder with the run's settings and environment; raises `UserError` when that is not possible."""
-        try:
-            for folder in (self.path, self.pictures, self.checkpoint.parent):
+        with writing(self.config):
+            for folder in (self.pictures, self.checkpoint.parent):
                 folder.mkdir(parents=True, exist_ok=True)
             write_json(self.environment, environment)
             write_text(self.config, dump(settings))
-        except OSError as error:
-            raise UserError(f"Cannot make the run folder {self.path}: {error.strerror}.") from error
 
     def settings(self) -> Settings:
         """Read the settings of the run; raises `UserError` when there is none."""
@@ -122,12 +114,9 @@ class RunFolder:
 
     def tidy(self) -> dict[str, Any]:
         """Remove what a killed process left half-written; returns the environment in which the run began."""
-        remove_partials(self.path)
-        try:
-            before: dict[str, Any] = json.loads(self.environment.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            before = {}
-        return before
+        for partial in self.path.rglob(f".*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
+        return read_json(self.environment)
 
     def restart(self) -> None:
         """Remove the results of a run that was killed before its first checkpoint."""
@@ -137,39 +126,23 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class RecipeFolder:
-    """The folder of a recipe of stages: its settings, and a run folder per stage."""
+class RecipeFolder(Folder):
+    """The folder of a recipe of stages: the settings of all in `stages.yaml`, and a run folder per stage."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        self.config = self.path / "stages.yaml"
-        """The settings of all stages."""
-
-    @property
-    def exists(self) -> bool:
-        """Whether a recipe lies here."""
-        return self.config.is_file()
+    NAME = "stages.yaml"
 
     def stage(self, name: str) -> RunFolder:
         """Folder of a stage."""
         return RunFolder(self.path / name)
 
 
-class GroupFolder:
-    """The folder of a group: runs that differ in their seed alone.
+class GroupFolder(Folder):
+    """The folder of a group: runs that share the settings in `group.yaml`, everything but the seed.
 
     A seed belongs to the group from the moment that its folder exists.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        self.config = self.path / "group.yaml"
-        """The settings that all runs share: everything but the seed."""
-
-    @property
-    def exists(self) -> bool:
-        """Whether a group lies here."""
-        return self.config.is_file()
+    NAME = "group.yaml"
 
     def run(self, seed: int) -> RunFolder:
         """Folder of a seed."""

@@ -1,51 +1,55 @@
-"""The complete state of a run, so that a resumed run equals one that was never interrupted."""
+"""The complete state of a run and what it was made with, so that a resumed run equals one without interruption."""
 
 from __future__ import annotations
 
+import hashlib
+import math
+import platform
+import random
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.optim import Optimizer
 
 from ssrseg.adapt.methods import Method
+from ssrseg.config import Settings
+from ssrseg.data import find_images, find_pairs
+from ssrseg.data.storage import size_of
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import save_segmenter
 from ssrseg.runs.atomic import write_atomically
+from ssrseg.training.distributed import Interrupted, Stop
 from ssrseg.training.loop import Observer, StepResult
-from ssrseg.training.randomness import generator_states, set_generators
 from ssrseg.training.setup import RunContext
-from ssrseg.training.signals import Interrupted, Stop
+
+LIBRARIES = ("ssrseg", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "imagecodecs")
 
 
 @dataclass(frozen=True)
 class ResumePoint:
     """Where a run starts: at step 0, or at the step of a checkpoint."""
 
-    step: int = 0
-    """Completed steps."""
-    observers: Mapping[str, Any] = field(default_factory=dict)
-    """States of the observers by name."""
-    warnings: tuple[str, ...] = ()
-    """For the user: a damaged checkpoint, changed data or libraries."""
+    step: int = 0  # completed steps
+    observers: Mapping[str, Any] = field(default_factory=dict)  # states of the observers by name
+    warnings: tuple[str, ...] = ()  # for the user: a damaged checkpoint, changed data or libraries
 
 
 class CheckpointWriter(Observer):
     """Save the complete state every `checkpoint_every` steps, and the deployable student at the end.
 
     It comes last, so that a checkpoint holds what the other observers did in its step, and it runs in every process,
-    as each has its own generators.
-
-    Args:
-        context: the run.
-        observers: observers whose states are saved, by name.
-        stop: whether a signal has asked the run to end; asked every step, among several processes every `log_every`.
-        warn: called with step and text when a checkpoint could not be written; training goes on.
+    as each has its own generators. After a signal, of which processes ask each other every `log_every` steps, it saves
+    and raises `Interrupted`. When a checkpoint cannot be written, `warn` is called, and training goes on.
     """
 
     everywhere = True
@@ -53,12 +57,11 @@ class CheckpointWriter(Observer):
     def __init__(
         self, context: RunContext, observers: Mapping[str, Observer], stop: Stop, warn: Callable[[int, str], None]
     ) -> None:
-        self._context, self._config, self._observers = context, context.settings.train, observers
-        self._stop, self._warn = stop, warn
+        self._context, self._observers, self._stop, self._warn = context, observers, stop, warn
 
     def stepped(self, result: StepResult) -> None:
-        """Save when it is time; raises `Interrupted` after a signal."""
-        config, last = self._config, result.step == self._config.steps
+        config = self._context.settings.train
+        last = result.step == config.steps
         signum = self._stop.agreed(self._context.fabric, due=result.step % config.log_every == 0)
         if result.step % config.checkpoint_every == 0 or last or signum:
             self.save(result.step)
@@ -74,11 +77,9 @@ class CheckpointWriter(Observer):
 
     def save(self, step: int) -> None:
         """Save after `step` completed steps; every process calls this."""
-        run = self._context
-        states = {name: observer.state() for name, observer in self._observers.items()}
-        path = run.folder.checkpoint
+        run, states = self._context, {name: observer.state() for name, observer in self._observers.items()}
         try:
-            save_checkpoint(path, run.fabric, run.method, run.optimizer, step=step, observers=states)
+            save_checkpoint(run.folder.checkpoint, run.fabric, run.method, run.optimizer, step=step, observers=states)
         except OSError as error:
             self._warn(step, f"the state could not be saved at step {step}: {error}. The last checkpoint is kept.")
 
@@ -88,20 +89,14 @@ def save_checkpoint(
 ) -> None:
     """Write the state after `step` completed steps; every process calls this, the first one writes.
 
-    The file replaces the last one atomically, and that one is kept beside it.
-
-    Args:
-        path: file to write.
-        fabric: the processes; the generators of each are saved.
-        method: learner, teacher and the generator of the views.
-        optimizer: of the learner. Its learning rates are a function of the step.
-        step: completed steps.
-        observers: their states by name: tensors and plain values.
-
-    Raises:
-        OSError: the file could not be written; the last one is unchanged.
+    The file replaces the last one atomically, and that one is kept beside it. `OSError`: it could not be written, and
+    the last one is unchanged.
     """
-    generators = _gather(generator_states(method.generator, fabric.device), fabric)
+    generators = generator_states(method.generator, fabric.device)
+    if fabric.world_size == 1:
+        generators = {name: state[None] for name, state in generators.items()}
+    else:
+        generators = {name: state.cpu() for name, state in fabric.all_gather(generators).items()}  # type: ignore[union-attr]
     if not fabric.is_global_zero:
         return
     state = {
@@ -119,19 +114,22 @@ def save_checkpoint(
                 torch.save(state, file)
         except RuntimeError as error:  # torch's own, raised while it closes the archive after the file's error
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-        if path.exists():
-            _keep(path)
+        if not path.exists():
+            return
+        kept = previous(path)
+        kept.unlink(missing_ok=True)
+        try:  # a second name: the first one stays until the new checkpoint takes it
+            kept.hardlink_to(path)
+        except OSError:  # a file system without links
+            path.replace(kept)
 
     write_atomically(path, write)
 
 
 def load_checkpoint(path: Path, fabric: Fabric, method: Method, optimizer: Optimizer) -> ResumePoint:
-    """Restore a run from its last checkpoint, or from the one before when the last is missing or damaged.
+    """Restore a run from its last checkpoint, or from the one before; step 0 when nothing was ever saved.
 
     The method is moved to the device first, as its optimiser's state must follow it.
-
-    Returns:
-        Step 0 when nothing was ever saved.
 
     Raises:
         UserError: all checkpoints are damaged, or belong to another method or number of processes.
@@ -139,13 +137,11 @@ def load_checkpoint(path: Path, fabric: Fabric, method: Method, optimizer: Optim
     candidates = [file for file in (path, previous(path)) if file.exists()]
     if not candidates:
         return ResumePoint()
-    whole = ((file, state) for file in candidates if (state := read_checkpoint(file)) is not None)
-    file, state = next(whole, (None, {}))
-    if file is None:
+    file, state = next(((file, state) for file in candidates if (state := read_checkpoint(file))), (path, {}))
+    if not state:
         found = " and ".join(map(str, candidates))
         raise UserError(f"{found}: damaged, its content does not have its checksums. Start anew with another --out.")
-    generators = state["generators"]
-    processes = len(generators["torch"])
+    processes = len(state["generators"]["torch"])
     if processes != fabric.world_size:
         raise UserError(
             f"{file} was written by {processes} processes, this run has {fabric.world_size}: each has its own draws "
@@ -159,7 +155,7 @@ def load_checkpoint(path: Path, fabric: Fabric, method: Method, optimizer: Optim
     except (KeyError, RuntimeError, ValueError) as error:
         raise UserError(f"{file} belongs to another method than config.yaml describes: {error}") from error
     # A copy: torch reads the state of a generator from the start of the storage, and crashes on a part of one.
-    mine = {name: states[fabric.global_rank].clone() for name, states in generators.items()}
+    mine = {name: states[fabric.global_rank].clone() for name, states in state["generators"].items()}
     set_generators(mine, method.generator, fabric.device)
     fallen_back = f"{path} is missing or damaged: resumed from {file.name}, step {state['step']}"
     return ResumePoint(state["step"], state["observers"], () if file == path else (fallen_back,))
@@ -182,22 +178,93 @@ def previous(path: Path) -> Path:
     return path.with_suffix(".previous.ckpt")
 
 
-def _keep(path: Path) -> None:
-    """Give the file its second name; the first one stays until the new checkpoint takes it."""
-    previous(path).unlink(missing_ok=True)
+def generator_states(views: Generator, device: torch.device) -> dict[str, Tensor]:
+    """Read the states of Python's, NumPy's and torch's global generators, the device's, and the view makers'.
+
+    The workers of the loader have none: a sample is a function of the run's seed and its draw number.
+    """
+    _, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    states = {
+        "python": torch.tensor(words),  # (625,) int64: 624 words and the position
+        "python_gauss": torch.tensor(math.nan if gauss is None else gauss, dtype=torch.float64),
+        "numpy": torch.tensor([*np.asarray(keys).tolist(), position, has_gauss]),  # (626,) int64
+        "numpy_gauss": torch.tensor(cached, dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+        "views": views.get_state(),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_generators(states: Mapping[str, Tensor], views: Generator, device: torch.device) -> None:
+    """Restore the states of `generator_states`."""
+    gauss = float(states["python_gauss"])
+    random.setstate((3, tuple(states["python"].tolist()), None if math.isnan(gauss) else gauss))
+    *keys, position, has_gauss = states["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, np.uint32), position, has_gauss, float(states["numpy_gauss"])))
+    torch.set_rng_state(states["torch"])
+    views.set_state(states["views"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def environment(settings: Settings) -> dict[str, Any]:
+    """Collect versions, machine, state of the checkout, fingerprint of the data, command."""
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return versions | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+        "git": git_state(),
+        "data": data_fingerprint(settings),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def git_state() -> dict[str, str]:
+    """Read the working directory's `commit` and the checksum of the `diff` to it (empty without); `{}` outside one."""
+    words = (("rev-parse", "HEAD"), ("diff", "HEAD"))
     try:
-        previous(path).hardlink_to(path)
-    except OSError:  # a file system without links
-        path.replace(previous(path))
+        commit, diff = (
+            subprocess.check_output(["git", *each], stderr=subprocess.DEVNULL, timeout=10) for each in words
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": commit.decode().strip(), "diff": hashlib.sha256(diff).hexdigest()[:16] if diff else ""}
 
 
-def _gather(states: Mapping[str, Tensor], fabric: Fabric) -> dict[str, Tensor]:
-    """Stack the states of all processes: (processes, ...) each."""
-    if fabric.world_size == 1:
-        return {name: state[None] for name, state in states.items()}
-    gathered: dict[str, Tensor] = {}
-    for name, state in states.items():
-        parts = [torch.empty_like(state, device=fabric.device) for _ in range(fabric.world_size)]
-        torch.distributed.all_gather(parts, state.to(fabric.device))
-        gathered[name] = torch.stack(parts).cpu()
-    return gathered
+def data_fingerprint(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Count the `files` of source, target and val, with a checksum of their names and sizes (not of their content)."""
+    prints = {}
+    for name, data in (("source", settings.source), ("target", settings.target), ("val", settings.val)):
+        if data is None:
+            continue
+        if name == "target":
+            files = [(data.root, image) for image in find_images(data)]
+        else:
+            labels = data.labels_root or data.root
+            files = [named for pair in find_pairs(data) for named in ((data.root, pair.image), (labels, pair.label))]
+        lines = [f"{path.relative_to(root).as_posix()}\0{size_of(path)}\n" for root, path in files]
+        checksum = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+        prints[name] = {"files": len(lines), "names_and_sizes": checksum}
+    return prints
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+    """Compare two environments: one sentence for each difference that may change a resumed run."""
+    said = [
+        f"{name} was {before[name]} when the run began and is {now[name]}: the rest may differ in the last bits"
+        for name in (*LIBRARIES, "python", "device", "threads")
+        if name in before and before[name] != now[name]
+    ]
+    known = before.get("data", {})
+    said += [
+        f"the files of {name} have changed since the run began: {known[name]['files']} then, {found['files']} now"
+        for name, found in now["data"].items()
+        if name in known and known[name] != found
+    ]
+    return tuple(said)

@@ -28,16 +28,11 @@ from ssrseg.training.optim import set_learning_rates
 class StepResult:
     """The state of a run after a step."""
 
-    step: int
-    """Completed steps."""
-    losses: dict[str, Tensor]
-    """Detached, on the device, named `view/term`: means over all processes."""
-    rate: float
-    """Learning rate of the backbone in this step."""
-    images: int
-    """Source images per step, over all processes."""
-    waited: float = 0.0
-    """Seconds that the loop waited for the step's data."""
+    step: int  # completed steps
+    losses: dict[str, Tensor]  # detached, on the device, named `view/term`: means over all processes
+    rate: float  # learning rate of the backbone in this step
+    images: int  # source images per step, over all processes
+    waited: float = 0.0  # seconds that the loop waited for the step's data
 
 
 class Observer:
@@ -87,14 +82,9 @@ def fit(
 ) -> None:
     """Train from `start` completed steps to the end.
 
-    Args:
-        fabric: launched.
-        method: on any device; moved.
-        optimizer: over the parameters of `method.learner`.
-        batches: from step `start` on, `train.accumulate` of them for each step.
-        settings: schedule and length.
-        start: completed steps.
-        observers: called for every view and step, in order.
+    The method is moved to the device of `fabric`, which is launched; the optimiser has the parameters of its learner.
+    The batches are those from step `start` on, `train.accumulate` of them for each step. Observers are called for
+    every view and step, in order.
     """
     method.to(fabric.device)
     learner, wrapped = fabric.setup(method.learner, optimizer)
@@ -134,18 +124,13 @@ def fit(
         for observer in observers:
             observer.computed(step + 1, raws, parts)
         wrapped.step()
-        images = settings.loader.batch * accumulate * fabric.world_size
-        result = StepResult(step + 1, mean_of(parts), optimizer.param_groups[0]["lr"], images, waited)
+        means = distributed.all_mean(torch.stack([torch.stack(list(part.values())) for part in parts]).mean(dim=0))
+        losses, images = dict(zip(parts[0], means, strict=True)), settings.loader.batch * accumulate * fabric.world_size
+        result = StepResult(step + 1, losses, optimizer.param_groups[0]["lr"], images, waited)
         for observer in observers:
             observer.stepped(result)
     for observer in observers:
         observer.finished()
-
-
-def mean_of(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Average losses over the batches of a step and over all processes."""
-    means = distributed.all_mean(torch.stack([torch.stack(list(part.values())) for part in parts]).mean(dim=0))
-    return dict(zip(parts[0], means, strict=True))
 
 
 def to_batch(raw: RawBatch, device: torch.device) -> Batch:

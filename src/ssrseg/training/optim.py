@@ -74,14 +74,12 @@ class CombinedOptimizer(Optimizer):
 
     def __init__(self, first: Optimizer, second: Optimizer) -> None:
         self.parts = (first, second)
-        super().__init__(
-            [weight for part in self.parts for group in part.param_groups for weight in group["params"]], {}
-        )
-        self._join()
+        super().__init__([weight for group in self._groups() for weight in group["params"]], {})
+        self.param_groups = self._groups()
 
-    def _join(self) -> None:
-        """Share the parts' own groups, so that a schedule reaches both."""
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+    def _groups(self) -> list[dict[str, Any]]:
+        """Return the parts' own groups, so that a schedule reaches both."""
+        return [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Step both, with `found_inf` handed on."""
@@ -91,14 +89,13 @@ class CombinedOptimizer(Optimizer):
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of both."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore both; raises `KeyError` or `ValueError` for another's."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        self._join()
+        self.param_groups = self._groups()
 
 
 def learning_rate(
@@ -113,14 +110,7 @@ def learning_rate(
 ) -> float:
     """Compute the rate of step 0..steps-1: polynomial decay times a linear warm-up of the *decaying* rate.
 
-    Args:
-        base: rate without schedule.
-        step: index of the step that will use the rate.
-        steps: length of the training.
-        warmup: steps of warm-up.
-        power: of the polynomial; 1 is linear.
-        min_lr: where the decay ends.
-        warmup_ratio: share of the rate at step 0.
+    `base` is the rate without schedule, `min_lr` where the decay ends, `warmup_ratio` the share of the rate at step 0.
     """
     regular: float = (base - min_lr) * (1 - step / steps) ** power + min_lr
     if step >= warmup:

@@ -14,7 +14,7 @@ from rich.console import Console
 from ssrseg.config import Settings, flatten, read_yaml, resolve
 from ssrseg.data import refuse_bad_data
 from ssrseg.errors import UserError
-from ssrseg.runs.atomic import write_text
+from ssrseg.runs.atomic import write_text, writing
 from ssrseg.runs.folder import GroupFolder, RunFolder
 from ssrseg.training.observers.trackers import check_trackers
 from ssrseg.training.setup import Extensions
@@ -26,10 +26,8 @@ class Group:
     """The outcome of one call of `train_seeds`."""
 
     folder: Path
-    finished: tuple[int, ...]
-    """Seeds that are trained to the end, earlier ones included."""
-    failed: dict[int, str]
-    """Why, by seed."""
+    finished: tuple[int, ...]  # seeds that are trained to the end, earlier ones included
+    failed: dict[int, str]  # why, by seed
 
 
 def train_seeds(
@@ -65,18 +63,14 @@ def train_seeds(
     wanted = sorted(set(seeds if seeds is not None else folder.seeds()))
     shared = settings.model_dump(mode="json")
     del shared["train"]["seed"]
-    _refuse(settings, wanted, folder)
-    if not resume:
-        _refuse_overwriting(shared, wanted, folder)
+    _refuse(settings, wanted, folder, None if resume else shared)
     check_trackers(settings.train)
     refuse_bad_data(settings)  # what is wrong for every seed is said once
-    try:  # The folders first, for they are the list of seeds; two jobs that do this at once do the same.
-        for seed in wanted:
-            folder.run(seed).path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot make the folder {folder.path}: {error.strerror}.") from error
-    if not folder.exists:
-        write_text(folder.config, yaml.safe_dump(shared, sort_keys=False, allow_unicode=True))
+    with writing(folder.config):
+        for seed in wanted:  # the folders first, for they are the list of seeds; two jobs at once do the same
+            folder.run(seed).path.mkdir(exist_ok=True)
+        if not folder.exists:
+            write_text(folder.config, yaml.safe_dump(shared, sort_keys=False, allow_unicode=True))
     say = partial((console or Console(quiet=True)).print, soft_wrap=True, highlight=False, markup=False)
     finished, failed = [], {}
     for seed in wanted:
@@ -91,7 +85,8 @@ def train_seeds(
     return Group(folder.path, tuple(finished), failed)
 
 
-def _refuse(settings: Settings, seeds: Sequence[int], folder: GroupFolder) -> None:
+def _refuse(settings: Settings, seeds: Sequence[int], folder: GroupFolder, shared: dict[str, Any] | None) -> None:
+    """Raise `UserError` where nothing may be trained; `shared` are the settings of seeds that are added to a group."""
     if not seeds:
         raise UserError("No seed to train: give at least one, for example --seeds 0,1,2.")
     if settings.stages:
@@ -103,9 +98,8 @@ def _refuse(settings: Settings, seeds: Sequence[int], folder: GroupFolder) -> No
         )
     if RunFolder(folder.path).exists:
         raise UserError(f"{folder.path} holds a single run: a group needs a folder of its own. Give another --out.")
-
-
-def _refuse_overwriting(shared: dict[str, Any], seeds: Sequence[int], folder: GroupFolder) -> None:
+    if shared is None:
+        return
     if taken := [str(seed) for seed in seeds if folder.run(seed).exists]:
         raise UserError(
             f"{folder.path} holds a run of seed {', '.join(taken)} already. "

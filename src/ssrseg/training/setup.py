@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from shutil import which
-from sysconfig import get_config_var
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch.optim import Optimizer
@@ -27,7 +28,6 @@ from ssrseg.runs.folder import RunFolder
 from ssrseg.training.distributed import build_fabric, sync_batchnorm
 from ssrseg.training.loop import Observer
 from ssrseg.training.optim import build_optimizer
-from ssrseg.training.randomness import seed_generators
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,18 @@ class Extensions:
     observers: Sequence[Observer] = ()
     """Watch the run in the first process, beside the package's own; checkpoints keep their `state`, by their place."""
 
-    def fresh(self) -> Extensions:
-        """Copy the terms, so that one of several runs starts from their weights as they are now."""
-        return replace(self, terms=deepcopy(self.terms))
-
 
 @dataclass(frozen=True)
 class RunContext:
     """A run before its first step: the arguments of most observers."""
 
-    fabric: Fabric
-    """Launched."""
+    fabric: Fabric  # launched
     settings: Settings
     space: LabelSpace
     folder: RunFolder
     method: Method
     optimizer: Optimizer
-    notes: tuple[str, ...]
-    """Texts for the user: licences of weights, what is not compiled, ..."""
+    notes: tuple[str, ...]  # texts for the user: licences of weights, what is not compiled,
 
 
 def build_context(
@@ -73,8 +67,7 @@ def build_context(
 ) -> RunContext:
     """Launch the processes and build student, method and optimiser: the same weights and draws in each, other dropout.
 
-    Raises:
-        UserError: weights cannot be loaded, or parts or processes do not fit together.
+    Raises `UserError` where weights cannot be loaded, or parts or processes do not fit together.
     """
     extensions = extensions or Extensions()
     space = resolve_space(settings.classes, settings.source)
@@ -95,7 +88,10 @@ def build_context(
     )
     if settings.train.sync_batchnorm:
         sync_batchnorm(method, fabric)
-    seed_generators(settings.train.seed + fabric.global_rank)  # dropout and drop path differ
+    seed = settings.train.seed + fabric.global_rank  # dropout and drop path differ, and the user's terms and views
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.manual_seed(seed)
     adversary = settings.method.alignment
     rate = {} if adversary is None else {"discriminator_lr": adversary.lr}
     optimizer = build_optimizer(method.learner, settings.optim, **rate)
@@ -104,13 +100,9 @@ def build_context(
 
 
 def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str]:
-    """Build the student with the weights of a model file or a pretrained backbone.
+    """Build the student with the weights of a model file or a pretrained backbone; returns a note about them too.
 
-    Returns:
-        The student, and a note about its weights.
-
-    Raises:
-        UserError: weights cannot be loaded, or `model.start` is another network.
+    Raises `UserError` where weights cannot be loaded, or `model.start` is another network.
     """
     config = settings.model
     student = build_segmenter(
@@ -134,25 +126,18 @@ def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str
             raise UserError(
                 f"model.start: {config.start} is {network}; model and classes of this run differ from it."
             ) from error
-    bound = (settings.target or settings.source).resize
+    bound, parts = (settings.target or settings.source).resize, (config.head_channels, config.align_corners)
     if isinstance(bound, ExactSize):
         bound = bound.exact
-    student.description = Description(
-        config.backbone, config.head, space.names, space.colors, bound, config.head_channels, config.align_corners
-    )
+    student.description = Description(config.backbone, config.head, space.names, space.colors, bound, *parts)
     return student, note
 
 
 def prepare(method: Method, config: TrainConfig, device: torch.device) -> list[str]:
-    """Set up activation checkpointing, compilation and, on a CPU, the layers of `ssrseg.cpu`.
+    """Set up activation checkpointing, compilation and, on a CPU, the layers of `ssrseg.cpu`; returns notes.
 
-    The method is changed in place; names in state dicts stay the same.
-
-    Returns:
-        Notes for the user.
-
-    Raises:
-        UserError: `train.compile: on` without a C++ compiler.
+    The method is changed in place; names in state dicts stay the same. Raises `UserError` for `train.compile: on`
+    without a C++ compiler.
     """
     notes: list[str] = []
     if config.activation_checkpointing and not method.learner.student.backbone.checkpoint_activations():
@@ -186,5 +171,4 @@ def _compile(method: Method, config: TrainConfig) -> list[str]:
 
 def has_compiler() -> bool:
     """Look for a C++ compiler, which `torch.compile` needs on every device."""
-    named = (get_config_var("CXX") or "").split()[:1]
-    return any(which(name) for name in (*named, "g++", "clang++", "cl"))
+    return any(map(which, (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")))

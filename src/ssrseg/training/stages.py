@@ -17,7 +17,7 @@ from ssrseg.inference import Predictor, evaluate
 from ssrseg.label_shift import adjust, estimate_priors, label_target, labelled_by
 from ssrseg.runs.atomic import write_json, write_text
 from ssrseg.runs.folder import ADJUSTED, PRIORS, REFINED, TRAINED, RecipeFolder, RunFolder
-from ssrseg.training.environment import environment
+from ssrseg.training.checkpoint import environment
 
 Run = TypeVar("Run")
 
@@ -52,24 +52,11 @@ def corrected(settings: Settings, how: str) -> Settings:
 
 
 def train_stages(
-    settings: Settings | None,
-    out: Path,
-    finish: Callable[[Settings, Path], Run],
-    *,
-    resume: bool = False,
-    console: Console | None = None,
+    settings: Settings | None, out: Path, finish: Callable[[Settings, Path], Run], *, resume: bool, console: Console
 ) -> Run:
-    """Run the stages of a recipe; finished ones are kept, an interrupted one goes on.
+    """Run the stages of a recipe in folders below `out`, and return the last training run.
 
-    Args:
-        settings: with `stages`; absent when resuming.
-        out: a folder for the stages' folders.
-        finish: trains a stage to the end from wherever its folder stands.
-        resume: go on with the recipe in `out`.
-        console: shows progress.
-
-    Returns:
-        The last training run.
+    Finished stages are kept, an interrupted one goes on: `finish` trains a stage from wherever its folder stands.
 
     Raises:
         UserError: a stage's settings are not valid (before anything is trained), or a stage fails.
@@ -84,48 +71,34 @@ def train_stages(
     recipe.path.mkdir(parents=True, exist_ok=True)
     write_text(recipe.config, dump(settings))
     last: Run | None = None
-    for stage, resolved, left in stages:
-        if console is not None:
-            console.print(f"stage {stage.name}", highlight=False)
+    for stage, resolved, left in stages:  # `planned` has filled in their model and priors
+        device = resolved.train.accelerator
+        console.print(f"stage {stage.name}", highlight=False)
         if stage.does == "train":
-            last = finish(resolved, recipe.stage(stage.name).path)
+            last = finish(resolved, left.parent)
         elif stage.does == "label":
-            predictor = Predictor(_of(stage.model), resolved.train.accelerator, mode=resolved.inference)
-            label_target(predictor, _labelled(resolved, left), left)
-        elif not left.exists():
-            _between(stage, resolved, left)
+            label_target(Predictor(stage.model or "", device, mode=resolved.inference), _labelled(resolved, left), left)
+        elif left.exists():
+            continue
+        elif stage.does == "priors":
+            estimate_priors(stage.model or "", resolved, out=left, device=device)
+        else:
+            folder = RunFolder(left.parent)
+            folder.create(resolved, environment(resolved))
+            adjust(stage.model or "", stage.priors or "", left)
+            if (val := resolved.val) is not None:
+                by = resolved.inference
+                scores = evaluate(left, val, classes=resolved.classes, inference=by, device=device)
+                record = {"step": 0, "student": scores.to_dict(), "teacher": None}
+                write_json(folder.scores, {"classes": scores.classes, "last": record})
     if last is None:
         raise UserError("No stage of the recipe trains.")
     return last
 
 
-def _between(stage: PriorsStage | AdjustStage, settings: Settings, left: Path) -> None:
-    if stage.does == "priors":
-        estimate_priors(_of(stage.model), settings, out=left, device=settings.train.accelerator)
-        return
-    folder = RunFolder(left.parent)
-    folder.create(settings, environment(settings))
-    adjust(_of(stage.model), _of(stage.priors), left)
-    if settings.val is not None:
-        scores = evaluate(
-            left,
-            settings.val,
-            classes=settings.classes,
-            inference=settings.inference,
-            device=settings.train.accelerator,
-        )
-        record = {"step": 0, "student": scores.to_dict(), "teacher": None}
-        write_json(folder.scores, {"classes": scores.classes, "last": record})
-
-
 def _labelled(settings: Settings, folder: Path) -> DataConfig:
     """Describe the target of the settings as a data set with our labels in `folder`."""
     return labelled_by(settings.target, resolve_space(settings.classes, settings.source).num_classes, folder)
-
-
-def _of(path: str | None) -> Path:
-    assert path is not None
-    return Path(path)
 
 
 def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, Path]]:
@@ -141,7 +114,8 @@ def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, 
     for stage in settings.stages:
         if stage.name in left:
             raise UserError(f"Two stages are called {stage.name!r}.")
-        place = _product(stage.does, RecipeFolder(out).stage(stage.name))
+        folder = RecipeFolder(out).stage(stage.name)
+        place = {"priors": folder.priors, "label": folder.labels}.get(stage.does, folder.student_last)
         over = stage.settings if stage.does == "train" else {}
         resolved = resolve(merge(base, _filled(over, left, stage.name)))
         files: dict[str, str] = {}
@@ -158,11 +132,6 @@ def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, 
             left[stage.name] = str(place)
             latest["priors" if stage.does == "priors" else "model"] = str(place)
     return plan
-
-
-def _product(does: str, folder: RunFolder) -> Path:
-    """Path of what a stage leaves for the next ones."""
-    return {"priors": folder.priors, "label": folder.labels}.get(does, folder.student_last)
 
 
 def _filled(value: Any, left: Mapping[str, Any], stage: str) -> Any:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
 
+import torch
 from rich.console import Console
 
 from ssrseg.config import Settings
@@ -18,21 +21,16 @@ from ssrseg.inference.sliding_window import build_inference
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.runs.atomic import FULL
 from ssrseg.runs.folder import RecipeFolder, RunFolder
-from ssrseg.training.checkpoint import CheckpointWriter, ResumePoint, load_checkpoint
-from ssrseg.training.distributed import StepTimeout
-from ssrseg.training.environment import changes, environment
+from ssrseg.training.checkpoint import CheckpointWriter, ResumePoint, changes, environment, load_checkpoint
+from ssrseg.training.distributed import Interrupted, StepTimeout, Stop, signals_noted
 from ssrseg.training.loop import Observer, fit
 from ssrseg.training.observers.alarms import ClassCollapse, DataWait, Divergence
-from ssrseg.training.observers.console import Screen
-from ssrseg.training.observers.evaluation import Evaluation
+from ssrseg.training.observers.evaluation import Evaluation, Selection
 from ssrseg.training.observers.guard import Fault, Guard
-from ssrseg.training.observers.journal import Journal, Losses
+from ssrseg.training.observers.journal import Journal, Losses, Screen
 from ssrseg.training.observers.pictures import PredictedPictures, ViewPictures
-from ssrseg.training.observers.selection import Selection
 from ssrseg.training.observers.trackers import check_trackers, start_trackers
-from ssrseg.training.randomness import deterministic_operations
 from ssrseg.training.setup import Extensions, RunContext, build_context
-from ssrseg.training.signals import Interrupted, Stop, signals_noted
 from ssrseg.training.stages import train_stages
 
 
@@ -41,10 +39,8 @@ class Run:
     """A finished run."""
 
     folder: Path
-    student: Segmenter
-    """In eval mode."""
-    first: bool = True
-    """Whether this process is the first of the run's: the one that speaks and writes."""
+    student: Segmenter  # in eval mode
+    first: bool = True  # whether this process is the first of the run's: the one that speaks and writes
 
 
 def train(
@@ -72,11 +68,10 @@ def train(
             or the disk is full.
         Interrupted: SIGINT, SIGTERM or SIGUSR1 has ended it; its state was saved.
     """
-    out, extensions = Path(out), extensions or Extensions()
+    out, extensions, console = Path(out), extensions or Extensions(), console or Console(quiet=True)
     if settings.stages if settings is not None else RecipeFolder(out).exists:
-        return train_stages(
-            settings, out, partial(finish, console=console, extensions=extensions), resume=resume, console=console
-        )
+        each = partial(finish, console=console, extensions=extensions)
+        return train_stages(settings, out, each, resume=resume, console=console)
     folder = RunFolder(out)
     if resume:
         settings = folder.settings()
@@ -86,8 +81,7 @@ def train(
         raise UserError(f"{folder.path} holds a run already. Continue it with --resume or give another --out.")
     check_trackers(settings.train)
     if resume and folder.finished:
-        if console is not None:
-            console.print(f"The run in {folder.path} is finished: nothing to resume.", soft_wrap=True, markup=False)
+        console.print(f"The run in {folder.path} is finished: nothing to resume.", soft_wrap=True, markup=False)
         return Run(folder.path, load_segmenter(folder.student_last))
     with deterministic_operations(settings.train.deterministic), signals_noted() as stop:
         context = build_context(settings, folder, extensions=extensions, notes=refuse_bad_data(settings))
@@ -113,15 +107,12 @@ def finish(
     if folder.finished:
         return Run(out, load_segmenter(folder.student_last))
     resume = folder.exists or RecipeFolder(out).exists
-    extensions = extensions and extensions.fresh()
+    extensions = extensions and replace(extensions, terms=deepcopy(extensions.terms))
     return train(None if resume else settings, out, resume=resume, console=console, extensions=extensions)
 
 
 def open_folder(context: RunContext, *, resume: bool) -> ResumePoint:
-    """Make the folder of a new run, or restore a run from its last checkpoint.
-
-    A run that was killed before its first checkpoint starts again.
-    """
+    """Make the folder of a new run, or restore a run: from its last checkpoint, or from nothing before its first."""
     folder, fabric, settings = context.folder, context.fabric, context.settings
     point, changed = ResumePoint(), tuple[str, ...]()
     if resume:
@@ -137,21 +128,12 @@ def open_folder(context: RunContext, *, resume: bool) -> ResumePoint:
 
 @contextmanager
 def observed(
-    context: RunContext, console: Console | None, others: Sequence[Observer], point: ResumePoint, stop: Stop
+    context: RunContext, console: Console, others: Sequence[Observer], point: ResumePoint, stop: Stop
 ) -> Iterator[list[Observer]]:
     """Yield the observers of this process with their states restored; close journal and screen at the end.
 
-    The first process prints and writes. The others have only the observers that compute with all processes.
-
-    Args:
-        context: the run.
-        console: shows progress; silent when absent.
-        others: the user's observers; their states are kept by their place.
-        point: where the run starts, and the states of its observers.
-        stop: whether a signal has asked the run to end.
-
-    Raises:
-        UserError: the disk is full.
+    The first process prints and writes. The others have only the observers that compute with all processes. The
+    states of `others`, the user's observers, are kept by their place. Raises `UserError` when the disk is full.
     """
     folder, start, first, train = context.folder, point.step, context.fabric.is_global_zero, context.settings.train
     how_to_resume = f"Continue with: ssrseg train --resume --out {quote(str(folder.path))}"
@@ -212,3 +194,24 @@ def build_observers(context: RunContext, journal: Journal) -> dict[str, Observer
         observers["selection"] = Selection(context, settings.target, settings.selection, infer, journal)
     observers["guard"] = Guard(context, journal)  # the others have seen the step that it may stop at
     return observers
+
+
+@contextmanager
+def deterministic_operations(wanted: bool) -> Iterator[None]:
+    """Use deterministic operations only, inside the `with` block; torch raises `RuntimeError` where it has none.
+
+    cuBLAS reads its setting when it is first used in the process: enter before anything runs on a GPU.
+    """
+    if not wanted:
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]

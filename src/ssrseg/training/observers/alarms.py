@@ -25,10 +25,8 @@ MUCH_WAITING = 0.3
 class ForgettingDetector:
     """Detect when a value that was learned is lost; again only after it was learned anew."""
 
-    learned: float
-    """It is, when the value reaches this `patience` times in a row."""
-    lost: float
-    """It is, when the value is below this `patience` times in a row."""
+    learned: float  # it is, when the value reaches this `patience` times in a row
+    lost: float  # it is, when the value is below this `patience` times in a row
     patience: int = 1
     highest: dict[str, float] = field(default_factory=dict)
     known: list[str] = field(default_factory=list)
@@ -38,12 +36,9 @@ class ForgettingDetector:
     def update(self, values: Mapping[str, float | None]) -> list[str]:
         """Return the names that have just been lost; a value of `None` is left out."""
         fallen = []
-        for name, value in values.items():
-            if value is None:
-                continue
+        for name, value in ((name, value) for name, value in values.items() if value is not None):
             self.highest[name] = max(value, self.highest.get(name, 0.0))
-            streak = self.streaks.get(name, 0)
-            high, low = value >= self.learned, value < self.lost
+            streak, high, low = self.streaks.get(name, 0), value >= self.learned, value < self.lost
             self.streaks[name] = streak = max(streak, 0) + 1 if high else min(streak, 0) - 1 if low else 0
             if streak >= self.patience and name not in self.known:
                 self.known.append(name)
@@ -56,11 +51,8 @@ class ForgettingDetector:
 class ClassCollapse(Observer):
     """Warn when a class that was learned has gone from the pseudo-labels, or from the student's predictions.
 
-    Pixels are counted on the device; the counts are read, and journaled as shares, at log steps.
-
-    Args:
-        context: the run.
-        journal: gets a record `labels`: the share of each class since the one before.
+    Pixels are counted on the device; the counts are read at log steps, and the share of each class since the step
+    before is journaled as a record `labels`.
     """
 
     kept = ("counts", "window", "steps")
@@ -75,12 +67,8 @@ class ClassCollapse(Observer):
         self._ious = ForgettingDetector(train.guard.learned_iou, train.guard.lost_iou)
 
     def state(self) -> dict[str, Any]:
-        return {
-            **super().state(),
-            "counts": self.counts.cpu(),
-            "shares": asdict(self._shares),
-            "ious": asdict(self._ious),
-        }
+        kept = {"counts": self.counts.cpu(), "shares": asdict(self._shares), "ious": asdict(self._ious)}
+        return super().state() | kept
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
@@ -92,12 +80,9 @@ class ClassCollapse(Observer):
         self.counts = counts.scatter_add(0, pseudo.labels.flatten(), valid.flatten().to(counts.dtype))
 
     def stepped(self, result: StepResult) -> None:
-        """Read the counts at log steps."""
-        self.steps += 1
-        if result.step % self._every == 0:
-            self._read(result.step)
-
-    def _read(self, step: int) -> None:
+        self.steps, step = self.steps + 1, result.step
+        if step % self._every:
+            return
         counts = self.counts.tolist()[: len(self._classes)]
         self.counts = torch.zeros_like(self.counts)
         if not sum(counts):  # no teacher labels
@@ -132,9 +117,7 @@ class ClassCollapse(Observer):
 class Divergence(Observer):
     """Warn when the student has left its teacher: once, and again only after it was near.
 
-    Args:
-        context: the run.
-        journal: gets a record `teacher` at log steps: their distance, as a share of the student's own length.
+    The journal gets a record `teacher` at log steps: their distance, as a share of the student's own length.
     """
 
     kept = ("warned",)
@@ -145,7 +128,6 @@ class Divergence(Observer):
         self.warned = False
 
     def stepped(self, result: StepResult) -> None:
-        """Measure at log steps."""
         teacher = self._method.teacher.segmenter
         if teacher is None or result.step % self._every:
             return
@@ -174,9 +156,7 @@ def distance_between(student: Segmenter, teacher: Segmenter) -> Tensor:
 class DataWait(Observer):
     """Record how long the loop waits for data at log steps; note once when it is much, and warn of each stall.
 
-    Args:
-        context: the run.
-        journal: gets a record `data`: `data_wait` in seconds, and its share of the time since the one before.
+    The journal gets a record `data`: `data_wait` in seconds, and its share of the time since the one before.
     """
 
     kept = ("noted",)
@@ -188,7 +168,6 @@ class DataWait(Observer):
         self._records, self.noted = 0, False
 
     def stepped(self, result: StepResult) -> None:
-        """Add up; write when it is time."""
         step, now = result.step, time.perf_counter()
         self._waited += result.waited
         if result.waited > self._long:

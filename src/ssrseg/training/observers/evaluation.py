@@ -1,37 +1,50 @@
-"""Evaluation during training: student and teacher on labelled target images, where there are any."""
+"""Evaluation during training: on labelled target images, where there are any, and without labels to choose a student.
+
+Every criterion without labels is higher for a model that it deems better. None of them sees whether a prediction is
+*right*: a model that is sure, varied and wrong pleases them all.
+"""
 
 from __future__ import annotations
 
-import json
+import math
+import os
+import shutil
 from collections.abc import Callable, Sized
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from ssrseg.adapt import distributed
-from ssrseg.inference import Scores, evaluate_model
+from ssrseg.config import DataConfig, SelectionConfig
+from ssrseg.data import find_images, read_image
+from ssrseg.data.datasets import bounded
+from ssrseg.inference import Scores, evaluate_model, evaluating
 from ssrseg.inference.sliding_window import Infer
 from ssrseg.models.segmenter import Segmenter, save_segmenter
-from ssrseg.runs.atomic import write_json
-from ssrseg.runs.folder import RunFolder
-from ssrseg.training.distributed import same_buffers
+from ssrseg.runs.atomic import read_json, write_atomically, write_json
 from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.journal import Journal
 from ssrseg.training.setup import RunContext
+
+TEMPERATURE = 0.05
+"""Of soft neighbourhood density (Saito et al. 2021 use one value for every task)."""
+
+CONFIDENT = 0.968
+"""Threshold of a method that sets none: DACS's."""
 
 
 class Evaluation(Observer):
     """Evaluate every `train.evaluate_every` steps and after the last; keep the best student, write scores.json.
 
-    Every process scores its share of the images with the same weights; the first one writes. The last student is the
-    result; the best one is an oracle's choice, made with target labels.
-
-    Args:
-        context: the run.
-        dataset: labelled target images.
-        infer: how an image becomes logits.
-        journal: gets a record `eval`.
-        on_scores: called with the step and the student's scores, in the first process.
+    Every process scores its share of the images with the same weights; the first one writes, a record `eval` too, and
+    calls `on_scores` with the step and the student's scores. The last student is the result; the best one is an
+    oracle's choice, made with target labels.
     """
 
     everywhere = True
@@ -60,7 +73,9 @@ class Evaluation(Observer):
 
     def _evaluate(self, model: Segmenter) -> Scores:
         device, classes = self._context.fabric.device, self._context.space.names
-        same_buffers(model)
+        if distributed.world() > 1:
+            for buffer in model.buffers():  # the running statistics: everywhere those of the first process
+                dist.broadcast(buffer, src=0)
         own = evaluate_model(model, self._dataset, self._infer, device=device, classes=classes)
         return Scores(own.classes, distributed.all_sum(own.confusion.to(device)).cpu())
 
@@ -78,10 +93,143 @@ class Evaluation(Observer):
             self.best = student.miou
             fields["best"] = record
             save_segmenter(self._context.method.learner.student, folder.student_best)
-        write_json(folder.scores, {**read_scores(folder), **fields})
+        write_json(folder.scores, {**read_json(folder.scores), **fields})
 
 
-def read_scores(folder: RunFolder) -> dict[str, Any]:
-    """Read scores.json; empty when nothing was scored yet."""
-    scores: dict[str, Any] = json.loads(folder.scores.read_text("utf-8")) if folder.scores.exists() else {}
-    return scores
+def entropy(probabilities: Tensor) -> Tensor:
+    """Entropy of predictions (..., K), in nats: 0 when sure, log K when clueless; a probability of 0 adds nothing."""
+    found: Tensor = torch.special.entr(probabilities).sum(dim=-1)
+    return found
+
+
+def soft_neighborhood_density(probabilities: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Mean entropy, in nats, of each prediction's soft choice of a neighbour among the others (N, K), N >= 2.
+
+    Neighbours are chosen by a softmax over cosine similarities / temperature, oneself left out. It is high when every
+    prediction has many others close by: 0 for N = 2, log(N - 1) when all are alike, so also when the model predicts
+    one class everywhere. Saito et al.: Tune it the Right Way: Unsupervised Validation of Domain Adaptation via Soft
+    Neighborhood Density, ICCV 2021, section 3.
+    """
+    directions = F.normalize(probabilities, dim=1)
+    similarities = (directions @ directions.T) / temperature
+    similarities.fill_diagonal_(-math.inf)
+    return entropy(similarities.softmax(dim=1)).mean()
+
+
+class CriteriaAccumulator:
+    """Criteria over images of any size, added one by one.
+
+    Information maximization is the entropy of the mean prediction (diversity) minus the mean entropy of predictions:
+    their mutual information with the input, in nats. It is the negative of the IM loss of SHOT (Liang, Hu, Feng: Do We
+    Really Need to Access the Source Data?, ICML 2020, section 3.2), used to choose models by Musgrave, Belongie, Lim
+    (Three New Validators and a Large-Scale Benchmark Ranking for Unsupervised Domain Adaptation, 2022).
+
+    Agreement of two networks as a sign of accuracy: Jiang et al., Assessing Generalization of SGD via Disagreement,
+    ICLR 2022; here student and averaged teacher. The mean confidence: Hendrycks and Gimpel, A Baseline for Detecting
+    Misclassified and Out-of-Distribution Examples, ICLR 2017. The share of confident pixels is the trust of DACS.
+
+    `threshold` is the confidence from which a pixel counts; `pixels` of each image are compared for the density.
+    """
+
+    def __init__(self, num_classes: int, threshold: float, pixels: int) -> None:
+        self._num_classes, self._threshold, self._pixels = num_classes, threshold, pixels
+        self._means: list[Tensor] = []
+        self._parts: list[list[float]] = []
+        self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+
+    def add(self, logits: Tensor, teacher: Tensor | None) -> None:
+        """Add an image: the student's logits (K, H, W) and the teacher's class ids (H, W), if there is a teacher."""
+        probabilities = logits.float().flatten(1).softmax(dim=0).T  # (pixels, K)
+        confidence, student = probabilities.max(dim=1)
+        # The pixels that are compared are drawn once for each size of image, the same at every evaluation.
+        sample = torch.randperm(len(probabilities), generator=torch.Generator().manual_seed(0))[: self._pixels]
+        density = soft_neighborhood_density(probabilities[sample.to(logits.device)])
+        share = (confidence >= self._threshold).float().mean()
+        self._parts.append(torch.stack([entropy(probabilities).mean(), density, confidence.mean(), share]).tolist())
+        self._means.append(probabilities.mean(dim=0).cpu().double())
+        if teacher is not None:
+            pairs = teacher.flatten() * self._num_classes + student  # a row per class that the teacher gives
+            self._confusion += torch.bincount(pairs, minlength=self._num_classes**2).view_as(self._confusion).cpu()
+
+    def criteria(self) -> tuple[dict[str, float | None], ...]:
+        """Return the criteria by their names in `CRITERIA`, and their parts and figures that are journaled beside them.
+
+        `None` is what cannot be measured: no teacher, a NaN.
+        """
+        unsure, density, confidence, share = (math.fsum(part) / len(part) for part in zip(*self._parts, strict=True))
+        varied = float(entropy(torch.stack(self._means).mean(dim=0)))
+        agreed = Scores(tuple(map(str, range(self._num_classes))), self._confusion)
+        values = {"im": varied - unsure, "snd": density, "agreement": agreed.miou, "confidence": confidence}
+        parts = {"entropy": unsure, "diversity": varied, "confident_share": share}
+        found = values, parts | {"pixel_agreement": agreed.pixel_accuracy}
+        return tuple({name: x if math.isfinite(x) else None for name, x in each.items()} for each in found)
+
+
+class Selection(Observer):
+    """At every evaluation, journal the criteria and keep the students that are best so far by each.
+
+    It reads no label. Where the run is scored on labelled images too, scores.json holds beside each choice how good it
+    truly was. The journal gets a record `selection`.
+    """
+
+    kept = ("chosen",)
+
+    def __init__(
+        self, context: RunContext, target: DataConfig, config: SelectionConfig, infer: Infer, journal: Journal
+    ) -> None:
+        self._context, self._config, self._infer, self._journal = context, config, infer, journal
+        teacher = context.settings.method.teacher
+        self._threshold = CONFIDENT if teacher is None or teacher.threshold is None else teacher.threshold
+        paths, self._resize = find_images(target), target.resize
+        count = min(config.images, len(paths))
+        self._images = [paths[number * len(paths) // count] for number in range(count)]  # evenly spread
+        self.chosen: dict[str, dict[str, Any]] = {}
+
+    def stepped(self, result: StepResult) -> None:
+        train, folder, step = self._context.settings.train, self._context.folder, result.step
+        if step % train.evaluate_every and step != train.steps:
+            return
+        values, parts = self._criteria()
+        self._journal.write("selection", step, criteria=values, parts=parts)
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
+        self._journal.screen.print(f"step {step}: without labels: {shown}")
+        scores = read_json(folder.scores)
+        truth = scores.get("last") or {}
+        miou = truth["student"]["miou"] if truth.get("step") == step else None
+        saved: Path | None = None
+        for name, value in values.items():
+            if value is None or (name in self.chosen and value <= self.chosen[name]["value"]):
+                continue
+            self.chosen[name] = {"step": step, "value": value, "miou": miou}
+            if name not in self._config.keep:
+                continue
+            path = folder.student_best_by(name)
+            if saved is None:
+                save_segmenter(self._context.method.learner.student, path)
+                saved = path
+            else:
+                write_atomically(path, partial(_link, saved))
+        write_json(folder.scores, {**scores, "selection": self.chosen})
+
+    def _criteria(self) -> tuple[dict[str, float | None], ...]:
+        student, teacher = self._context.method.learner.student, self._context.method.teacher.segmenter
+        found = CriteriaAccumulator(student.num_classes, self._threshold, self._config.pixels)
+        for path in self._images:
+            image = bounded(read_image(path), self._resize).to(self._context.fabric.device)[None].float() / 255
+            with evaluating(student):
+                logits = self._infer(student, image, None)[0]
+            ids = None
+            if teacher is not None:
+                with evaluating(teacher):
+                    ids = self._infer(teacher, image, None)[0].argmax(dim=0)
+            with torch.inference_mode():
+                found.add(logits, ids)
+        return found.criteria()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file, which is never written to again, a second name; copy it where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,9 @@ LAG = {"cuda": 1}
 
 
 class Fault(UserError):
-    """A run that stopped because its numbers went wrong. The command line exits with code 3.
+    """A run that stopped because its numbers went wrong at `step`; the command line exits with code 3.
 
-    Args:
-        message: what went wrong, where, and what to do.
-        step: where it went wrong.
-        completed: steps that the run had completed when it stopped. Its state is good: the step changed nothing.
+    It had completed `completed` steps by then, and its state is good: the step changed nothing.
     """
 
     exit_code = 3
@@ -46,118 +43,71 @@ class Fault(UserError):
 class BadStep:
     """A step of this process, or of another one, with NaN or infinite losses or gradients."""
 
-    step: int
-    """Its number, from 1, as in the journal."""
-    losses: tuple[Mapping[str, float], ...]
-    """Of each batch of the step, named `view/term`."""
-    gradients: Mapping[str, float]
-    """Sum of absolute values by parameter."""
-    raws: tuple[RawBatch, ...]
-    """The batches of the step."""
-    origin: tuple[int, str] | None = None
+    step: int  # its number, from 1, as in the journal
+    losses: Sequence[Mapping[str, float]]  # of each batch of the step, named `view/term`
+    gradients: Mapping[str, float]  # sum of absolute values by parameter
+    raws: Sequence[RawBatch]  # the batches of the step
+    origin: tuple[int, str] | None
     """Batch and view whose backward made the gradients so, where it was one of this process."""
 
-    @property
-    def bad_parts(self) -> dict[str, tuple[int, int, str]]:
-        """Part of the learner -> number of parameters with NaN or infinite gradients, of how many, the first's name."""
-        parts: dict[str, list[str]] = {}
-        for name in self.gradients:  # `student.backbone.x` or `terms.regularizer.x`
-            owner, part = name.split(".")[:2]
-            parts.setdefault(f"the term {part}" if owner == "terms" else f"the {part}", []).append(name)
-        bad = {part: [n for n in names if not math.isfinite(self.gradients[n])] for part, names in parts.items()}
-        return {part: (len(names), len(parts[part]), names[0]) for part, names in bad.items() if names}
-
-    @property
     def suspects(self) -> list[RawBatch]:
-        """The batches with a NaN or infinite loss, else the one of the gradient, else all of the step."""
+        """Return the batches with a NaN or infinite loss, else the one of the gradient, else all of the step."""
         bad = [not all(map(math.isfinite, part.values())) for part in self.losses]
         if not any(bad) and self.origin is not None:
             return [self.raws[self.origin[0]]]
         return [raw for raw, is_bad in zip(self.raws, bad, strict=True) if is_bad or not any(bad)]
 
-    @property
-    def files(self) -> dict[str, list[str]]:
-        """Images of the suspected batches, by domain."""
+    def record(self) -> dict[str, Any]:
+        """Return what is NaN or infinite, by part of the learner, and in which images: `fault.json`."""
+        parts: dict[str, list[str]] = {}
+        for name in self.gradients:  # `student.backbone.x` or `terms.regularizer.x`
+            owner, part = name.split(".")[:2]
+            parts.setdefault(f"the term {part}" if owner == "terms" else f"the {part}", []).append(name)
+        bad = {part: [n for n in names if not math.isfinite(self.gradients[n])] for part, names in parts.items()}
         return {
-            "source": [name for raw in self.suspects for name in raw.names[: len(raw.source)]],
-            "target": [name for raw in self.suspects for name in raw.names[len(raw.source) :]],
-        }
-
-    def text(self, process: str = "") -> str:
-        """Describe what is NaN or infinite, and in which images; `process` names this one where there are several."""
-        losses = [
-            f"the loss {name} is {value} (view {name.partition('/')[0]}, term {name.partition('/')[2]})"
-            for part in self.losses
-            for name, value in part.items()
-            if not math.isfinite(value)
-        ]
-        where = f" in {process}" if process else ""
-        images = "; ".join(f"{domain} {', '.join(names)}" for domain, names in self.files.items() if names)
-        return f"Step {self.step}{where}: {', '.join(losses) or self._gradient_text()}. Images: {images}."
-
-    def _gradient_text(self) -> str:
-        where = ""
-        if self.origin is not None:
-            batch, view = self.origin
-            terms = [name.partition("/")[2] for name in self.losses[batch] if name.startswith(f"{view}/")]
-            where = f" after the backward of view {view} (terms {', '.join(terms)})"
-        parts = [f"{bad} of {of} in {part} (first {name})" for part, (bad, of, name) in self.bad_parts.items()]
-        return f"every loss is finite, but{where} these gradients are not: {', '.join(parts)}"
-
-    def dump(self, folder: Path) -> None:
-        """Write the suspected batches as `batch.safetensors`, and everything else as `fault.json`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = ("source", "labels", "target", "valid")
-        tensors = {name: torch.cat([getattr(raw, name) for raw in self.suspects]) for name in kept}
-        write_atomically(folder / "batch.safetensors", lambda partial: save_file(tensors, partial))
-        content: dict[str, Any] = {
             "step": self.step,
             "losses": [  # JSON has neither NaN nor infinity
                 {name: value if math.isfinite(value) else str(value) for name, value in part.items()}
                 for part in self.losses
             ],
             "gradients": {
-                part: {"not_finite": bad, "parameters": of, "first": name}
-                for part, (bad, of, name) in self.bad_parts.items()
+                part: {"not_finite": len(names), "parameters": len(parts[part]), "first": names[0]}
+                for part, names in bad.items()
+                if names
             },
             "view": self.origin and self.origin[1],
+            "source": [name for raw in self.suspects() for name in raw.names[: len(raw.source)]],
+            "target": [name for raw in self.suspects() for name in raw.names[len(raw.source) :]],
         }
-        write_json(folder / "fault.json", content | self.files)
 
+    def text(self, process: str = "") -> str:
+        """Describe what is NaN or infinite, and in which images; `process` names this one where there are several."""
+        found, after = self.record(), ""
+        if self.origin is not None:
+            batch, view = self.origin
+            terms = [name.partition("/")[2] for name in self.losses[batch] if name.startswith(f"{view}/")]
+            after = f" after the backward of view {view} (terms {', '.join(terms)})"
+        losses = [
+            f"the loss {name} is {value} (view {name.partition('/')[0]}, term {name.partition('/')[2]})"
+            for part in found["losses"]
+            for name, value in part.items()
+            if isinstance(value, str)
+        ]
+        gradients = [
+            f"{of['not_finite']} of {of['parameters']} in {part} (first {of['first']})"
+            for part, of in found["gradients"].items()
+        ]
+        what = ", ".join(losses) or f"every loss is finite, but{after} these gradients are not: {', '.join(gradients)}"
+        images = "; ".join(f"{domain} {', '.join(found[domain])}" for domain in ("source", "target") if found[domain])
+        return f"Step {self.step}{process and f' in {process}'}: {what}. Images: {images}."
 
-@dataclass(frozen=True)
-class PendingStep:
-    """A step whose numbers are on their way from the device."""
-
-    step: int
-    raws: tuple[RawBatch, ...]
-    losses: tuple[tuple[str, ...], ...]
-    """Names, for each batch."""
-    parameters: tuple[str, ...]
-    """Names of those with a gradient."""
-    views: tuple[str, ...]
-    """In the order of their backwards, over all batches."""
-    numbers: Tensor
-    """Losses, gradients, all gradients before each view but the first, and whether any process found a bad one."""
-    arrived: torch.cuda.Event | None
-    """Recorded after the copy of the numbers, on CUDA."""
-
-    def bad_step(self) -> BadStep | None:
-        """Wait for the numbers; `None` when all are finite."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        *numbers, found = self.numbers.tolist()
-        if not found:
-            return None
-        left = iter(numbers)
-        losses = tuple({name: next(left) for name in names} for names in self.losses)
-        gradients = {name: next(left) for name in self.parameters}
-        origin = None
-        for number, total in enumerate([*left, sum(gradients.values())]):  # after each backward
-            if not math.isfinite(total) and number < len(self.views):
-                origin = number * len(self.raws) // len(self.views), self.views[number]
-                break
-        return BadStep(self.step, losses, gradients, self.raws, origin)
+    def dump(self, folder: Path) -> None:
+        """Write the suspected batches as `batch.safetensors`, and everything else as `fault.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = ("source", "labels", "target", "valid")
+        tensors = {name: torch.cat([getattr(raw, name) for raw in self.suspects()]) for name in kept}
+        write_atomically(folder / "batch.safetensors", lambda partial: save_file(tensors, partial))
+        write_json(folder / "fault.json", self.record())
 
 
 class BufferBackup:
@@ -198,13 +148,8 @@ class Guard(Observer):
 
     The device decides by itself: AdamW's fused kernel leaves weights and state alone where `found_inf` is 1. The
     numbers are read when they have arrived: on CUDA those of the step before, so that the message lags one step and
-    the device never waits; elsewhere at once. Up to `train.guard.skip` such steps are skipped with a warning.
-
-    Every process has a guard, and all come to the same verdict.
-
-    Args:
-        context: the run.
-        journal: gets a warning for each skipped step.
+    the device never waits; elsewhere at once. Up to `train.guard.skip` such steps are skipped with a warning. Every
+    process has a guard, and all come to the same verdict.
     """
 
     everywhere = True
@@ -221,7 +166,7 @@ class Guard(Observer):
         self._lag = LAG.get(fabric.device.type, 0)
         self._views: list[str] = []
         self._before: list[Tensor] = []
-        self._pending: deque[PendingStep] = deque()
+        self._pending: deque[Callable[[], BadStep | None]] = deque()
         self.skipped, self._completed = 0, 0
 
     def state(self) -> dict[str, Any]:
@@ -243,14 +188,27 @@ class Guard(Observer):
         found = distributed.all_any(numbers.isfinite().all().logical_not()).float()
         self._optimizer.found_inf = found  # type: ignore[attr-defined]
         self._backup.settle(found.bool())
-        names, views = tuple(tuple(part) for part in losses), tuple(self._views)
-        sent = torch.cat([numbers, found[None]])
-        on_cuda = sent.is_cuda
-        sent = sent.to("cpu", non_blocking=on_cuda)  # into page-locked memory
-        arrived = torch.cuda.Event() if on_cuda else None
+        arrived = torch.cuda.Event() if found.is_cuda else None
+        sent = torch.cat([numbers, found[None]]).to("cpu", non_blocking=found.is_cuda)  # into page-locked memory
         if arrived is not None:
             arrived.record()
-        self._pending.append(PendingStep(step, tuple(raws), names, parameters, views, sent, arrived))
+        names, views = [list(part) for part in losses], self._views
+
+        def bad_step() -> BadStep | None:
+            """Wait for the numbers; `None` when all are finite."""
+            if arrived is not None:
+                arrived.synchronize()
+            *read, any_bad = sent.tolist()
+            if not any_bad:
+                return None
+            left = iter(read)
+            read_losses = [{name: next(left) for name in part} for part in names]
+            gradients = {name: next(left) for name in parameters}
+            after = zip(views, [*left, sum(gradients.values())], strict=False)  # the gradients after each backward
+            bad = [(n * len(raws) // len(views), view) for n, (view, x) in enumerate(after) if not math.isfinite(x)]
+            return BadStep(step, read_losses, gradients, raws, bad[0] if bad else None)
+
+        self._pending.append(bad_step)
         self._views, self._before = [], []
 
     def _gradients(self) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
@@ -265,13 +223,12 @@ class Guard(Observer):
         self._check(lag=0 if saved else self._lag)
 
     def finished(self) -> None:
-        """Check the rest."""
         self._check(lag=0)
 
     def _check(self, lag: int) -> None:
         stop: tuple[int, str] | None = None
         while len(self._pending) > (0 if stop else lag):  # one more may be on its way: the saved state must include it
-            bad = self._pending.popleft().bad_step()
+            bad = self._pending.popleft()()
             if bad is None:
                 continue
             self.skipped += 1
@@ -284,13 +241,9 @@ class Guard(Observer):
             elif self.skipped <= self._allowed:
                 self._journal.warn(bad.step, f"{text} Skipped: number {self.skipped} of at most {self._allowed}.")
             else:
-                stop = bad.step, text
+                after = f" after {self._allowed} skipped steps" if self._allowed else ""
+                go_on = f"`ssrseg train --resume --out {self._folder.path}` goes on after this step"
+                more = f"a run with train.guard.skip={max(10, 2 * self._allowed)} leaves out so many by itself"
+                stop = bad.step, f"{text} The run stopped{after}. {go_on}; {more}."
         if stop:
-            step, text = stop
-            after = f" after {self._allowed} skipped steps" if self._allowed else ""
-            raise Fault(
-                f"{text} The run stopped{after}. `ssrseg train --resume --out {self._folder.path}` goes on after this "
-                f"step; a run with train.guard.skip={max(10, 2 * self._allowed)} leaves out so many by itself.",
-                step,
-                self._completed,
-            )
+            raise Fault(stop[1], stop[0], self._completed)

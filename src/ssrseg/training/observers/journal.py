@@ -1,4 +1,4 @@
-"""The journal of a run: metrics.jsonl, TensorBoard, trackers; and the observer of losses."""
+"""What a run says and records: screen, metrics.jsonl, TensorBoard, trackers; and the observer of losses."""
 
 from __future__ import annotations
 
@@ -8,30 +8,73 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.loop import Observer, StepResult
-from ssrseg.training.observers.console import Screen
-from ssrseg.training.observers.trackers import FailSafeTracker
+from ssrseg.training.observers.trackers import Tracker
+
+
+class Screen:
+    """A progress bar on a terminal, plain lines elsewhere; nothing without a console. `start`: completed steps."""
+
+    def __init__(self, console: Console | None, steps: int = 0, start: int = 0) -> None:
+        self._console, self._steps, self._score = console or Console(quiet=True), steps, ""
+        self._live: Progress | None = None
+        if console is not None and console.is_terminal and not console.quiet:
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self._live = Progress(*columns, console=console)
+            self._task = self._live.add_task("", total=steps, completed=start)
+            self._live.start()
+        self._began, self._start = time.perf_counter(), start
+
+    def advance(self, step: int) -> None:
+        """Move the bar to `step` completed steps."""
+        if self._live is not None:
+            self._live.update(self._task, completed=step)
+
+    def show_losses(self, step: int, losses: Mapping[str, float], speed: float) -> None:
+        """Show the mean losses since the last time, and images per second."""
+        text = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        text = f"{text}  {speed:.1f} images/s{self._score}"
+        if self._live is not None:
+            self._live.update(self._task, description=text)
+        else:
+            seconds = (time.perf_counter() - self._began) / (step - self._start) * (self._steps - step)
+            self.print(f"step {step}/{self._steps}  {text}  {timedelta(seconds=round(seconds))} left")
+
+    def show_score(self, step: int, student: float, teacher: float | None) -> None:
+        """Show the latest mIoU (fractions)."""
+        self._score = f"  mIoU {100 * student:.1f}"
+        beside = "" if teacher is None else f" (teacher {100 * teacher:.1f})"
+        self.print(f"step {step}: mIoU {100 * student:.2f}{beside}")
+
+    def print(self, text: str) -> None:
+        """Print a line of text."""
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
 
 
 class Journal(Observer):
     """Append records to metrics.jsonl, TensorBoard and trackers; print notes and warnings.
 
-    Args:
-        folder: of the run. Without one nothing is written: every process but the first has such a journal.
-        screen: prints notes and warnings; other observers print their results on it.
-        start: completed steps of the run that is continued: TensorBoard shows none of its later ones.
-        trackers: get the numbers of every record, and are closed with the journal.
+    Without a folder nothing is written: every process but the first has such a journal. `start` are the completed
+    steps of a run that is continued: TensorBoard shows none of its later ones.
     """
 
     def __init__(
-        self, folder: RunFolder | None, screen: Screen, *, start: int = 0, trackers: Sequence[FailSafeTracker] = ()
+        self, folder: RunFolder | None, screen: Screen, *, start: int = 0, trackers: Sequence[Tracker] = ()
     ) -> None:
         self.screen, self._start, self._trackers = screen, start, trackers
         self._file = None if folder is None else folder.metrics.open("ab", buffering=0)
@@ -56,13 +99,10 @@ class Journal(Observer):
         line = (json.dumps({"kind": kind, "step": step, **fields}) + "\n").encode()
         while line:  # a disk that fills up takes a part first, and then says why
             line = line[self._file.write(line) :]
-        numbers = {f"{kind}/{name}": value for name, value in _flat(fields)}
-        try:
-            for name, value in numbers.items():
-                if self._board is not None:
-                    self._board.add_scalar(name, value, step)
-        except OSError as error:
-            self._drop_board(step, error)
+        numbers = _numbers(kind, fields)
+        for name, value in numbers.items():
+            if self._board is not None:
+                self._board.add_scalar(name, value, step)
         for tracker in self._trackers:
             if (failure := tracker.log(step, numbers)) is not None:
                 self.warn(step, failure)
@@ -72,11 +112,8 @@ class Journal(Observer):
         if self._file is None:
             return {}
         os.fsync(self._file.fileno())
-        try:
-            if self._board is not None:
-                self._board.flush()
-        except OSError as error:
-            self._drop_board(self._start, error)
+        if self._board is not None:
+            self._board.flush()
         return {"bytes": self._file.tell()}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -106,20 +143,11 @@ class Journal(Observer):
         os.fsync(self._file.fileno())
         self._file.close()
 
-    def _drop_board(self, step: int, error: OSError) -> None:
-        """Go on without curves: metrics.jsonl has the numbers."""
-        self._board = None
-        self.write("warning", step, text=f"TensorBoard's events cannot be written any more: {error}")
 
-
-def _flat(fields: Mapping[str, Any]) -> list[tuple[str, float]]:
-    pairs: list[tuple[str, float]] = []
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            pairs += [(f"{name}/{inner}", number) for inner, number in _flat(value)]
-        elif isinstance(value, int | float):
-            pairs.append((name, value))
-    return pairs
+def _numbers(path: str, value: Any) -> dict[str, float]:
+    if isinstance(value, Mapping):
+        return {key: x for name, inner in value.items() for key, x in _numbers(f"{path}/{name}", inner).items()}
+    return {path: value} if isinstance(value, int | float) else {}
 
 
 class Losses(Observer):
@@ -133,19 +161,15 @@ class Losses(Observer):
         self.steps, self._since = 0, time.perf_counter()
 
     def stepped(self, result: StepResult) -> None:
-        """Add up; write when it is time."""
         for name, loss in result.losses.items():
             self.sums[name] = self.sums[name] + loss if name in self.sums else loss
         self.steps += 1
         if result.step % self._every == 0:
-            self._write(result)
+            means = torch.stack(list(self.sums.values())).div(self.steps).tolist()
+            losses = dict(zip(self.sums, means, strict=True))
+            speed = self.steps * result.images / (time.perf_counter() - self._since)
+            finite = {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}  # as JSON has it
+            self._journal.write("train", result.step, lr=result.rate, losses=finite, images_per_second=round(speed, 3))
+            self._journal.screen.show_losses(result.step, losses, speed)
+            self.sums, self.steps, self._since = {}, 0, time.perf_counter()
         self._journal.screen.advance(result.step)
-
-    def _write(self, result: StepResult) -> None:
-        means = torch.stack(list(self.sums.values())).div(self.steps).tolist()
-        losses = dict(zip(self.sums, means, strict=True))
-        speed = self.steps * result.images / (time.perf_counter() - self._since)
-        finite = {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}  # as JSON has it
-        self._journal.write("train", result.step, lr=result.rate, losses=finite, images_per_second=round(speed, 3))
-        self._journal.screen.show_losses(result.step, losses, speed)
-        self.sums, self.steps, self._since = {}, 0, time.perf_counter()

@@ -27,6 +27,7 @@ from ssrseg.training.setup import RunContext
 
 Pixels = npt.NDArray[np.uint8]
 GAP = 4
+COUNT = 24
 LONGER_SIDE = 512
 """Pixels to which predicted pictures are reduced: 24 of them take about 2 MB."""
 
@@ -47,24 +48,18 @@ class ViewPictures(Observer):
 class PredictedPictures(Observer):
     """After the last step, save images, their labels and the student's prediction, to compare runs by them.
 
-    Beside them lies `images.json`: names and colours of the classes and, for each image, how good the prediction is.
-    Images are JPEG; ids are 8-bit PNG with the classes' colours as their palette. The pictures are reduced, the
-    figures are measured before that, at the resolution of the labels.
-
-    Args:
-        context: the run.
-        dataset: labelled target images; `count` of them, evenly spread, are shown.
-        infer: how an image becomes logits.
-        count: images at most.
+    At most `COUNT` images, evenly spread. Beside them lies `images.json`: names and colours of the classes and, for
+    each image, how good the prediction is. Images are JPEG; ids are 8-bit PNG with the classes' colours as their
+    palette. The pictures are reduced; the figures are measured before that, at the resolution of the labels.
     """
 
-    def __init__(self, context: RunContext, dataset: LabelledImages, infer: Infer, count: int = 24) -> None:
-        self._context, self._dataset, self._infer, self._count = context, dataset, infer, count
+    def __init__(self, context: RunContext, dataset: LabelledImages, infer: Infer) -> None:
+        self._context, self._dataset, self._infer = context, dataset, infer
         self._folder, self._space = context.folder, context.space
 
     def finished(self) -> None:
         total = len(self._dataset)
-        shown = min(self._count, total)
+        shown = min(COUNT, total)
         self._folder.predicted_pictures.mkdir(parents=True, exist_ok=True)
         with evaluating(self._context.method.learner.student):
             images = [self._write(number, self._dataset[number * total // shown]) for number in range(shown)]
@@ -73,6 +68,8 @@ class PredictedPictures(Observer):
 
     def _write(self, number: int, sample: LabelledImage) -> dict[str, Any]:
         """Save three pictures; returns the image's entry in the record."""
+        # The folder that holds all images: below it, their names are the same wherever the data lie.
+        home = os.path.commonpath([pair.image.parent for pair in self._dataset.pairs])
         height, width = sample.labels.shape
         student, device = self._context.method.learner.student, self._context.fabric.device
         ids = predict_ids(student, sample.image.to(device), self._infer, (height, width)).cpu()
@@ -84,28 +81,15 @@ class PredictedPictures(Observer):
         colors = palette(self._space.colors)
         save_ids(sample.labels.numpy(), colors, size, self._folder.predicted_picture(number, "truth.png"))
         save_ids(ids.numpy().astype(np.uint8), colors, size, self._folder.predicted_picture(number, "student.png"))
-        return {
-            "number": number,
-            "name": self._name(sample.path),
-            **image_scores(sample.labels, ids, self._space.names),
-        }
-
-    def _name(self, path: Path) -> str:
-        """Return the image's path below the folder that holds all of them: the same wherever the data lie."""
-        home = os.path.commonpath([pair.image.parent for pair in self._dataset.pairs])
-        return path.relative_to(home).as_posix()
+        name, scores = sample.path.relative_to(home).as_posix(), image_scores(sample.labels, ids, self._space.names)
+        return {"number": number, "name": name, **scores}
 
 
 def image_scores(labels: Tensor, ids: Tensor, classes: Sequence[str]) -> dict[str, Any]:
     """Score the prediction for one image: fractions, `None` where there is nothing to measure.
 
-    Only classes that the labels hold have an IoU: a stray pixel of another class would count as a whole class of zero.
-    Its pixels still lower the IoU of the class in whose place they stand.
-
-    Args:
-        labels: (H, W); 255 where there is none.
-        ids: (H, W).
-        classes: names, in the order of their ids.
+    Only classes that the labels (H, W; 255 where there is none) hold have an IoU: a stray pixel of another class would
+    count as a whole class of zero. Its pixels still lower the IoU of the class in whose place they stand.
     """
     count, known = len(classes), labels != IGNORE
     pairs = labels[known].long() * count + ids[known].long()
