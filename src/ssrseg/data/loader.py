@@ -95,15 +95,8 @@ def collate(samples: list[Sample] | UserError) -> RawBatch | UserError:
     if not targets:
         return RawBatch(source, torch.stack(labels), source[:0], source[:0, 0].bool(), names, inside)
     target, valid, target_names, target_sizes = zip(*targets, strict=True)
-    return RawBatch(
-        source,
-        torch.stack(labels),
-        torch.stack(target),
-        torch.stack(valid),
-        (*names, *target_names),
-        inside,
-        _inside(target[0], target_sizes),
-    )
+    names, others = (*names, *target_names), [torch.stack(part) for part in (labels, target, valid)]
+    return RawBatch(source, others[0], others[1], others[2], names, inside, _inside(target[0], target_sizes))
 
 
 def _inside(image: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor | None:

@@ -1,0 +1,45 @@
+"""The command line: every word is the Python function of the same name."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import typer
+from rich.console import Console
+
+from ssrseg.cli import train, use
+from ssrseg.errors import UserError
+from ssrseg.runs.atomic import FULL
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train a segmentation model on one labelled domain for another, unlabelled one.",
+)
+for command in (
+    *(train.train, train.check_data, train.estimate_priors, train.adjust, train.plan, train.presets),
+    *(use.evaluate, use.predict, use.pack, use.export, use.report, use.compare, use.card, use.convert, train.demo),
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message and an exit code, never a traceback.
+
+    The code is 2, or 3 when a run stopped because its numbers went wrong (`docs/guards.md`).
+    """
+    try:
+        app()
+    except (UserError, OSError) as error:
+        if isinstance(error, UserError):
+            text, code = str(error), error.exit_code
+        elif error.errno in {*FULL, errno.EROFS}:  # a disk that lets nothing be written is no fault of the program
+            where = f" ({error.filename})" if error.filename else ""
+            text, code = f"cannot write: {error.strerror}{where}. Make room, or write elsewhere with --out.", 2
+        else:
+            raise
+        shown = text.encode(errors="replace").decode()  # a name that is no UTF-8 cannot be printed
+        Console(stderr=True).print(f"error: {shown}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(code)

@@ -1,0 +1,35 @@
+"""Arguments and options that several commands share, and what is made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ssrseg import config as settings_of
+
+Words = Annotated[list[str] | None, typer.Argument(help="settings as key.path=value", metavar="[KEY.PATH=VALUE]...")]
+Preset = Annotated[str | None, typer.Option(help="a published recipe; `ssrseg presets` lists them")]
+Config = Annotated[Path | None, typer.Option(help="settings in a YAML file, laid over the preset")]
+Source = Annotated[Path | None, typer.Option(help="your labelled data; replaces the preset's data")]
+Target = Annotated[Path | None, typer.Option(help="your unlabelled images")]
+Val = Annotated[Path | None, typer.Option(help="labelled target images, only to score with")]
+Model = Annotated[str, typer.Argument(help="a model file, or a name on the Hub")]
+File = Annotated[Path | None, typer.Option(help="the file; printed when absent")]
+Correction = Annotated[str | None, typer.Option(help="label shift, after: ia (in a bias) or cr (the head learns on)")]
+Mode = Annotated[str | None, typer.Option(help="whole or slide: short for inference.mode")]
+Runner = Annotated[str, typer.Option("--engine", help="auto, torch, compiled, openvino")]
+Device = Annotated[str, typer.Option(help="auto, or a device of torch's: cpu, cuda, cuda:1, mps")]
+
+
+def settings_from(words: Words, preset: Preset, config: Config, **roots: Path | None) -> settings_of.Settings:
+    """Resolve the settings of a run from what the command line says."""
+    own = {name: {"root": str(root)} for name, root in roots.items() if root is not None}
+    return settings_of.resolve(settings_of.compose(preset, config, own, words or []))
+
+
+def inference_from(tree: dict[str, Any], mode: str | None) -> settings_of.InferenceConfig:
+    """Resolve the settings of inference; `mode` is short for `inference.mode`."""
+    chosen = tree if mode is None else settings_of.merge(tree, {"mode": mode})
+    return settings_of.resolve_group(settings_of.InferenceConfig, chosen, "inference settings")

@@ -1,0 +1,161 @@
+"""Commands on trained models, data sets and finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ssrseg import config as settings_of
+from ssrseg.cli.options import (
+    Device,
+    File,
+    Mode,
+    Runner,
+    Words,
+    inference_from,
+)
+from ssrseg.errors import UserError
+from ssrseg.runs.atomic import write_text
+
+
+def evaluate(
+    model: Path,
+    data: Annotated[Path, typer.Argument(help="folder with images and labels")],
+    words: Words = None,
+    out: Annotated[Path | None, typer.Option(help="scores as JSON")] = None,
+    subset: Annotated[str, typer.Option(help="classes whose mean is wanted too, e.g. road,car")] = "",
+    mode: Mode = None,
+    engine: Runner = "auto",
+    device: Device = "auto",
+) -> None:
+    """Score a model on labelled images: per-class IoU, mIoU, pixel accuracy.
+
+    Settings are those of the data, e.g. spec=camvid, and as in training classes=[...] and inference.flip=true.
+    """
+    from ssrseg import inference as use
+
+    tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
+    classes, inference = tree.pop("classes", None), inference_from(tree.pop("inference", {}), mode)
+    settings = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
+    mean_of = [name.strip() for name in subset.split(",") if name.strip()]
+    scores = use.evaluate(
+        model, settings, classes=classes, inference=inference, subset=mean_of, out=out, device=device, engine=engine
+    )
+    Console().print(use.scores_table(scores))
+
+
+def predict(
+    model: Path,
+    images: Annotated[str, typer.Argument(help="a file, a folder, a quoted glob, or a video")],
+    out: Annotated[Path, typer.Option(help="where the label maps and overlays go")],
+    words: Words = None,
+    mode: Mode = None,
+    engine: Runner = "auto",
+    device: Device = "auto",
+    every: Annotated[int, typer.Option(help="of a video, label each n-th frame; the others keep its labels")] = 1,
+) -> None:
+    """Label your own pictures, id map, colour map and overlay of each, or a video.
+
+    Settings are those of inference, e.g. inference.flip=true, 'inference.scales=[0.75, 1]', inference.window=...
+    """
+    from ssrseg import inference as use
+
+    tree = settings_of.assignments(words or [])
+    inference = inference_from(tree.pop("inference", {}), mode)
+    if tree:
+        raise UserError(f"predict takes settings of `inference` only, such as inference.flip=true; found {min(tree)}.")
+    if use.is_video(images):
+        video = use.predict_video(model, images, out, inference=inference, device=device, engine=engine, every=every)
+        pace = f"{video.speed:.2f} times the stream's {video.rate:g} frames/s"
+        typer.echo(f"{video.frames} frames labelled in {video.seconds:.1f} s ({pace}): {video.path}")
+        return
+    predictions = use.predict(model, images, out, inference=inference, device=device, engine=engine)
+    for path, why in predictions.unreadable.items():
+        typer.echo(f"not readable, left out: {path}: {why}", err=True)
+    typer.echo(f"{len(predictions)} images labelled: {out}")
+
+
+def pack(
+    data: Annotated[Path, typer.Argument(help="folder with images, and labels; or a URL")],
+    out: Annotated[Path, typer.Argument(help="a new .zip file")],
+    words: Words = None,
+    images_only: Annotated[bool, typer.Option("--images-only", help="no labels, as for a target")] = False,
+) -> None:
+    """Pack a data set into one .zip file, for clusters and object storage; e.g. spec=gta5 'resize=[1280, 720]'."""
+    from ssrseg.data.pack import pack as write
+
+    tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
+    group = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
+    typer.echo(f"{write(group, out, images_only=images_only)} images packed: {out}")
+
+
+def export(model: Path, out: Annotated[Path, typer.Argument(help="the .onnx file")]) -> None:
+    """Write a model as ONNX with dynamic size, checked against torch."""
+    from ssrseg.inference import export as write
+
+    typer.echo(str(write(model, out)))
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="a published checkpoint: DAFormer, MIC, SSR, SegFormer ...")],
+    out: Annotated[Path, typer.Argument(help="the .safetensors file")],
+    part: Annotated[str, typer.Option(help="`model` (the student) or `ema_model` (the teacher)")] = "model",
+) -> None:
+    """Turn a published checkpoint into a model file; pickle is never executed."""
+    from ssrseg.models.convert import convert as write
+
+    typer.echo(str(write(checkpoint, out, part=part)))
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders")],
+    out: Annotated[Path | None, typer.Option(help="the HTML page")] = None,
+) -> None:
+    """Make one HTML page of one run or several."""
+    from ssrseg.reporting import report as write
+
+    typer.echo(str(write(runs, out)))
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="run folders, or folders of groups or stages")],
+    against: Annotated[str | None, typer.Option(help="the group to compare with; the first when absent")] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="the teacher's scores, not the student's")] = False,
+    table1: Annotated[bool, typer.Option("--table1", help="add the paper's table of stages, ours beside it")] = False,
+    table2: Annotated[bool, typer.Option("--table2", help="add the paper's table of methods, ours beside it")] = False,
+    format: Annotated[str | None, typer.Option(help="markdown, latex, csv or html; by --out's name if absent")] = None,
+    out: File = None,
+    allow_unfinished: Annotated[bool, typer.Option("--allow-unfinished", help="take the latest scores")] = False,
+) -> None:
+    """Compare groups of runs: mean and deviation over seeds, paired differences, what is within noise."""
+    from ssrseg import reporting
+
+    format = format or (reporting.format_of(out) if out is not None else None)
+    tables = {"table1": table1, "table2": table2, "allow_unfinished": allow_unfinished}
+    found = reporting.compare(runs, against=against, network="teacher" if teacher else "student", **tables)
+    if format is None:
+        reporting.print_comparison(found, Console())
+    else:
+        _write_or_print(reporting.comparison_text(found, format), out)
+
+
+def card(
+    run: Annotated[Path, typer.Argument(help="a run folder, or the folder of a group")],
+    out: File = None,
+    license: Annotated[str | None, typer.Option(help="under which you publish the weights, e.g. cc-by-nc-4.0")] = None,
+) -> None:
+    """Write the model card of a run: method, data, scores with seeds, whose terms apply, what it is not for."""
+    from ssrseg.reporting import model_card
+
+    _write_or_print(model_card(run, license=license), out)
+
+
+def _write_or_print(text: str, out: Path | None) -> None:
+    if out is None:
+        typer.echo(text, nl=not text.endswith("\n"))
+    else:
+        write_text(out, text)
+        typer.echo(f"{out}")
