@@ -33,14 +33,10 @@ class CrossAttention(nn.Module):
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
         """Map queries (B, N, C) and context (B, M, C) to (B, N, C)."""
         keys, values = self.kv(context).chunk(2, dim=-1)
-        q, k, v = (self._split(tokens) for tokens in (self.q(queries), keys, values))
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (self.q(queries), keys, values))
         attended = F.scaled_dot_product_attention(q, k, v)  # scale 1 / sqrt(C / heads)
         mixed: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
         return mixed
-
-    def _split(self, tokens: Tensor) -> Tensor:
-        batch, count, channels = tokens.shape
-        return tokens.view(batch, count, self.heads, channels // self.heads).transpose(1, 2)
 
 
 class Stage(nn.Module):
