@@ -1,7 +1,6 @@
 """ssrseg: a labelled domain in, a segmentation model for an unlabelled one out.
 
-Every word of the command line is a function here, with the same names (modules are nouns, so that they do not collide).
-Nothing heavy is imported until it is used.
+Every word of the command line is a function here, with the same names. Nothing heavy is imported until it is used.
 """
 
 from __future__ import annotations
