@@ -43,7 +43,8 @@ class NaiveCrossAttention(CrossAttention):
 
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
         """Queries (B, N, C) and context (B, M, C) -> (B, N, C)."""
-        q, (k, v) = self._split(self.q(queries)), (self._split(part) for part in self.kv(context).chunk(2, dim=-1))
+        parts = (self.q(queries), *self.kv(context).chunk(2, dim=-1))
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
         scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
         attended = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
         output: Tensor = self.proj(attended)
