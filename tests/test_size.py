@@ -7,8 +7,8 @@ from pathlib import Path
 import ssrseg
 
 ROOT = Path(ssrseg.__file__).parent
-LINES, FILES = 14_496, 113
-CORE_LINES = 3_659
+LINES, FILES = 14_497, 113
+CORE_LINES = 3_660
 CORE = (
     "config/method.py",
     "adapt/*.py",

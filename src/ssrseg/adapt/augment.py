@@ -88,7 +88,7 @@ def gaussian_blur(images: Tensor, sigma: Sequence[float]) -> Tensor:
         length = (math.ceil(0.1 * side) - 1) // 2 * 2 + 1
         offsets = torch.arange(length) - length // 2
         kernels = torch.exp(-(offsets**2) / (2 * torch.tensor(sigma, dtype=torch.float64)[:, None] ** 2))
-        kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images)  # (B, length)
+        kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images, non_blocking=True)  # (B, length)
         shape = [batch * channels, 1, 1, 1]
         shape[dim] = length
         pad = [0, 0, length // 2, length // 2] if dim == 2 else [length // 2, length // 2, 0, 0]

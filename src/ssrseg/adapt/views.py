@@ -125,7 +125,8 @@ class Masked:
         images = self.augment(view.images)
         visible = self.draw(images.shape).to(images.device, non_blocking=True)
         trust = torch.ones_like(images[:, 0]) if view.trust is None else view.trust
-        return View("masked", torch.where(visible, images, self.fill.to(images)), view.labels, self.weight * trust)
+        masked = torch.where(visible, images, self.fill.to(images, non_blocking=True))
+        return View("masked", masked, view.labels, self.weight * trust)
 
 
 def first_of_both(batch: Batch, pseudo: Pseudo) -> View:
