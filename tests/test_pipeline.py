@@ -18,6 +18,7 @@ from ssrseg.config import Settings, merge, read_preset, resolve
 from ssrseg.errors import UserError
 from ssrseg.label_shift import labelled_by, read_priors
 from ssrseg.models import load_segmenter
+from ssrseg.reporting import compare
 from ssrseg.training import train
 from ssrseg.training.stages import corrected, planned
 
@@ -120,6 +121,24 @@ def test_any_method_can_be_corrected(how: str, last: str, tmp_path: Path) -> Non
     after = weights(tmp_path / "out" / last / "student-last.safetensors")
     assert same(parts(before, "backbone."), parts(after, "backbone."))
     assert not same(parts(before, "head."), parts(after, "head."))
+
+
+def test_the_last_stage_gives_the_student_the_statistics_of_the_target(tmp_path: Path) -> None:
+    settings = small("daformer", tmp_path, loader={"rare_class": None}, deploy={"statistics": "blend"})
+    assert train(settings, tmp_path / "out").folder == tmp_path / "out" / "recalibrated"
+    models = {name: tmp_path / "out" / name / "student-last.safetensors" for name in ("trained", "recalibrated")}
+    before, after = map(weights, models.values())
+    changed = {name.rpartition(".")[2] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {"running_mean", "running_var"}
+    scores = tmp_path / "out" / "recalibrated" / "scores.json"
+    assert json.loads(scores.read_text())["last"]["student"]["miou"] >= 0
+    names = [group.name for group in compare([tmp_path / "out"]).groups]
+    assert names == ["DAFormer", "DAFormer + target statistics"]
+    scores.unlink()  # killed between model and scores
+    train(None, tmp_path / "out", resume=True)
+    assert scores.exists()
+    with pytest.raises(UserError, match="a folder of images"):
+        resolve({**small("source-only", tmp_path).model_dump(), "target": None, "deploy": {"statistics": "target"}})
 
 
 def test_mistakes_are_said_before_anything_is_trained(tmp_path: Path) -> None:

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from ssrseg.data.checks.report import check_data as check_data
     from ssrseg.data.pack import pack as pack
     from ssrseg.errors import UserError as UserError
-    from ssrseg.inference import Predictor as Predictor, evaluate as evaluate, export as export, predict as predict
+    from ssrseg.inference import (
+        Predictor as Predictor,
+        evaluate as evaluate,
+        export as export,
+        predict as predict,
+        recalibrate as recalibrate,
+    )
     from ssrseg.label_shift import adjust as adjust, estimate_priors as estimate_priors
     from ssrseg.models import load as load
     from ssrseg.models.convert import convert as convert
@@ -33,7 +39,7 @@ _NAMES = {
     "data.checks.report": ("check_data",),
     "data.pack": ("pack",),
     "errors": ("UserError",),
-    "inference": ("Predictor", "evaluate", "export", "predict"),
+    "inference": ("Predictor", "evaluate", "export", "predict", "recalibrate"),
     "label_shift": ("adjust", "estimate_priors"),
     "models": ("load",),
     "models.convert": ("convert",),

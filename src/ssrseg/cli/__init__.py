@@ -20,7 +20,8 @@ app = typer.Typer(
 )
 for command in (
     *(train.train, train.check_data, train.estimate_priors, train.adjust, train.plan, train.presets),
-    *(use.evaluate, use.predict, use.pack, use.export, use.report, use.compare, use.card, use.convert, train.demo),
+    *(use.evaluate, use.predict, use.recalibrate, use.pack, use.export, use.convert),
+    *(use.report, use.compare, use.card, train.demo),
 ):
     app.command()(command)
 

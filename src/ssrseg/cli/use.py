@@ -13,6 +13,7 @@ from ssrseg.cli.options import (
     Device,
     File,
     Mode,
+    Model,
     Runner,
     Words,
     inference_from,
@@ -76,6 +77,27 @@ def predict(
     for path, why in predictions.unreadable.items():
         typer.echo(f"not readable, left out: {path}: {why}", err=True)
     typer.echo(f"{len(predictions)} images labelled: {out}")
+
+
+def recalibrate(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="the new model file")],
+    target: Annotated[Path, typer.Option(help="unlabelled images of the domain that the model is to work in")],
+    words: Words = None,
+    keep: Annotated[float, typer.Option(help="share of the model's own statistics: 0 to 1")] = 0.5,
+    images: Annotated[int, typer.Option(min=1, help="how many are looked at, evenly spread")] = 200,
+    device: Device = "auto",
+) -> None:
+    """Give a model the BatchNorm statistics of unlabelled target images: no training, no label.
+
+    Settings are those of the data, e.g. spec=camvid.
+    """
+    from ssrseg import inference as use
+
+    tree = settings_of.merge({"root": str(target)}, settings_of.assignments(words or []))
+    data = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
+    found = use.recalibrate(model, data, out, keep=keep, images=images, device=device)
+    typer.echo(f"{found.layers} BatchNorm layers, {found.images} images: {found.path}")
 
 
 def pack(

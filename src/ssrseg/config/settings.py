@@ -56,6 +56,14 @@ class AdjustStage(ModelStage):
     """The file of priors; that of the last stage that left one when absent."""
 
 
+class RecalibrateStage(ModelStage):
+    """Give a model the BatchNorm statistics of the target."""
+
+    does: Literal["recalibrate"] = "recalibrate"
+    keep: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the model's own statistics."""
+
+
 class LabelStage(ModelStage):
     """Label the target with a model."""
 
@@ -63,8 +71,18 @@ class LabelStage(ModelStage):
 
 
 RecipeStage = Annotated[
-    TrainStage | PriorsStage | AdjustStage | LabelStage, Field(discriminator="does"), by_default(does="train")
+    TrainStage | PriorsStage | AdjustStage | RecalibrateStage | LabelStage,
+    Field(discriminator="does"),
+    by_default(does="train"),
 ]
+
+
+class DeployConfig(Strict):
+    """What the model that a run leaves carries of the target, beside what it learned."""
+
+    statistics: Literal["as-trained", "blend", "target"] = "as-trained"
+    """BatchNorm's: a mixture of all views as the references leave it, half of it with the target's, or those alone;
+    after the last stage, in a stage of its own (`docs/target-statistics.md`)."""
 
 
 class Settings(Strict):
@@ -83,6 +101,7 @@ class Settings(Strict):
     selection: Annotated[SelectionConfig | None, NO_EFFECT] = SelectionConfig()
     """Scores without labels; not computed when absent, or without a target."""
     train: TrainConfig = TrainConfig()
+    deploy: DeployConfig = DeployConfig()
     stages: Annotated[tuple[RecipeStage, ...], NO_EFFECT] = ()
     """Runs that start from runs, one after the other, each with its own settings; none for one run."""
 
@@ -90,6 +109,8 @@ class Settings(Strict):
     def _views_have_images(self) -> Settings:
         if self.method.looks_at_target and self.target is None:
             raise ValueError("this method adapts to a target: set target.root to a folder of images (no labels needed)")
+        if self.deploy.statistics != "as-trained" and self.target is None:
+            raise ValueError("deploy.statistics are those of a target: set target.root to a folder of images")
         if self.method.mixed and self.loader.of_target != self.loader.crop:
             raise ValueError(
                 "loader.target_crop differs from loader.crop: the mixed view cannot paste one onto the other"

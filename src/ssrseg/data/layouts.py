@@ -96,14 +96,16 @@ def no_image(data: DataConfig) -> str:
     return f"No image matches {_glob(data, 'images')!r} in {data.root}. Set `images` to a glob below the root."
 
 
-def find_images(data: DataConfig) -> list[Path]:
-    """Find all images of a data set, sorted; labels need not exist.
+def find_images(data: DataConfig, at_most: int | None = None) -> list[Path]:
+    """Find all images of a data set, sorted, or `at_most` so many, evenly spread over all; labels need not exist.
 
     Raises `UserError` without such a folder or any image, or for two files that the wildcards cannot tell apart.
     """
     listing = listing_of(data, labelled=False)
     _refuse(listing, data)
-    return listing.images
+    count = len(listing.images)
+    wanted = count if at_most is None else min(at_most, count)
+    return [listing.images[number * count // wanted] for number in range(wanted)]
 
 
 def find_pairs(data: DataConfig) -> list[Pair]:

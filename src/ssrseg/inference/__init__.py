@@ -5,6 +5,7 @@ from ssrseg.inference.export import ExportReport, export, graph_signature
 from ssrseg.inference.metrics import Scores
 from ssrseg.inference.predict import Predictions, predict
 from ssrseg.inference.predictor import Predictor
+from ssrseg.inference.recalibrate import Recalibrated, recalibrate
 from ssrseg.inference.sliding_window import build_inference
 from ssrseg.inference.video import LabelledVideo, is_video, predict_video
 
@@ -13,6 +14,7 @@ __all__ = [
     "LabelledVideo",
     "Predictions",
     "Predictor",
+    "Recalibrated",
     "Scores",
     "build_inference",
     "evaluate",
@@ -23,5 +25,6 @@ __all__ = [
     "is_video",
     "predict",
     "predict_video",
+    "recalibrate",
     "scores_table",
 ]

@@ -17,6 +17,8 @@ from ssrseg.runs.atomic import PARTIAL, read_json, write_json, write_text, writi
 
 TRAINED, PRIORS, ADJUSTED, REFINED = "trained", "priors", "adjusted", "refined"
 """Names of the stages of a prior correction: the training, the priors, and the corrected students."""
+RECALIBRATED = "recalibrated"
+"""Name of the stage that gives the student the target's BatchNorm statistics."""
 
 VIEW_PICTURE = re.compile(r"step-(?P<step>\d+)-(?P<view>.+)\.png")
 """File name of a picture of a view."""

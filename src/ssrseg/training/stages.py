@@ -10,13 +10,13 @@ import yaml
 from rich.console import Console
 
 from ssrseg.config import DataConfig, Settings, dump, merge, read_yaml, resolve
-from ssrseg.config.settings import AdjustStage, PriorsStage, RecipeStage, TrainStage
+from ssrseg.config.settings import AdjustStage, PriorsStage, RecalibrateStage, RecipeStage, TrainStage
 from ssrseg.data import resolve_space
 from ssrseg.errors import UserError
-from ssrseg.inference import Predictor, evaluate
+from ssrseg.inference import Predictor, evaluate, recalibrate
 from ssrseg.label_shift import adjust, estimate_priors, label_target, labelled_by
 from ssrseg.runs.atomic import write_json, write_text
-from ssrseg.runs.folder import ADJUSTED, PRIORS, REFINED, TRAINED, RecipeFolder, RunFolder
+from ssrseg.runs.folder import ADJUSTED, PRIORS, RECALIBRATED, REFINED, TRAINED, RecipeFolder, RunFolder
 from ssrseg.training.checkpoint import environment
 
 Run = TypeVar("Run")
@@ -51,10 +51,21 @@ def corrected(settings: Settings, how: str) -> Settings:
     return settings.model_copy(update={"stages": (TrainStage(name=TRAINED), *CORRECTIONS[how])})
 
 
+KEEP = {"blend": 0.5, "target": 0.0}
+
+
+def deployed(settings: Settings) -> Settings:
+    """Add the last stage that `deploy.statistics` asks for, where it is not there yet."""
+    keep, stages = KEEP.get(settings.deploy.statistics), settings.stages or (TrainStage(name=TRAINED),)
+    if keep is None or stages[-1].name == RECALIBRATED:
+        return settings
+    return settings.model_copy(update={"stages": (*stages, RecalibrateStage(name=RECALIBRATED, keep=keep))})
+
+
 def train_stages(
     settings: Settings | None, out: Path, finish: Callable[[Settings, Path], Run], *, resume: bool, console: Console
 ) -> Run:
-    """Run the stages of a recipe in folders below `out`, and return the last training run.
+    """Run the stages of a recipe in folders below `out`, and return the last that leaves a model.
 
     Finished stages are kept, an interrupted one goes on: `finish` trains a stage from wherever its folder stands.
 
@@ -78,22 +89,31 @@ def train_stages(
             last = finish(resolved, left.parent)
         elif stage.does == "label":
             label_target(Predictor(stage.model or "", device, mode=resolved.inference), _labelled(resolved, left), left)
-        elif left.exists():
-            continue
         elif stage.does == "priors":
-            estimate_priors(stage.model or "", resolved, out=left, device=device)
+            if not left.exists():
+                estimate_priors(stage.model or "", resolved, out=left, device=device)
         else:
-            folder = RunFolder(left.parent)
-            folder.create(resolved, environment(resolved))
-            adjust(stage.model or "", stage.priors or "", left)
-            if (val := resolved.val) is not None:
-                by = resolved.inference
-                scores = evaluate(left, val, classes=resolved.classes, inference=by, device=device)
-                record = {"step": 0, "student": scores.to_dict(), "teacher": None}
-                write_json(folder.scores, {"classes": scores.classes, "last": record})
+            _correct(stage, resolved, left)
+            last = finish(resolved, left.parent)
     if last is None:
         raise UserError("No stage of the recipe trains.")
     return last
+
+
+def _correct(stage: AdjustStage | RecalibrateStage, settings: Settings, left: Path) -> None:
+    """Write the corrected model and its scores, in a run folder, unless they are there."""
+    folder, device = RunFolder(left.parent), settings.train.accelerator
+    if not left.exists():
+        folder.create(settings, environment(settings))
+        if isinstance(stage, AdjustStage):
+            adjust(stage.model or "", stage.priors or "", left)
+        else:
+            assert settings.target is not None  # `planned` has looked
+            recalibrate(stage.model or "", settings.target, left, keep=stage.keep, device=device)
+    if settings.val is not None and not folder.scores.exists():
+        scores = evaluate(left, settings.val, classes=settings.classes, inference=settings.inference, device=device)
+        record = {"step": 0, "student": scores.to_dict(), "teacher": None}
+        write_json(folder.scores, {"classes": scores.classes, "last": record})
 
 
 def _labelled(settings: Settings, folder: Path) -> DataConfig:
@@ -107,7 +127,7 @@ def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, 
     Raises:
         UserError: a name that no earlier stage has, two stages of one name, or settings that are not valid.
     """
-    base = {key: value for key, value in settings.model_dump(mode="json").items() if key != "stages"}
+    base = {key: value for key, value in settings.model_dump(mode="json").items() if key not in ("stages", "deploy")}
     left: dict[str, Any] = {}
     latest: dict[str, str] = {}
     plan: list[tuple[RecipeStage, Settings, Path]] = []
@@ -118,6 +138,8 @@ def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, 
         place = {"priors": folder.priors, "label": folder.labels}.get(stage.does, folder.student_last)
         over = stage.settings if stage.does == "train" else {}
         resolved = resolve(merge(base, _filled(over, left, stage.name)))
+        if stage.does == "recalibrate" and resolved.target is None:
+            raise UserError(f"Stage {stage.name!r} looks at the target: set target.root to a folder of images.")
         files: dict[str, str] = {}
         for kind in ("model", "priors"):
             if kind in type(stage).model_fields:

@@ -31,7 +31,7 @@ from ssrseg.training.observers.journal import Journal, Losses, Screen
 from ssrseg.training.observers.pictures import PredictedPictures, ViewPictures
 from ssrseg.training.observers.trackers import check_trackers, start_trackers
 from ssrseg.training.setup import Extensions, RunContext, build_context
-from ssrseg.training.stages import train_stages
+from ssrseg.training.stages import deployed, train_stages
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def train(
         Interrupted: SIGINT, SIGTERM or SIGUSR1 has ended it; its state was saved.
     """
     out, extensions, console = Path(out), extensions or Extensions(), console or Console(quiet=True)
+    settings = settings and deployed(settings)
     if settings.stages if settings is not None else RecipeFolder(out).exists:
         each = partial(finish, console=console, extensions=extensions)
         return train_stages(settings, out, each, resume=resume, console=console)

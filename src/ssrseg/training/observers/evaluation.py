@@ -180,9 +180,7 @@ class Selection(Observer):
         self._context, self._config, self._infer, self._journal = context, config, infer, journal
         teacher = context.settings.method.teacher
         self._threshold = CONFIDENT if teacher is None or teacher.threshold is None else teacher.threshold
-        paths, self._resize = find_images(target), target.resize
-        count = min(config.images, len(paths))
-        self._images = [paths[number * len(paths) // count] for number in range(count)]  # evenly spread
+        self._images, self._resize = find_images(target, at_most=config.images), target.resize
         self.chosen: dict[str, dict[str, Any]] = {}
 
     def stepped(self, result: StepResult) -> None:
