@@ -68,7 +68,7 @@ def test_the_attentive_head() -> None:
     assert isinstance(head, AttentiveASPPHead)
     with torch.no_grad():
         assert head([torch.rand(1, 8, 8, 8)] * 3 + [torch.rand(1, 16, 4, 4)]).shape == (1, 5, 4, 4)
-    assert not head.classifier.bias.requires_grad
+    assert not head.classifiers[0].bias.requires_grad
 
 
 @pytest.mark.parametrize("backbone", ["resnet101-caffe", "vgg16-dilated"])

@@ -398,6 +398,7 @@ class Given(Segmenter):
         self.head.classifier = nn.Conv2d(classes, classes, 1).double()
         self.head.classifier.weight.data = torch.eye(classes).double()[:, :, None, None]
         self.head.classifier.bias.data.zero_()
+        self.head.classifiers = (self.head.classifier,)
 
     def encode(self, images):
         """The given logits, mirrored where the images are."""

@@ -22,6 +22,7 @@ from ssrseg.config.settings import (
 from ssrseg.config.training import (
     CRITERIA as CRITERIA,
     InferenceConfig as InferenceConfig,
+    ModelConfig as ModelConfig,
     OptimConfig as OptimConfig,
     SelectionConfig as SelectionConfig,
     SGDConfig as SGDConfig,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from ssrseg.config.base import EFFECT, NO_EFFECT, Fraction, Positive, Rate, Size, Strict, by_default
+from ssrseg.config.base import EFFECT, NO_EFFECT, Fraction, Positive, Rate, Size, Strict, UserPath, by_default
 
 
 class ModelConfig(Strict):
@@ -25,8 +24,11 @@ class ModelConfig(Strict):
     dropout: Fraction = 0.1
     align_corners: bool = False
     """How logits are resized; DACS and Undoing align the corners."""
-    start: Path | None = None
-    """A model file of ours to start from, head and all: the student of an earlier stage."""
+    start: UserPath | None = None
+    """A model of ours to start from, head and all: a file, or a name on the Hub."""
+    start_classes: Literal["same", "shared", "renamed"] = "same"
+    """How its classes become those of the run. By their names, in whatever order: they are the `same`, or `shared` ones
+    keep their rows of the classifier and the others start fresh. `renamed`: by their places alone."""
 
 
 class OptimConfig(Strict):

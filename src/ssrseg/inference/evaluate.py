@@ -24,6 +24,7 @@ from ssrseg.inference.metrics import Scores, check_names
 from ssrseg.inference.predict import prefetch
 from ssrseg.inference.predictor import Predictor
 from ssrseg.inference.sliding_window import Infer, Network, predict_ids
+from ssrseg.models.classes import check_classes
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.models.weights import load
 from ssrseg.runs.atomic import write_json, writing
@@ -58,13 +59,7 @@ def evaluate(
         classes = next((name for name, space in SPACES.items() if space.names == known.classes), known.classes)
     chosen = resolve_group(_Classes, {"classes": classes}, "classes").classes
     space, dataset = resolve_space(chosen, data), eval_samples(data, chosen)
-    if known is not None and known.classes != space.names:
-        raise UserError(
-            f"The model's classes are {', '.join(known.classes)}; `classes` are {', '.join(space.names)}. "
-            "They must be the same, in the same order."
-        )
-    if segmenter.num_classes != len(space.names):
-        raise UserError(f"The model predicts {segmenter.num_classes} classes, but the labels have {len(space.names)}.")
+    check_classes(segmenter, space.names)
     check_names(subset, space.names)
     predictor = Predictor(segmenter, device, engine, inference or InferenceConfig(), images=len(dataset))
     scores = evaluate_model(predictor.network, dataset, predictor.infer, device=predictor.device, classes=space.names)

@@ -15,6 +15,7 @@ from ssrseg.errors import UserError
 from ssrseg.inference.predict import prefetch
 from ssrseg.inference.predictor import Predictor
 from ssrseg.label_shift.priors import Priors, find_priors, fold_shift, presence_counts, target_counts
+from ssrseg.models.classes import check_classes
 from ssrseg.models.segmenter import Segmenter, save_segmenter
 from ssrseg.models.weights import load
 from ssrseg.runs.atomic import write_json, writing
@@ -41,14 +42,13 @@ def estimate_priors(
         device: `auto` or a device of torch's.
 
     Raises:
-        UserError: no target, another number of classes, or something cannot be read.
+        UserError: no target, other classes, or something cannot be read.
     """
     if settings.target is None:
         raise UserError("Class priors are those of two domains: set target.root to a folder of images.")
     source, target, space = settings.source, settings.target, resolve_space(settings.classes, settings.source)
     segmenter = load(model)
-    if segmenter.num_classes != space.num_classes:
-        raise UserError(f"The model has {segmenter.num_classes} classes, the settings name {space.num_classes}.")
+    check_classes(segmenter, space.names)
     predictor = Predictor(segmenter, device, mode=settings.inference)
     statistics = class_statistics(find_pairs(source), code_for(source, settings.classes), space.num_classes)
     frequency = statistics.totals / statistics.totals.sum()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ssrseg.errors import UserError
 from ssrseg.inference.predictor import Predictor
+from ssrseg.models.classes import matching
 from ssrseg.models.segmenter import Segmenter
 
 FLOOR = 0.5
@@ -46,9 +47,10 @@ class Priors:
 
     def of(self, classes: Sequence[str]) -> Priors:
         """Reorder to these classes; raises `UserError` when one was not counted."""
-        if unknown := [name for name in classes if name not in self.classes]:
+        places = matching(classes, self.classes)
+        if unknown := [name for name, place in zip(classes, places, strict=True) if place is None]:
             raise UserError(f"The priors count {', '.join(self.classes)}, but not {unknown[0]!r}.")
-        order = [self.classes.index(name) for name in classes]
+        order = [place for place in places if place is not None]
         source, target = (tuple(counts[i] for i in order) for counts in (self.source, self.target))
         return Priors(tuple(classes), source, target, self.how)
 
@@ -67,7 +69,8 @@ def fold_shift(segmenter: Segmenter, shift: Tensor) -> Segmenter:
     if shift.shape != (segmenter.num_classes,):
         raise ValueError(f"expected a shift of {segmenter.num_classes} classes, found {tuple(shift.shape)}")
     adjusted = copy.deepcopy(segmenter)
-    classifier: Any = adjusted.head.classifier
+    head: Any = adjusted.head
+    classifier = head.classifiers[0]  # of summed ones any will do
     assert isinstance(classifier, nn.Conv2d)
     assert classifier.bias is not None
     with torch.no_grad():

@@ -66,9 +66,9 @@ class Head(nn.Module):
     classify: nn.Conv2d
 
     @property
-    def classifier(self) -> nn.Conv2d:
-        """The layer whose bias is added to every logit."""
-        return self.classify
+    def classifiers(self) -> tuple[nn.Conv2d, ...]:
+        """The layers whose sum is the logits."""
+        return (self.classify,)
 
 
 class DAFormerHead(Head):
@@ -147,9 +147,9 @@ class DeepLabV2Head(nn.Module):
         )
 
     @property
-    def classifier(self) -> nn.Conv2d:
-        """A layer whose bias is added to every logit: any one of the summed ones."""
-        return cast(nn.Conv2d, self.branches[0])
+    def classifiers(self) -> tuple[nn.Conv2d, ...]:
+        """The layers whose sum is the logits."""
+        return tuple(cast(nn.Conv2d, branch) for branch in self.branches)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features (B, C_i, h_i, w_i) -> logits (B, K, h_3, w_3)."""

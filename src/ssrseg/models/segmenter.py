@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -187,11 +187,14 @@ def load_segmenter(path: Path) -> Segmenter:
         description = TypeAdapter(Description).validate_json(metadata["ssrseg"])
     except FileNotFoundError as error:
         raise UserError(f"There is no model file {path}.") from error
-    except (SafetensorError, KeyError, OSError) as error:
+    except (SafetensorError, KeyError, OSError, ValidationError) as error:
         raise UserError(
             f"{path} is not a model of ssrseg (a safetensors file with its description). "
             "`ssrseg convert IN OUT` makes one from a published checkpoint."
         ) from error
     segmenter = build_described(description)
-    segmenter.load_state_dict(load_file(path))
+    try:
+        segmenter.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise UserError(f"The weights in {path} are not those of its description {description}: {error}") from error
     return segmenter.eval()

@@ -114,7 +114,7 @@ def to_official(state: Mapping[str, Tensor], dialect: str, segmenter: Segmenter 
 
 def drop_reasons(names: Sequence[str], backbone_only: bool, timm_segmenter: Segmenter | None) -> dict[str, str]:
     """Explain which official names that a network of ours lacks may be left out: name -> reason."""
-    table = {**_TABLES["dropped"], **({r"^decode_head\.": "only the backbone is wanted"} if backbone_only else {})}
+    table = {**_TABLES["dropped"], **({r"^(?!backbone\.)": "only the backbone is wanted"} if backbone_only else {})}
     found = {name: next((why for pattern, why in table.items() if re.search(pattern, name)), "") for name in names}
     reasons = {name: why for name, why in found.items() if why}
     if len(reasons) < len(names) and timm_segmenter is not None:

@@ -229,7 +229,8 @@ def load_pretrained(segmenter: Segmenter, spec: str, backbone: str) -> str:
 
 def _load_backbone(segmenter: Segmenter, file: Path | str, record: Architecture) -> LoadReport:
     report = load_published(segmenter, file, backbone_only=True, fresh=record.fresh)
-    if record.bgr and "bgr" not in DIALECTS[report.dialect]:  # published for blue, green, red, and not turned above
+    turned = report.dialect == "ssrseg" or "bgr" in DIALECTS[report.dialect]  # a model of ours, or above
+    if record.bgr and not turned:  # published for blue, green, red
         first = next(layer for layer in segmenter.backbone.modules() if isinstance(layer, nn.Conv2d))
         first.weight.data = first.weight.data.flip(1)
     return report

@@ -22,12 +22,13 @@ from ssrseg.config import Settings, TrainConfig
 from ssrseg.config.data import ExactSize
 from ssrseg.data import LabelSpace, resolve_space
 from ssrseg.errors import UserError
-from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, load_segmenter
+from ssrseg.models.segmenter import Description, Segmenter, build_segmenter
 from ssrseg.models.weights import load_pretrained
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.distributed import build_fabric, sync_batchnorm
 from ssrseg.training.loop import Observer
 from ssrseg.training.optim import build_optimizer
+from ssrseg.training.start import start_from
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def build_context(
 def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str]:
     """Build the student with the weights of a model file or a pretrained backbone; returns a note about them too.
 
-    Raises `UserError` where weights cannot be loaded, or `model.start` is another network.
+    Raises `UserError` where weights cannot be loaded, or `model.start` is another network or has other classes.
     """
     config = settings.model
     student = build_segmenter(
@@ -117,15 +118,7 @@ def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str
     if config.start is None:
         note = load_pretrained(student, config.pretrained, config.backbone)
     else:
-        start, note = load_segmenter(config.start), f"the student starts from {config.start}"
-        try:
-            student.load_state_dict(start.state_dict())
-        except RuntimeError as error:
-            its = start.description
-            network = f"{its.backbone} with {its.head} for {len(its.classes)} classes" if its else "another network"
-            raise UserError(
-                f"model.start: {config.start} is {network}; model and classes of this run differ from it."
-            ) from error
+        note = start_from(student, config, space.names)
     bound, parts = (settings.target or settings.source).resize, (config.head_channels, config.align_corners)
     if isinstance(bound, ExactSize):
         bound = bound.exact

@@ -15,6 +15,8 @@ from ssrseg.data import resolve_space
 from ssrseg.errors import UserError
 from ssrseg.inference import Predictor, evaluate, recalibrate
 from ssrseg.label_shift import adjust, estimate_priors, label_target, labelled_by
+from ssrseg.models.classes import check_classes
+from ssrseg.models.weights import load
 from ssrseg.runs.atomic import write_json, write_text
 from ssrseg.runs.folder import ADJUSTED, PRIORS, RECALIBRATED, REFINED, TRAINED, RecipeFolder, RunFolder
 from ssrseg.training.checkpoint import environment
@@ -88,7 +90,9 @@ def train_stages(
         if stage.does == "train":
             last = finish(resolved, left.parent)
         elif stage.does == "label":
-            label_target(Predictor(stage.model or "", device, mode=resolved.inference), _labelled(resolved, left), left)
+            teacher = load(stage.model or "")
+            check_classes(teacher, resolve_space(resolved.classes, resolved.source).names)
+            label_target(Predictor(teacher, device, mode=resolved.inference), _labelled(resolved, left), left)
         elif stage.does == "priors":
             if not left.exists():
                 estimate_priors(stage.model or "", resolved, out=left, device=device)
