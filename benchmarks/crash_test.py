@@ -194,7 +194,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def journal(path: Path) -> list[dict[str, Any]]:
     """The records, without what the clock wrote."""
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     timeless = [record for record in records if record["kind"] != "data" and WAITING not in record.get("text", "")]
     return [{key: value for key, value in record.items() if key != WALL_CLOCK} for record in timeless]
 

@@ -59,7 +59,7 @@ def parts() -> dict[str, list[Path]]:
 
 def imports(path: Path) -> Iterator[str]:
     """Every module that a file imports, those inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -178,7 +178,7 @@ def test_two_writers_of_a_file_do_not_meet_and_leftovers_go(tmp_path: Path) -> N
     path, seen = tmp_path / "file", []
 
     def outer(partial: Path) -> None:
-        partial.write_text("outer")
+        partial.write_text("outer", encoding="utf-8")
         write_atomically(path, lambda inner: (inner.write_text("inner"), seen.append(inner)))
         seen.append(partial)
 

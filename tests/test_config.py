@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from ssrseg.config import assignments, compose, dump, merge, preset_names, read_preset, resolve
 from ssrseg.errors import UserError
@@ -133,3 +136,47 @@ def test_the_kind_of_an_optimiser_may_be_left_out() -> None:
     assert settings.model_dump()["optim"]["kind"] == "adamw"
     sgd = resolve(merge(read_preset("undoing"), {"optim": {"kind": "adamw"}}))
     assert sgd.optim.kind == "adamw"
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        ({"source": {"root": "x", "resize": [1, 2, 3]}}, "source.resize: List should have at most 2 items"),
+        ({"source": {"root": "x", "resize": 5}}, "source.resize: Input should be a valid list (found 5)"),
+        (
+            {"source": {"root": "x", "resize": {"exakt": [1, 2], "exact": [1, 2]}}},
+            "source.resize.exakt: no such setting.",
+        ),
+        (
+            {"source": {"root": "x", "resize": {"exact": [0, 2]}}},
+            "source.resize.exact.0: Input should be greater than 0",
+        ),
+        ({"source": {"root": "x", "id_map": {"a": 1}}}, "source.id_map.a: Input should be a valid integer"),
+        ({"classes": 5}, "classes: Input should be a valid list (found 5)"),
+        ({"classes": ["a", {"nam": "b", "name": "c"}]}, "classes.1.nam: no such setting. Did you mean 'name'?"),
+        (
+            {"classes": ["a", True]},
+            'classes.1: True is no name: put such words in quotes, as in \'classes=["yes", "no"]\'',
+        ),
+        ({"method": {"regularizer": {"foundation": {"input_size": 0}}}}, "input_size: Input should be greater than 0"),
+        ({"method": {"regularizer": {"foundation": {"input_size": "big"}}}}, "input_size: Input should be 'native'"),
+        ({"optim": "sgd"}, "optim: Input should be a valid group of `key: value` (found 'sgd')"),
+        ({"stages": [{"name": "a", "does": "fly"}]}, "stages.0.does: choose train or priors or adjust or label"),
+    ],
+)
+def test_a_mistake_is_one_line_without_the_validators_own_words(group: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as raised:
+        resolve({"source": {"root": "x"}, **group})
+    _heading, *lines = str(raised.value).splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert not re.search(r"tuple|constrained|ClassConfig|ExactSize|<", lines[0])
+
+
+def test_what_a_union_holds_survives_yaml() -> None:
+    tree = {"source": {"root": "x", "resize": {"exact": [8, 4]}}, "val": {"root": "y", "resize": [8, 4]}}
+    foundation = {"input_size": "native"}
+    settings = resolve(
+        {**tree, "classes": ["yes", {"name": "b"}], "method": {"regularizer": {"foundation": foundation}}}
+    )
+    assert resolve(yaml.safe_load(dump(settings))) == settings

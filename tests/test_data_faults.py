@@ -514,7 +514,7 @@ def a_name_is_no_utf8(at: At) -> Settled:
 def a_broken_image_has_a_name_that_is_no_utf8(at: At) -> Settled:
     for file in (at.image, at.label):
         os.rename(file, os.fsencode(file.with_suffix("")) + b"\xff.png")
-    Path(os.fsdecode(os.fsencode(at.image.with_suffix("")) + b"\xff.png")).write_text("no image")
+    Path(os.fsdecode(os.fsencode(at.image.with_suffix("")) + b"\xff.png")).write_text("no image", encoding="utf-8")
 
 
 @faults()

@@ -52,7 +52,7 @@ def idd_polygons(path: Path, values: Pixels) -> None:
         objects.append(
             {"label": names[int(value)], "polygon": [[left, 0], [right, 0], [right, height - 1], [left, height - 1]]}
         )
-    path.write_text(json.dumps({"imgHeight": height, "imgWidth": width, "objects": objects}))
+    path.write_text(json.dumps({"imgHeight": height, "imgWidth": width, "objects": objects}), encoding="utf-8")
 
 
 def camvid_colors(path: Path, values: Pixels) -> None:

@@ -43,7 +43,7 @@ def restore(record: Path, make: Maker, out: Path) -> None:
 
     So a row can be added, or compared with, without training the others anew.
     """
-    for name, last in json.loads(record.read_text()).items():
+    for name, last in json.loads(record.read_text(encoding="utf-8")).items():
         run, _, stage = name.partition("/")
         row, _, seed = run.rpartition("-")
         folder = RunFolder(out / name)

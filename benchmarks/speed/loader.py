@@ -129,7 +129,7 @@ def summary(measured: list[dict[str, tuple[float, float]]]) -> dict[str, dict[st
 def machine() -> dict[str, str]:
     """What the figures hold for."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
     return {
         "cpu": model or platform.machine(),

@@ -83,7 +83,7 @@ def measure(name: str) -> dict[str, Any]:
 
 def resident(field: str) -> int:
     """Bytes of this process: VmRSS now, VmHWM at its highest (getrusage would count the parent's)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 

@@ -164,7 +164,7 @@ def clocked(step: Callable[[Settings, int], None], settings: Settings, watch: St
 
 def resident(field: str) -> int:
     """Bytes of this process: VmRSS now, VmHWM at its highest."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 

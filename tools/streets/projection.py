@@ -73,7 +73,7 @@ def project(cutouts: list[Cutout], view: View) -> Iterator[Seen]:
     outlines = [points for _, shape, _ in cutouts for _, own in shape for points in own]
     sizes = np.array([len(points) for points in outlines]) // 2
     starts = sizes.cumsum() - sizes
-    counts = np.array([sum([len(own) for _, own in shape]) for _, shape, _ in cutouts])
+    counts = np.array([sum(len(own) for _, own in shape) for _, shape, _ in cutouts])
     first = counts.cumsum() - counts  # number of each cutout's first outline
     planes = np.array([plane for plane, _, _ in cutouts], np.float32).repeat(np.add.reduceat(sizes, first), axis=0)
     screen, z = _on_screen(np.array(list(chain.from_iterable(outlines)), np.float32), planes, view)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
 
 import typer
@@ -11,6 +12,8 @@ from rich.console import Console
 from ssrseg.cli import train, use
 from ssrseg.errors import UserError
 from ssrseg.runs.atomic import FULL
+
+LOCALE = "Set PYTHONUTF8=1 where names are in UTF-8 and the locale is not, or use another name."
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,11 +34,19 @@ def main() -> None:
 
     The code is 2, or 3 when a run stopped because its numbers went wrong (`docs/guards.md`).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter of a class name shows "?"
+            stream.reconfigure(errors="replace")
     try:
         app()
-    except (UserError, OSError) as error:
+    except (UserError, OSError, UnicodeEncodeError) as error:
         if isinstance(error, UserError):
             text, code = str(error), error.exit_code
+        elif isinstance(error, UnicodeEncodeError):  # a library's; the package writes UTF-8
+            if error.reason != "surrogates not allowed":
+                raise
+            name = error.object.encode(errors="replace").decode()
+            text, code = f"{name[:200]}: this name is no text in UTF-8. {LOCALE}", 2
         elif error.errno in {*FULL, errno.EROFS}:  # a disk that lets nothing be written is no fault of the program
             where = f" ({error.filename})" if error.filename else ""
             text, code = f"cannot write: {error.strerror}{where}. Make room, or write elsewhere with --out.", 2

@@ -31,5 +31,5 @@ def settings_from(words: Words, preset: Preset, config: Config, **roots: Path | 
 
 def inference_from(tree: dict[str, Any], mode: str | None) -> settings_of.InferenceConfig:
     """Resolve the settings of inference; `mode` is short for `inference.mode`."""
-    chosen = tree if mode is None else settings_of.merge(tree, {"mode": mode})
+    chosen = tree if mode is None or not isinstance(tree, dict) else settings_of.merge(tree, {"mode": mode})
     return settings_of.resolve_group(settings_of.InferenceConfig, chosen, "inference settings")

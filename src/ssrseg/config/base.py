@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path, PosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
 
 View = Literal["source", "mixed", "masked", "target"]
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
@@ -36,7 +36,8 @@ def as_path(value: Any) -> Any:
     """Convert text or a path to a `Path`: `~` to the user's home, `protocol://...` to a `Url`."""
     if not isinstance(value, str | Path):
         return value
-    text = str(value)
+    # As the system spells paths in this locale: what is no ASCII in one that has only that.
+    text = os.fsdecode(str(value).encode("utf-8", "surrogateescape"))
     if text.startswith("file:/"):
         return Path("/" + text.removeprefix("file:").lstrip("/"))
     # A command line's paths arrive with one slash; one letter and a colon is a drive of Windows.
@@ -65,3 +66,11 @@ class Strict(BaseModel):
 def by_default(**tag: str) -> BeforeValidator:
     """Let the key that chooses a member of a union of groups be absent: it has this value then."""
     return BeforeValidator(lambda value: {**tag, **value} if isinstance(value, Mapping) else value)
+
+
+def chosen_by(kind: type | tuple[type, ...], tag: str, other: str) -> Discriminator:
+    """Choose the member of a union by a value's type: `tag` for a `kind`, else `other`.
+
+    A mistake is one in that member alone, not in each of them. Tags are in angle brackets: no user writes them.
+    """
+    return Discriminator(lambda value: tag if isinstance(value, kind) else other)

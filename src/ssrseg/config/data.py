@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, Tag, model_validator
 
-from ssrseg.config.base import NO_EFFECT, Fraction, Positive, Rate, Size, Strict, UserPath
+from ssrseg.config.base import NO_EFFECT, Fraction, Positive, Rate, Size, Strict, UserPath, chosen_by
 
 
 class ClassConfig(Strict):
@@ -25,8 +25,18 @@ class ClassConfig(Strict):
     """
 
 
-Class = Annotated[ClassConfig, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]
+def _as_class(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):  # what YAML makes of the words null, yes and 1
+        raise ValueError(f'{value!r} is no name: put such words in quotes, as in \'classes=["yes", "no"]\'')
+    return {"name": value} if isinstance(value, str) else value
+
+
+Class = Annotated[ClassConfig, BeforeValidator(_as_class)]
 """One class; in YAML, a bare name will do."""
+Classes = Annotated[
+    Annotated[str, Tag("<space>")] | Annotated[tuple[Class, ...], Tag("<list>")], chosen_by(str, "<space>", "<list>")
+]
+"""A label space in `ssrseg.data.SPACES`, or the classes themselves."""
 
 
 class ExactSize(Strict):
@@ -36,7 +46,10 @@ class ExactSize(Strict):
     """(width, height)."""
 
 
-Bound = Size | ExactSize
+Bound = Annotated[
+    Annotated[Size, Tag("<bound>")] | Annotated[ExactSize, Tag("<exact>")],
+    chosen_by((dict, ExactSize), "<exact>", "<bound>"),
+]
 """(width, height) that bounds an image, or that it is stretched to."""
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Tag, model_validator
 
-from ssrseg.config.base import Fraction, Positive, Rate, Strict, View
+from ssrseg.config.base import Fraction, Positive, Rate, Strict, View, chosen_by
 
 
 class TeacherConfig(Strict):
@@ -63,7 +63,10 @@ class FoundationConfig(Strict):
     """`sam-vit-b`, `sam-vit-l`, `sam-vit-h`, `timm:<name>`, or `demo` (a small one that the package ships)."""
     weights: str = "hub"
     """`hub`, a local file, or `none` (random: a control, not a method)."""
-    input_size: Positive | Literal["native"] = 1024
+    input_size: Annotated[
+        Annotated[Positive, Tag("<side>")] | Annotated[Literal["native"], Tag("<word>")],
+        chosen_by(str, "<word>", "<side>"),
+    ] = 1024
     """Images are resized to this square, or go in at crop size."""
     precision: Literal["fp32", "half", "auto"] = "fp32"
     """`half` keeps and runs the encoder in bfloat16; `auto` does so on CUDA. The published runs have `fp32`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -10,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ssrseg.config.base import NO_EFFECT, Strict, by_default
-from ssrseg.config.data import Class, DataConfig, LoaderConfig
+from ssrseg.config.data import Classes, DataConfig, LoaderConfig
 from ssrseg.config.method import MethodConfig
 from ssrseg.config.training import AdamWConfig, InferenceConfig, ModelConfig, Optim, SelectionConfig, TrainConfig
 from ssrseg.errors import UserError
@@ -88,7 +89,7 @@ class DeployConfig(Strict):
 class Settings(Strict):
     """Hold all settings of a run; resume reads the resolved ones from the run folder."""
 
-    classes: str | tuple[Class, ...] | None = None
+    classes: Classes | None = None
     """A label space in `ssrseg.data.SPACES`, or the classes themselves; the source spec's when absent."""
     source: DataConfig
     target: DataConfig | None = None
@@ -166,6 +167,8 @@ def _explain(error: Any, root: type[Strict]) -> str:
     """Put a problem that pydantic found in words, under the path of the setting as the user writes it."""
     words, groups, siblings = list[str](), [root], list[type[Strict]]()
     for key in error["loc"]:
+        if str(key)[:1] in "<[":  # pydantic's: a member of a union, or the key of a table
+            continue
         if len(groups) > 1 and (tagged := [group for group in groups if _tag(group)[1] == key]):
             groups, siblings = tagged, groups  # pydantic's word for a member of a union, which no user wrote
             continue
@@ -183,7 +186,9 @@ def _explain(error: Any, root: type[Strict]) -> str:
         name, known = error["ctx"]["discriminator"].strip("'"), [_tag(group)[1] for group in groups]
         return f"  {path}.{name}: choose {' or '.join(known)} (found {error['ctx']['tag']!r})"
     found = "" if error["type"] in ("missing", "value_error") else f" (found {error['input']!r})"
-    return f"  {path}: {error['msg'].removeprefix('Value error, ')}{found}"
+    text = error["msg"].removeprefix("Value error, ").replace("tuple", "list").replace("Tuple", "List")
+    text = re.sub(r"dictionary or (instance of \w+|object to extract fields from)", "group of `key: value`", text)
+    return f"  {path}: {text}{found}"
 
 
 def _groups_in(annotation: Any) -> list[type[Strict]]:

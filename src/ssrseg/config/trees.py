@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,7 @@ def _preset_text(name: str) -> str:
     entry = resources.files("ssrseg") / "presets" / f"{name}.yaml"
     if not entry.is_file():
         raise UserError(f"There is no preset {name!r}.{nearest(name, preset_names())} `ssrseg presets` lists them.")
-    return entry.read_text()
+    return entry.read_text(encoding="utf-8")
 
 
 def compose(
@@ -60,7 +63,7 @@ def compose(
 
 
 def _merge_for_all_stages(tree: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
-    if "stages" in tree:
+    if isinstance(tree.get("stages"), list):
         below = {"settings": layer}
         tree = {**tree, "stages": [_without(stage, below) for stage in tree["stages"]]}
     return merge(tree, layer)
@@ -79,16 +82,30 @@ def _without(settings: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, An
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a settings file as a tree."""
+    """Read a settings file as a tree; it is in UTF-8, or begins with the mark of UTF-16."""
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = _parse(path.read_bytes())
     except OSError as error:
         raise UserError(f"Cannot read the settings file {path}: {error.strerror}.") from error
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} should hold settings as `key: value` lines, found {type(tree).__name__}.")
     return tree
+
+
+def _parse(text: bytes) -> Any:
+    """Read YAML; raises `ValueError` that says where it is none, and why."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark, problem = error.problem_mark, f"{error.problem or error.context}."
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(where + problem + (" Indent with spaces." if "'\\t'" in problem else "")) from error
+    except yaml.reader.ReaderError as error:
+        raise ValueError(f"{error.reason} at position {error.position}. Save it as UTF-8.") from error
+    except (ValueError, RecursionError) as error:  # a date without such a month; a thousand brackets
+        raise ValueError(f"{error}.") from error
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +113,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
-        if key == "stages" and isinstance(old, list) and isinstance(value, list):
+        if key == "stages" and isinstance(old, list) and isinstance(value, list) and all(map(_named, old + value)):
             named = {stage["name"]: stage for stage in old}
             named |= {stage["name"]: merge(named.get(stage["name"], {}), stage) for stage in value}
             result[key] = list(named.values())
@@ -105,15 +122,47 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _named(stage: Any) -> bool:
+    return isinstance(stage, dict) and "name" in stage
+
+
 def assignments(words: Sequence[str]) -> dict[str, Any]:
     """Parse `key.path=value` words to a tree; values are YAML."""
     tree: dict[str, Any] = {}
-    for word in words:
+    for place, word in enumerate(words):
         path, equals, value = word.partition("=")
         if not equals or not path:
-            raise UserError(f"Expected `key.path=value`, found {word!r}.")
-        branch: Any = yaml.safe_load(value)
-        for key in reversed(path.split(".")):
+            before, after = words[max(0, place - 1) : place + 1], words[place : place + 3]
+            parts = after if after[1:] and after[1][0] == "=" else before
+            hint = f" If it belongs to what stands beside it: {shlex.quote(' '.join(parts))}" if parts[1:] else ""
+            raise UserError(f"Expected `key.path=value`, found {word!r}.{hint}")
+        try:
+            branch: Any = _parse(_bytes(value))
+            if not value:
+                raise ValueError("nothing follows.")
+        except ValueError as error:
+            rest = list(takewhile(lambda other: "=" not in other, words[place + 1 :]))
+            meant = shlex.quote(next(_meant(path, value, rest)))
+            raise UserError(f"{word} is no YAML value: put the word in quotes: {meant} ({error})") from error
+        for key in reversed(path.strip().split(".")):
             branch = {key: branch}
         tree = merge(tree, branch)
     return tree
+
+
+def _meant(path: str, value: str, rest: Sequence[str]) -> Iterator[str]:
+    """Guess what a value that is no YAML was to be: cut at its blanks by the shell, not closed, none, or plain text."""
+    whole, ends = list(accumulate([value, *rest], "{} {}".format)), ""
+    for sign in whole[-1]:
+        ends = {"[": "]", "{": "}"}[sign] + ends if sign in "[{" else ends[1:] if sign in "]}" else ends
+    for text in filter(None, [*whole, whole[-1] + ends]):
+        try:
+            _parse(_bytes(text))
+        except ValueError:
+            continue
+        yield f"{path}={text}"
+    yield f"{path}={json.dumps(value, ensure_ascii=False) if value else 'null'}"
+
+
+def _bytes(word: str) -> bytes:
+    return word.encode("utf-8", "surrogateescape")  # of a command line that is no text in this locale

@@ -66,6 +66,6 @@ def _convolves(left: Tensor, right: Tensor) -> bool:
 
 def _processor() -> str:
     try:
-        return Path("/proc/cpuinfo").read_text()
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor()

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ssrseg.config import ClassConfig, DataConfig, InferenceConfig, Strict, resolve_group
-from ssrseg.config.data import Class
+from ssrseg.config.data import Classes
 from ssrseg.data import SPACES, LabelledImage, eval_samples, resolve_space
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.errors import UserError
@@ -82,7 +82,7 @@ def evaluate(
 class _Classes(Strict):
     """Classes in any spelling that a run's settings know."""
 
-    classes: str | tuple[Class, ...] | None
+    classes: Classes | None
 
 
 def evaluate_model(

@@ -102,6 +102,7 @@ class RunFolder(Folder):
 
     def create(self, settings: Settings, environment: Mapping[str, Any]) -> None:
         """Make the folder with the run's settings and environment; raises `UserError` when that is not possible."""
+        str(self.path).encode()  # TensorBoard needs a name in UTF-8: an error before anything is written
         with writing(self.config):
             for folder in (self.pictures, self.checkpoint.parent):
                 folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,111 @@
+"""Words and settings files as people type them: cut by the shell, not closed, in other encodings and locales."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from factories import write_pairs
+from ssrseg.cli import main
+from ssrseg.config import assignments, compose, read_yaml, resolve
+from ssrseg.errors import UserError
+from ssrseg.runs.folder import RunFolder
+
+ASCII = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("classes=[sky, ground, box]", {"classes": ["sky", "ground", "box"]}),
+        ("classes=[sky, ground, box train.steps=3", {"classes": ["sky", "ground", "box"]}),
+        ("'classes=[road, car'", {"classes": ["road", "car"]}),
+        ("'a=[[1, 2], {b: [3'", {"a": [[1, 2], {"b": [3]}]}),
+        ("optim={lr: 1, warmup: 2}", {"optim": {"lr": 1, "warmup": 2}}),
+        ("source.images=*.png", {"source": {"images": "*.png"}}),
+        ("'val.root=a: b: c'", {"val": {"root": "a: b: c"}}),
+        ("val.split=2020-13-45", {"val": {"split": "2020-13-45"}}),
+        ("train.steps= 5", {"train": {"steps": 5}}),
+        ("optim.length=", {"optim": {"length": None}}),
+        ("train.steps = 5", {"train": {"steps": 5}}),
+        ("train.steps =5", {"train": {"steps": 5}}),
+        ("source.root=/my data", {"source": {"root": "/my data"}}),
+    ],
+)
+def test_a_word_that_is_no_value_is_answered_with_one_that_is(typed: str, meant: object) -> None:
+    with pytest.raises(UserError, match=r"is no YAML value: put the word in quotes: |stands beside it: ") as raised:
+        assignments(shlex.split(typed))
+    advice = re.split(r"in quotes: |beside it: ", str(raised.value))[1].partition(" (")[0]
+    assert assignments(shlex.split(advice)) == meant  # as a shell reads what was printed
+
+
+def test_the_message_is_the_line_to_type() -> None:
+    with pytest.raises(UserError) as raised:
+        assignments(["classes=[road,", "car]"])
+    said = "classes=[road, is no YAML value: put the word in quotes: 'classes=[road, car]' ("
+    assert str(raised.value).startswith(said)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_settings_file_says_its_encoding_itself(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("classes: [Straße, 道路]", encoding=encoding)
+    assert read_yaml(tmp_path / "a.yaml") == {"classes": ["Straße", "道路"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("classes: [Straße]".encode("latin-1"), "invalid continuation byte at position 14. Save it as UTF-8."),
+        ("classes: [Straße]".encode("utf-16")[2:], "Save it as UTF-8."),
+        (b"train:\n\tsteps: 1", "line 2, column 1: found character '\\t' that cannot start any token. Indent with"),
+        (b"classes: [sky, ground", "line 1, column 22: expected ',' or ']'"),
+        (b"val: {split: 2020-13-45}", "month must be in 1..12"),
+        (b"[" * 1000, "recursion"),
+    ],
+)
+def test_a_file_that_is_no_yaml_says_where(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "a.yaml")) + " is not valid YAML: ") as raised:
+        read_yaml(tmp_path / "a.yaml")
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("stages", [3, [3], [{"does": "train"}]])
+def test_stages_that_are_none_are_an_error_of_the_settings(stages: object) -> None:
+    with pytest.raises(UserError, match=r"  stages"):
+        resolve(compose("undoing", None, {}, [f"stages={stages}", "train.steps=1"]))
+
+
+def test_class_names_in_any_script_where_the_locale_is_ascii(tmp_path: Path) -> None:
+    for name in ("quelle", "zürich"):
+        write_pairs(tmp_path / name, 2)
+    (tmp_path / "my.yaml").write_text(
+        "classes: [Himmel, 道路, Baum, Auto, Straße]\nsource: {root: quelle}\ntarget: {root: zürich}\nselection: null\n"
+        "model: {backbone: timm:test_resnet, head_channels: 8, pretrained: none}\ntrain: {steps: 1, accelerator: cpu}\n"
+        "loader: {crop: [64, 64], workers: 0}\n",
+        encoding="utf-8",
+    )
+    words = ["train", "--preset", "source-only", "--config", "my.yaml", "--out", "run"]
+    command = [sys.executable, "-m", "ssrseg", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=ASCII, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert "no pixel of Stra?e" in done.stdout  # a screen that has no such letter
+    assert "道路" in (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")
+
+
+def test_a_run_folder_whose_name_is_no_text_is_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `läufe` arrives where the locale has ASCII alone."""
+    folder = RunFolder(tmp_path / "l\udcc3\udca4ufe")
+    monkeypatch.setattr("ssrseg.cli.app", lambda: folder.create(resolve({"source": {"root": "x"}}), {}))
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "l??ufe: this name is no text in UTF-8. Set PYTHONUTF8=1" in capsys.readouterr().err
+    assert not folder.path.exists()
