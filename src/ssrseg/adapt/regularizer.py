@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -107,10 +108,10 @@ def default_heads(channels: int) -> int:
 @contextmanager
 def still_statistics(module: nn.Module) -> Iterator[None]:
     """Hold the running statistics of every BatchNorm inside; it still normalises by the batch's."""
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.num_batches_tracked is not None]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm in norms:  # a copy of the counter moves: a synchronised norm refuses to be without one
+        norm.momentum, norm.num_batches_tracked = 0.0, cast(Tensor, norm.num_batches_tracked).clone()
     try:
         yield
     finally:

@@ -108,7 +108,9 @@ def _inside(image: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor | None:
     return torch.stack([(rows < size[0]) & (columns < size[1]) for size in sizes])
 
 
-def load(draws: Draws, numbers: Iterable[list[int]], *, workers: int, timeout: int = 0) -> Iterator[RawBatch]:
+def load(
+    draws: Draws, numbers: Iterable[list[int]], *, workers: int, timeout: int = 0, pin_memory: bool = False
+) -> Iterator[RawBatch]:
     """Yield batches in order, made by worker processes.
 
     Args:
@@ -116,6 +118,7 @@ def load(draws: Draws, numbers: Iterable[list[int]], *, workers: int, timeout: i
         numbers: the draw numbers of each batch.
         workers: how many processes; 0 makes the batches in this one.
         timeout: seconds without a batch after which to give up; 0 waits for ever.
+        pin_memory: put batches in page-locked memory, which goes to a GPU without waiting.
 
     Raises:
         UserError: a file is at fault, a worker died, or the time is over.
@@ -125,7 +128,7 @@ def load(draws: Draws, numbers: Iterable[list[int]], *, workers: int, timeout: i
         batch_sampler=numbers,
         num_workers=workers,
         collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         generator=Generator().manual_seed(draws.seed),  # else it would take its seed from the global one
         worker_init_fn=_prepare_worker,
         timeout=min(POLL, timeout or POLL) if workers else 0,
@@ -172,7 +175,9 @@ def _prepare_worker(index: int) -> None:
     cv2.setNumThreads(0)  # a worker is one core's; and OpenCV's thread pool does not survive a fork
 
 
-def train_batches(settings: Settings, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[RawBatch]:
+def train_batches(
+    settings: Settings, *, start: int = 0, rank: int = 0, world: int = 1, pin_memory: bool = False
+) -> Iterator[RawBatch]:
     """Yield the batches from step `start` to the last one, `train.accumulate` of them for each step.
 
     Args:
@@ -180,6 +185,7 @@ def train_batches(settings: Settings, *, start: int = 0, rank: int = 0, world: i
         start: completed steps. A resumed run draws exactly what the uninterrupted one would have.
         rank: of this process; every process draws other samples.
         world: number of processes.
+        pin_memory: for a run on CUDA.
 
     Raises:
         UserError: at once when files are missing or no label shows a class; later see `load`.
@@ -188,7 +194,7 @@ def train_batches(settings: Settings, *, start: int = 0, rank: int = 0, world: i
     draws = Draws(source_images(settings), target_images(settings), settings.train.seed)
     turns = range(start * accumulate, settings.train.steps * accumulate)
     numbers = draw_numbers(turns, config.batch, rank, world)
-    return load(draws, numbers, workers=config.workers, timeout=config.timeout)
+    return load(draws, numbers, workers=config.workers, timeout=config.timeout, pin_memory=pin_memory)
 
 
 def source_images(settings: Settings) -> SourceImages:

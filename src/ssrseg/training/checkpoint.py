@@ -28,7 +28,7 @@ from ssrseg.data.storage import size_of
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import save_segmenter
 from ssrseg.runs.atomic import write_atomically
-from ssrseg.training.distributed import Interrupted, Stop
+from ssrseg.training.distributed import Interrupted, Stop, device_type
 from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.setup import RunContext
 
@@ -195,6 +195,8 @@ def generator_states(views: Generator, device: torch.device) -> dict[str, Tensor
     }
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
     return states
 
 
@@ -208,12 +210,16 @@ def set_generators(states: Mapping[str, Tensor], views: Generator, device: torch
     views.set_state(states["views"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
 
 
 def environment(settings: Settings) -> dict[str, Any]:
     """Collect versions, machine, state of the checkout, fingerprint of the data, command."""
     versions = {name: metadata.version(name) for name in LIBRARIES}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    on_gpu = device_type(settings.train) == "cuda" and torch.cuda.is_available()
+    # On a run of the CPU's the name of a GPU would be wrong, and asking for it takes half a GiB of that GPU.
+    device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     return versions | {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -22,7 +22,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.strategies.ddp import DDPStrategy
-from torch import nn
+from timm.layers.norm_act import convert_sync_batchnorm
 
 from ssrseg.adapt.methods import Method
 from ssrseg.config import TrainConfig
@@ -100,7 +100,8 @@ def sync_batchnorm(method: Method, fabric: Fabric) -> None:
             "synchronised BatchNorm there. Leave it out."
         )
     for network in (method.learner, method.teacher):
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        # timm's: torch's would drop the activations inside its norms.
+        convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
 
 
 class StepTimeout(Observer):

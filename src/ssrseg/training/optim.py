@@ -63,10 +63,12 @@ class RepeatedSGD(SGD):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Step; every step but the first of an iteration uses weights and momentum of the one before."""
         groups = self.param_groups
-        for turn in range(max(group["steps"] for group in groups)):
-            self.param_groups = [group for group in groups if group["steps"] > turn]
-            super().step(closure)
-        self.param_groups = groups
+        try:
+            for turn in range(max(group["steps"] for group in groups)):
+                self.param_groups = [group for group in groups if group["steps"] > turn]
+                super().step(closure)
+        finally:
+            self.param_groups = groups
 
 
 class CombinedOptimizer(Optimizer):

@@ -91,7 +91,8 @@ def train(
             point = open_folder(context, resume=resume)
             start, rank, world = point.step, fabric.global_rank, fabric.world_size
             with fabric.rank_zero_first():  # the others find the classes counted
-                batches = train_batches(settings, start=start, rank=rank, world=world)
+                pin_memory = fabric.device.type == "cuda"
+                batches = train_batches(settings, start=start, rank=rank, world=world, pin_memory=pin_memory)
             with observed(context, console, extensions.observers, point, stop) as observers:
                 fit(fabric, method, context.optimizer, batches, settings, start=start, observers=observers)
     return Run(folder.path, method.learner.student.eval(), fabric.is_global_zero)
