@@ -88,6 +88,9 @@ class RareClassConfig(Strict):
     """A file counts for a class when it has more pixels of it; scaled from 3000 per 512x512 crop when absent."""
     min_crop_ratio: Annotated[float, Field(ge=0)] = 0.5
     """Share of `min_pixels` that the crop must show, else it is drawn again (at most ten times)."""
+    any_image: Fraction | None = None
+    """Share of the draws that take any image, whatever it shows; the others never take images of frequent classes
+    alone. When absent, 0 for published data sets, as published, and 0.25 for a folder of your own."""
 
 
 class ClassBalancedConfig(Strict):

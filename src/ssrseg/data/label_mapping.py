@@ -98,7 +98,13 @@ def _color(index: int, count: int) -> Color:
 def resolve_space(classes: Classes | None, source: DataConfig) -> LabelSpace:
     """Return the label space of a run: that of `classes`, else the one of the source's layout; `UserError` without."""
     if classes is not None:
-        return space_of(classes)[0]
+        space = space_of(classes)[0]
+        if space.num_classes == 1:
+            raise UserError(
+                "One class cannot be told from anything: add a background class. Set classes=binary for masks of 0 and "
+                f"1, or of 0 and 255; or 'classes=[background, {space.names[0]}]', names in the order of their values."
+            )
+        return space
     name = spec_of(source).space
     if name is None:
         raise UserError(

@@ -16,15 +16,17 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssrseg.config import DataConfig, LoaderConfig, Settings
+from ssrseg.config import DataConfig, LoaderConfig, RareClassConfig, Settings
 from ssrseg.data.cache import ScaledFiles
-from ssrseg.data.class_statistics import class_statistics
+from ssrseg.data.class_statistics import ClassStatistics, class_statistics
 from ssrseg.data.datasets import Crop, LabelledImages, SourceImages, TargetImages
 from ssrseg.data.label_mapping import Classes, code_for, resolve_space
-from ssrseg.data.layouts import find_images, find_pairs
+from ssrseg.data.layouts import find_images, find_pairs, spec_of
 from ssrseg.data.samplers import SOURCE, TARGET, ClassBalancedSampler, RareClassSampler, Sampler, Shuffled, generator_of
 from ssrseg.errors import UserError
 
+ANY_IMAGE = 0.25
+"""Share of rare-class sampling's draws that take any image, for a folder of the user's own that says nothing else."""
 POLL = 5
 """Seconds after which a wait for a batch is interrupted to see whether all workers live."""
 
@@ -206,10 +208,18 @@ def source_images(settings: Settings) -> SourceImages:
         classes = resolve_space(settings.classes, data).num_classes
         statistics = class_statistics(pairs, code, classes)
         if config.rare_class is not None:
-            sampler = RareClassSampler(statistics, config.rare_class, config.crop)
+            sampler = rare_class_sampler(statistics, config.rare_class, settings)
         elif config.class_balanced is not None:
             sampler = ClassBalancedSampler(statistics, config.class_balanced, seed)
     return SourceImages(pairs, code, scaled_files(data, config), config, sampler)
+
+
+def rare_class_sampler(statistics: ClassStatistics, config: RareClassConfig, settings: Settings) -> RareClassSampler:
+    """Return the sampler of a run; its statistics are those of the source."""
+    if config.any_image is None:
+        own = spec_of(settings.source).space is None
+        config = config.model_copy(update={"any_image": ANY_IMAGE if own else 0.0})
+    return RareClassSampler(statistics, config, settings.loader.crop)
 
 
 def target_images(settings: Settings) -> TargetImages | None:

@@ -73,10 +73,11 @@ class RareClassSampler:
     """Rare-class sampling (DAFormer, section 3.2): draws a class, then an image that shows enough of it.
 
     A class that no image shows enough of draws from the images that show most of it; a class that never occurs is
-    not drawn.
+    not drawn. The share `config.any_image` of the draws, none when absent, takes any image.
     """
 
     def __init__(self, statistics: ClassStatistics, config: RareClassConfig, crop: tuple[int, int]) -> None:
+        self.count, self.any_image = len(statistics.pixels), config.any_image or 0.0
         self.min_pixels = config.min_pixels or scaled_min_pixels(crop)
         # "More than": a ratio of 0 asks for nothing, not even one pixel.
         self.enough = self.min_pixels * config.min_crop_ratio if config.min_crop_ratio > 0 else -1.0
@@ -92,9 +93,19 @@ class RareClassSampler:
 
     def __call__(self, number: int, generator: Generator) -> Draw:
         """Draw the class by its probability, the file uniformly; the draw number has seeded the generator already."""
+        if self.any_image and float(torch.rand((), generator=generator)) < self.any_image:
+            return Draw(int(torch.randint(self.count, (), generator=generator)))
         class_id = int(self.classes[int(torch.multinomial(self.probabilities, 1, generator=generator))])
         files = self.files[class_id]
         return Draw(files[int(torch.randint(len(files), (), generator=generator))], class_id, self.enough)
+
+    @property
+    def chances(self) -> Tensor:
+        """Probability of each file to be drawn (files,), float64."""
+        chances = torch.full((self.count,), self.any_image / self.count, dtype=torch.float64)
+        for c, probability in zip(self.classes.tolist(), self.probabilities.tolist(), strict=True):
+            chances[self.files[c]] += (1 - self.any_image) * probability / len(self.files[c])
+        return chances
 
 
 class ClassBalancedSampler:

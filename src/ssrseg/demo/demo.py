@@ -24,7 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "source-only": {"method": {"distort": True}},
     "daformer": {
         "method": {"teacher": TEACHER, "mixed": {}, "feature_distance": {"classes": THINGS}},
-        "loader": {"rare_class": {}},
+        "loader": {"rare_class": {"any_image": 0}},
     },
     "daformer-ssr": {
         "method": {
@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
             "feature_distance": {"classes": THINGS},
             "regularizer": {"foundation": {"encoder": "demo", "input_size": "native"}},
         },
-        "loader": {"rare_class": {}},
+        "loader": {"rare_class": {"any_image": 0}},
     },
 }
 

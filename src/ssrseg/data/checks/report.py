@@ -18,11 +18,9 @@ from ssrseg.config import Settings
 from ssrseg.data.checks.inspect import colour_facts
 from ssrseg.data.checks.problems import Problem, grouped
 from ssrseg.data.checks.survey import InspectedData, Survey, survey
-from ssrseg.data.class_statistics import ClassStatistics, save_statistics
 from ssrseg.data.images import read_image
 from ssrseg.data.label_files import read_labels
 from ssrseg.data.label_spaces import LabelSpace
-from ssrseg.data.layouts import Pair
 from ssrseg.data.samplers import scaled_min_pixels
 from ssrseg.runs.atomic import write_atomically, write_json, writing
 
@@ -80,6 +78,7 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
     facts = {
         "classes": list(seen.space.names),
         "min_pixels": (rare and rare.min_pixels) or scaled_min_pixels(settings.loader.crop),
+        "drawn": seen.drawn,
         "domains": {domain: _facts_of(domain, data, seen.space.names) for domain, data in seen.sets.items()},
     }
     report = DataReport(Path(out), seen.problems, facts)
@@ -90,11 +89,6 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
     with writing(place := report.folder / "report.json"):
         write_json(place, {"trainable": report.trainable, **facts, "problems": problems})
         write_atomically(report.folder / "contact-sheet.png", lambda part: contact_sheet(seen).save(part, "PNG"))
-    source = seen.sets["source"]
-    pairs = [Pair(one.image, one.label) for one in source.files if one.label is not None]
-    code = source.expected.code
-    if code and pairs and len(source.pixels) == len(pairs):  # else training is refused for unreadable labels
-        save_statistics(ClassStatistics(source.pixels), pairs, code, seen.space.num_classes)
     if console is not None:
         _print(report, console)
     return report
@@ -134,9 +128,12 @@ def _print(report: DataReport, console: Console) -> None:
     console.print(table, "")
     labelled = {domain: of["frequencies"] for domain, of in facts["domains"].items() if "frequencies" in of}
     table = Table("class", *(f"{domain} {what}" for domain in labelled for what in ("pixels", "images")), box=None)
+    if facts["drawn"]:
+        table.add_column("draws for it")
     for name in facts["classes"]:
         counts = [of[name] for of in labelled.values()]
-        table.add_row(name, *(cell for one in counts for cell in (f"{one['share']:.3%}", str(one["images"]))))
+        row = [cell for one in counts for cell in (f"{one['share']:.3%}", str(one["images"]))]
+        table.add_row(name, *row, *([f"{facts['drawn'].get(name, 0):.3%}"] if facts["drawn"] else []))
     console.print(table, "")
 
     def say(text: str, style: str = "") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -17,11 +17,16 @@ from torch import Tensor
 from ssrseg.config import DataConfig, Settings
 from ssrseg.data.checks.inspect import Expected, Inspection, inspect_files
 from ssrseg.data.checks.problems import EFFECTS, Problem, notes, refuse
+from ssrseg.data.class_statistics import ClassStatistics, class_statistics, save_statistics
 from ssrseg.data.label_mapping import code_for, resolve_space
 from ssrseg.data.label_spaces import LabelSpace
-from ssrseg.data.layouts import listing_of, no_image, spec_of
+from ssrseg.data.layouts import Pair, listing_of, no_image, spec_of
+from ssrseg.data.loader import rare_class_sampler
+from ssrseg.data.samplers import RareClassSampler
 from ssrseg.errors import UserError
 
+NEVER = 0.01
+"""Draws of an image that are to be expected in a run, or in an epoch where that is longer: below, it is never drawn."""
 DECODED = 50
 """Files of each data set that are decoded before training; of the others only header and last bytes are read."""
 
@@ -54,6 +59,8 @@ class Survey:
     sets: dict[str, InspectedData]
     """By domain."""
     problems: list[Problem]
+    drawn: dict[str, float] = field(default_factory=dict)
+    """Class -> probability that rare-class sampling draws a source image for it; empty without."""
 
 
 def refuse_bad_data(settings: Settings) -> list[str]:
@@ -88,11 +95,18 @@ def survey(settings: Settings, *, some: int | None = None, console: Console | No
         sets[domain] = InspectedData(data, expected, files)
         problems += (found for one in files for found in one.problems)
         if domain != "target" and expected.code is not None:
-            problems += _check_classes(sets[domain], domain, space)
+            problems += _check_classes(sets[domain], domain, space, settings)
     problems += _between(sets, contents=some is None)
+    drawn: dict[str, float] = {}
+    if not any(one.fatal for one in problems) and (some is None or settings.loader.rare_class is not None):
+        statistics = _count_all(sets["source"])
+        if settings.loader.rare_class is not None:
+            sampler = rare_class_sampler(statistics, settings.loader.rare_class, settings)
+            drawn = {space.names[c]: float(p) for c, p in zip(sampler.classes, sampler.probabilities, strict=True)}
+            problems += _check_sampling(sampler, statistics, settings, space)
     known = {(one.domain, one.kind) for one in problems}
     effects = {(domain, EFFECTS.get(kind)) for domain, kind in known}
-    return Survey(space, sets, [one for one in problems if (one.domain, one.kind) not in effects])
+    return Survey(space, sets, [one for one in problems if (one.domain, one.kind) not in effects], drawn)
 
 
 def _expected(
@@ -150,16 +164,53 @@ def _inspect_all(
         return list(track(seen, text, len(files), transient=True, console=console, disable=quiet))
 
 
-def _check_classes(data: InspectedData, domain: str, space: LabelSpace) -> list[Problem]:
+def _count_all(data: InspectedData) -> ClassStatistics:
+    """Return the pixels of all labels, kept where rare-class sampling looks for them; counts those not looked at."""
+    pairs = [Pair(one.image, one.label) for one in data.files if one.label is not None]
+    code, classes = data.expected.code, data.expected.num_classes
+    assert code is not None  # else no label was decoded, and its problem is fatal
+    if len(data.pixels) < len(pairs):
+        return class_statistics(pairs, code, classes)
+    save_statistics(statistics := ClassStatistics(data.pixels), pairs, code, classes)
+    return statistics
+
+
+def _check_sampling(
+    sampler: RareClassSampler, statistics: ClassStatistics, settings: Settings, space: LabelSpace
+) -> Iterator[Problem]:
+    """Report what rare-class sampling makes of the classes: images that it will not draw, and classes of few pixels."""
+    train, config, root = settings.train, settings.loader.rare_class, settings.source.root
+    draws = train.steps * train.accumulate * train.devices * train.nodes * settings.loader.batch
+    if never := int((sampler.chances < NEVER / max(draws, sampler.count)).sum()):
+        how = f"rare-class sampling, temperature {config and config.temperature:g}"
+        text = f"{never} of {sampler.count} source images will never be drawn ({how})."
+        yield Problem("images never drawn", "source", root, text)
+    most = statistics.pixels.max(dim=0).values.tolist()
+    if few := [f"{space.names[c]} {most[c]}" for c in sampler.classes.tolist() if most[c] <= sampler.min_pixels]:
+        text = f"no image shows more than {sampler.min_pixels} pixels of some classes; the most are {', '.join(few)}."
+        yield Problem("class below min_pixels", "source", root, text)
+
+
+def _check_classes(data: InspectedData, domain: str, space: LabelSpace, settings: Settings) -> list[Problem]:
     """Report classes that no label shows, where labels were decoded."""
-    pixels, root = data.pixels, data.config.root
+    pixels, root, source = data.pixels, data.config.root, domain == "source"
+    if source and 0 < len(pixels) < len(data.files) and (pixels.sum(0) > 0).sum() < 2:
+        pixels = _count_all(data).pixels  # before a run is refused for what some of its labels show
     absent = [name for name, count in zip(space.names, pixels.sum(0).tolist(), strict=True) if not count]
     if not len(pixels) or not absent:
         return []
     if len(absent) == len(space.names):
         return [Problem("no class in any label", domain, root, f"No label of {root} shows any class.")]
+    if source and len(absent) == len(space.names) - 1:
+        name = next(name for name in space.names if name not in absent)
+        return [Problem("one class in all labels", domain, root, f"The labels of {root} show {name} alone.")]
+    found, distance = list[Problem](), settings.method.feature_distance
+    things = [name for name in space.names if distance and name in (distance.classes or ())]
+    if source and things and set(things) <= set(absent):
+        listed = ", ".join(things)
+        found.append(Problem("no thing in any label", domain, root, f"{listed}: in none of the labels looked at."))
     text = f"no pixel of {', '.join(absent)} in the {len(pixels)} labels looked at in {root}."
-    return [Problem("class that never occurs", domain, root, text)]
+    return [Problem("class that never occurs", domain, root, text), *found]
 
 
 def _between(sets: dict[str, InspectedData], *, contents: bool) -> list[Problem]:
