@@ -97,10 +97,9 @@ def test_an_official_checkpoint_loads_converts_and_predicts(tmp_path: Path) -> N
         assert model(torch.rand(1, 3, 64, 96)).isfinite().all()
 
 
-@pytest.mark.parametrize("part", ["model", "ema_model", "imnet_model", "mic_teacher"])
+@pytest.mark.parametrize("part", ["model", "ema_model", "imnet_model", "mic.teacher.ema_model"])
 def test_a_part_of_an_adaptation_checkpoint_is_chosen(part: str) -> None:
-    prefixes = {"model": "model.", "ema_model": "ema_model.", "imnet_model": "imnet_model."}
-    prefixes["mic_teacher"] = "mic.teacher.ema_model."
+    prefixes = {name: f"{name}." for name in ("model", "ema_model", "imnet_model", "mic.teacher.ema_model")}
     networks = {name: randomised(segmenter(), seed) for seed, name in enumerate(prefixes)}
     state = {key: value for name, model in networks.items() for key, value in official(model, prefixes[name]).items()}
     state |= {"embedding_layer.0.proj.weight": torch.zeros(2), "sam.image_encoder.pos_embed": torch.zeros(2)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, Literal
 
 import timm
@@ -16,7 +17,7 @@ from ssrseg.adapt.sam_attention import without_padding
 from ssrseg.config.method import FoundationConfig
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import Backbone
-from ssrseg.models.weights import read_checkpoint
+from ssrseg.models.weight_files import find_network, read_weights
 
 
 class Frozen:
@@ -110,7 +111,7 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
             known = ", ".join(ENCODERS)
             raise UserError(f"There is no foundation encoder {config.encoder!r}: choose {known} or timm:<name>.")
         divisor = 16 if name.startswith("samvit_") else 32
-        module, note = _create(name, config.weights, _padded(torch.Size(square or crop), divisor))
+        module, note = _create(name, config, _padded(torch.Size(square or crop), divisor))
         mean, std = (tuple(module.pretrained_cfg[key]) for key in ("mean", "std"))
     if config.weights == "none":
         note = f"{config.encoder}: random weights, which is a control and not a method"
@@ -128,19 +129,17 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
     )
 
 
-def _create(name: str, weights: str, size: tuple[int, int]) -> tuple[Any, str]:
+def _create(name: str, config: FoundationConfig, size: tuple[int, int]) -> tuple[Any, str]:
     """Build timm's module, and a note about its weights."""
+    weights, sam = config.weights, name.startswith("samvit_")
     options: dict[str, Any] = {"pretrained": weights != "none"}
     note = ""
     if weights not in ("hub", "none"):
-        state = read_checkpoint(weights)[0]
-        options["pretrained_cfg_overlay"] = {"state_dict": dict(state)}  # timm translates the names
-        parts = Counter(key.partition(".")[0] for key in state)
-        if parts.pop("image_encoder", 0) and parts:
-            left = ", ".join(f"{count} of {part}" for part, count in parts.items())
-            note = f"{name}: the image encoder in {weights}; left out: {left}"
+        state, note = _weights_of(name, config)
+        if sam:  # timm translates names that begin as those of the published file
+            state = {f"image_encoder.{key}": value for key, value in state.items()}
+        options["pretrained_cfg_overlay"] = {"state_dict": state}
     # SAM interpolates its positions by itself: built at another size, published weights would not fit.
-    sam = name.startswith("samvit_")
     for sized in (options if sam else {**options, "img_size": size}, options):  # convolutional ones have no image size
         try:
             module: Any = timm.create_model(name, **sized)
@@ -155,6 +154,27 @@ def _create(name: str, weights: str, size: tuple[int, int]) -> tuple[Any, str]:
             module.patch_embed.register_forward_hook(lambda layer, images, tokens: tokens.contiguous())
         return module, note
     raise UserError(f"timm cannot build {name!r}.")
+
+
+def _weights_of(name: str, config: FoundationConfig) -> tuple[dict[str, Tensor], str]:
+    """Read the encoder's weights from a file, and what is said about the rest of it."""
+    with torch.device("meta"):
+        known = timm.create_model(name).state_dict().keys()
+    file = read_weights(Path(config.weights).expanduser())
+    setting = "method.regularizer.foundation.part="
+
+    def fit(weights: Mapping[str, Tensor]) -> float:
+        return len(weights.keys() & known) / len(known)
+
+    network = find_network(file, fit, part=config.part, setting=setting)
+    inside = {network.path + key for key in network.tensors}
+    around = network.path[: network.path[:-1].rfind(".") + 1]
+    beside = Counter(key.removeprefix(around).partition(".")[0] for key in file.tensors if key not in inside)
+    said = [f"under `{network.path[:-1]}`"] if network.path else []
+    if beside:
+        said.append(f"left out: {', '.join(f'{count} of {part}' for part, count in beside.items())}")
+    said += [f"also in the file: {setting}{other}" for other in network.others.values() if other]
+    return dict(network.tensors), f"{name}: from {config.weights}, {'; '.join(said)}" if said else ""
 
 
 def feature_map(module: Any) -> Callable[[Tensor], Tensor]:

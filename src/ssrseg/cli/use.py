@@ -124,12 +124,16 @@ def export(model: Path, out: Annotated[Path, typer.Argument(help="the .onnx file
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="a published checkpoint: DAFormer, MIC, SSR, SegFormer ...")],
     out: Annotated[Path, typer.Argument(help="the .safetensors file")],
-    part: Annotated[str, typer.Option(help="`model` (the student) or `ema_model` (the teacher)")] = "model",
+    part: Annotated[str | None, typer.Option(help="which network of several: ema_model ...")] = None,
+    backbone: Annotated[str | None, typer.Option(help="recognised when absent")] = None,
+    head: Annotated[str | None, typer.Option(help="recognised when absent")] = None,
+    classes: Annotated[str, typer.Option(help="names, where they are not in it, e.g. road,car")] = "",
 ) -> None:
     """Turn a published checkpoint into a model file; pickle is never executed."""
     from ssrseg.models.convert import convert as write
 
-    typer.echo(str(write(checkpoint, out, part=part)))
+    names = [name.strip() for name in classes.split(",") if name.strip()]
+    typer.echo(str(write(checkpoint, out, backbone=backbone, head=head, classes=names or None, part=part)))
 
 
 def report(

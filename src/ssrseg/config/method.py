@@ -63,6 +63,8 @@ class FoundationConfig(Strict):
     """`sam-vit-b`, `sam-vit-l`, `sam-vit-h`, `timm:<name>`, or `demo` (a small one that the package ships)."""
     weights: str = "hub"
     """`hub`, a local file, or `none` (random: a control, not a method)."""
+    part: str | None = None
+    """Which network of a file that holds several: its key or prefix."""
     input_size: Annotated[
         Annotated[Positive, Tag("<side>")] | Annotated[Literal["native"], Tag("<word>")],
         chosen_by(str, "<word>", "<side>"),

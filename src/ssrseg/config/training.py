@@ -20,6 +20,8 @@ class ModelConfig(Strict):
     """Width of the head; the published one (256 for DAFormer's, 768 for SegFormer's) when absent."""
     pretrained: str = "hub"
     """`hub` (the backbone's published ImageNet weights), `owner/name[@revision]`, a local file, or `none`."""
+    pretrained_part: str | None = None
+    """Which network of a file that holds several: its key or prefix, such as `ema_model` (`docs/weights.md`)."""
     drop_path: Fraction = 0.1
     dropout: Fraction = 0.1
     align_corners: bool = False

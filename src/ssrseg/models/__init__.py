@@ -3,8 +3,9 @@
 from ssrseg.models.backbones import BACKBONES, Backbone, build_backbone
 from ssrseg.models.convert import convert
 from ssrseg.models.heads import HEADS, build_head
+from ssrseg.models.published import LoadReport, load_published
 from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, load_segmenter, save_segmenter
-from ssrseg.models.weights import LoadReport, load, load_pretrained, load_published
+from ssrseg.models.weights import load, load_pretrained
 
 __all__ = [
     "BACKBONES",

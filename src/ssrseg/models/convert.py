@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from torch import Tensor
 
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import BACKBONES
+from ssrseg.models.published import LoadReport, load_published
 from ssrseg.models.segmenter import Description, build_described, save_segmenter
-from ssrseg.models.weight_names import recognise, select, to_official
-from ssrseg.models.weights import LoadReport, load_published, read_checkpoint
+from ssrseg.models.weight_files import find_network, read_weights
+from ssrseg.models.weight_names import backbone_in, recognise, to_official
 
-MIT_SIZES = {(2, 2, 2, 2): (0, 1), (3, 4, 6, 3): (2,), (3, 4, 18, 3): (3,), (3, 8, 27, 3): (4,), (3, 6, 40, 3): (5,)}
-"""Blocks per stage -> sizes of the Mix Transformer; B0 and B1 differ by their width."""
+PART = "--part "
 
 HEAD_MARKS = {
     "embed_layers.0.proj.weight": ("daformer", 256),
@@ -42,41 +41,53 @@ def convert(
     head: str | None = None,
     classes: Sequence[str] | None = None,
     resize: tuple[int, int] | None = None,
-    part: str = "model",
+    part: str | None = None,
 ) -> LoadReport:
     """Write a published checkpoint as a model file of ours.
 
     Args:
         source: the checkpoint.
         out: safetensors file to write.
-        backbone: recognised by its depths and widths when absent.
-        head: recognised by its names when absent.
+        backbone: recognised by its depths and widths when absent, but for our own names.
+        head: recognised by its names when absent, but for our own names.
         classes: their names; when absent those in the checkpoint's `meta`, else Cityscapes' for 19, else numbers.
         resize: (width, height) that bounds the images at inference.
-        part: which network of an adaptation checkpoint, a key of `ssrseg.models.weight_names.PARTS`.
+        part: which network of the checkpoint: its key or prefix, such as `ema_model` (`docs/weights.md`).
 
     Raises:
         UserError: the checkpoint cannot be read, something is neither given nor recognised, or it does not fit.
     """
-    weights, meta = read_checkpoint(source)
-    names, _ = select(weights, part)
-    dialect = recognise(names)
-    state = to_official(names, dialect, None)
-    count = _count_classes(state, source)
+    file = read_weights(source)
+    network = find_network(file, _fit, part=part, setting=PART)
+    dialect = recognise(network.tensors)
+    state = to_official(network.tensors, dialect, {})
+    if (classifier := _classifier(state)) is None:
+        raise UserError(f"{source} has no classifier: it is a backbone. Use it as model.pretrained instead.")
+    if dialect == "ssrseg" and not (backbone and head):
+        raise UserError(
+            f"{source} holds weights under our own names, without their description. Say what network they are of: "
+            "--backbone NAME --head NAME --classes CLASS,CLASS,..."
+        )
+    count = len(classifier)
     known = CITYSCAPES if count == len(CITYSCAPES) else tuple(f"class-{i}" for i in range(count))
-    classes = tuple(classes or _listed(meta.get("CLASSES"), count) or known)
+    classes = tuple(classes or _listed(file.meta.get("CLASSES"), count) or known)
     if len(classes) != count:
         raise UserError(f"{source} has {count} classes, but {len(classes)} names were given.")
     recognised, channels = _head_in(state)
     if dialect == "dacs":  # its head owns four branches and returns after the second
         recognised = "deeplabv2"
-    if not (head or recognised):
+    if dialect == "ssrseg" and classifier.shape[-1] == 1:  # a layer of 1x1, behind the head's own width
+        channels = classifier.shape[1]
+    if not (head := head or recognised):
         heads = ", ".join(name for name, _ in HEAD_MARKS.values())
-        raise UserError(f"The head in {source} is not recognised; ours are {heads}.")
-    palette = _listed(meta.get("PALETTE"), count) or ()
+        raise UserError(f"The head in {source} is not recognised: name it with --head, one of {heads}.")
+    if not (backbone := backbone or backbone_in(state, dialect)):
+        known_ones = ", ".join(BACKBONES)
+        raise UserError(f"The backbone in {source} is not recognised: name it with --backbone, one of {known_ones}.")
+    palette = _listed(file.meta.get("PALETTE"), count) or ()
     description = Description(
-        backbone=backbone or _backbone_in(state, source, dialect),
-        head=head or recognised,
+        backbone=backbone,
+        head=head,
         classes=tuple(map(str, classes)),
         colors=tuple((int(red), int(green), int(blue)) for red, green, blue in palette),
         resize=resize,
@@ -84,29 +95,9 @@ def convert(
         align_corners=dialect in ("dacs", "undoing"),
     )
     segmenter = build_described(description)
-    report = load_published(segmenter, {"state_dict": weights}, part=part)
+    report = load_published(segmenter, file, part=network.path[:-1] or None, setting=PART)
     save_segmenter(segmenter, out)
     return report
-
-
-def _backbone_in(state: Mapping[str, Tensor], source: Path, dialect: str) -> str:
-    def depth_of(stage: str) -> int:
-        return len({match[1] for key in state if (match := re.search(rf"^backbone\.{stage}\.(\d+)\.", key))})
-
-    depths = tuple(depth_of(f"block{stage}") for stage in (1, 2, 3, 4))
-    if depths in MIT_SIZES and "backbone.norm1.weight" in state:
-        wide = len(state["backbone.norm1.weight"]) == 64
-        return f"mit_b{MIT_SIZES[depths][-1 if wide else 0]}"
-    if (depth := {6: 50, 23: 101}.get(depth_of("layer3"))) is not None:
-        if "backbone.stem.0.weight" in state:
-            return f"resnet{depth}v1c"
-        if dialect == "dacs":
-            return f"resnet{depth}-caffe"
-        # Norms that FADA and Undoing have frozen count no batches.
-        return f"resnet{depth}-{'dilated' if 'backbone.bn1.num_batches_tracked' in state else 'frozen'}"
-    if "backbone.fc6.weight" in state:
-        return "vgg16-dilated"
-    raise UserError(f"The backbone in {source} is not recognised: name it, one of {', '.join(BACKBONES)}.")
 
 
 def _head_in(state: Mapping[str, Tensor]) -> tuple[str, int | None]:
@@ -117,11 +108,16 @@ def _head_in(state: Mapping[str, Tensor]) -> tuple[str, int | None]:
     return "", None
 
 
-def _count_classes(state: Mapping[str, Tensor], source: Path) -> int:
-    for name in ("linear_pred", "aspp_modules.0.conv", "classify", "conv_seg"):  # SegFormer's conv_seg is a dead layer
-        if f"decode_head.{name}.weight" in state:
-            return len(state[f"decode_head.{name}.weight"])
-    raise UserError(f"{source} has no classifier: it is a backbone. Use it as model.pretrained instead.")
+def _classifier(state: Mapping[str, Tensor]) -> Tensor | None:
+    official = ("linear_pred", "aspp_modules.0.conv", "classify", "conv_seg")  # SegFormer's conv_seg is a dead layer
+    names = [*(f"decode_head.{name}.weight" for name in official), "head.classify.weight", "head.branches.0.weight"]
+    return next((state[name] for name in names if name in state), None)
+
+
+def _fit(weights: Mapping[str, Tensor]) -> float:
+    """Tell whether weights are a network with a head whose names we know."""
+    renamed = to_official({name: value.to("meta") for name, value in weights.items()}, recognise(weights), {})
+    return float(_classifier(renamed) is not None)
 
 
 def _listed(value: Any, count: int) -> tuple[Any, ...] | None:

@@ -16,14 +16,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Segmenter
 
 _TABLES = yaml.safe_load((resources.files("ssrseg") / "models" / "weight_names.yaml").read_text(encoding="utf-8"))
 DIALECTS: dict[str, dict[str, Any]] = _TABLES["dialects"]
 """Ways to spell a segmentor or a backbone, in the order in which they are tried."""
-PARTS: dict[str, str] = _TABLES["parts"]
-"""The networks of an adaptation checkpoint, and patterns of their names."""
+
+MIT_SIZES = {(2, 2, 2, 2): (0, 1), (3, 4, 6, 3): (2,), (3, 4, 18, 3): (3,), (3, 8, 27, 3): (4,), (3, 6, 40, 3): (5,)}
+"""Blocks per stage -> sizes of the Mix Transformer; B0 and B1 differ by their width."""
 
 
 def official_name(key: str, segmenter: Segmenter) -> str:
@@ -56,41 +56,21 @@ def _rename(key: str, rules: Mapping[str, str]) -> str:
     return key
 
 
-def select(state: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Pick one network of an adaptation checkpoint, without its prefix; the rest is returned with the reason."""
-    if part not in PARTS:
-        raise UserError(f"There is no part {part!r}: choose {', '.join(PARTS)}.")
-    plain = {key.removeprefix("module."): value for key, value in state.items()}
-    present = [name for name, pattern in PARTS.items() if any(re.search(pattern, key) for key in plain)]
-    if not present and part == "model":
-        return plain, {}
-    if part not in present:
-        raise UserError(f"The checkpoint has no {part!r}; it holds {', '.join(present) or 'a single network'}.")
-    chosen, dropped = dict[str, Tensor](), dict[str, str]()
-    for key, value in plain.items():
-        other = next((name for name in present if name != part and re.search(PARTS[name], key)), None)
-        if other:
-            dropped[key] = f"another network: {other}"
-        else:
-            chosen[re.sub(PARTS[part], "", key)] = value
-    return chosen, dropped
-
-
 def recognise(keys: Iterable[str]) -> str:
     """Recognise the dialect of a checkpoint's names."""
     names = list(keys)
-    return next(name for name, dialect in DIALECTS.items() if any(re.search(dialect["marker"], key) for key in names))
+    spoken = (name for name, dialect in DIALECTS.items() if any(re.search(dialect["marker"], key) for key in names))
+    return next(spoken, "timm")
 
 
-def to_official(state: Mapping[str, Tensor], dialect: str, segmenter: Segmenter | None) -> dict[str, Tensor]:
+def to_official(state: Mapping[str, Tensor], dialect: str, own: Mapping[str, str]) -> dict[str, Tensor]:
     """Rename a network's weights to their official names.
 
     Args:
         state: names and weights in one dialect, without prefixes.
         dialect: a key of `DIALECTS`.
-        segmenter: whose names `ssrseg` and `timm` are; the others do not need it.
+        own: official name of each weight of a segmenter, whose names `ssrseg` and `timm` are; others do not need it.
     """
-    own = {} if segmenter is None else {key: official_name(key, segmenter) for key in segmenter.state_dict()}
     if dialect == "ssrseg":
         return {own.get(key, key): value for key, value in state.items()}
     if dialect == "timm":
@@ -135,3 +115,23 @@ def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
         elif ".attn.value." not in key or key.replace(".attn.value.", ".attn.key.") not in state:
             joined[key] = value
     return joined
+
+
+def backbone_in(state: Mapping[str, Tensor], dialect: str) -> str | None:
+    """Recognise the backbone by the depths and widths of official weights, where it is one of those that we name."""
+
+    def depth_of(stage: str) -> int:
+        return len({match[1] for key in state if (match := re.search(rf"^backbone\.{stage}\.(\d+)\.", key))})
+
+    depths = tuple(depth_of(f"block{stage}") for stage in (1, 2, 3, 4))
+    if depths in MIT_SIZES and "backbone.norm1.weight" in state:
+        wide = len(state["backbone.norm1.weight"]) == 64
+        return f"mit_b{MIT_SIZES[depths][-1 if wide else 0]}"
+    if (depth := {6: 50, 23: 101}.get(depth_of("layer3"))) is not None:
+        if "backbone.stem.0.weight" in state:
+            return f"resnet{depth}v1c"
+        if dialect == "dacs":
+            return f"resnet{depth}-caffe"
+        # Norms that FADA and Undoing have frozen count no batches.
+        return f"resnet{depth}-{'dilated' if 'backbone.bn1.num_batches_tracked' in state else 'frozen'}"
+    return "vgg16-dilated" if "backbone.fc6.weight" in state else None

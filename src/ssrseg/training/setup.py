@@ -116,7 +116,7 @@ def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str
         align_corners=config.align_corners,
     )
     if config.start is None:
-        note = load_pretrained(student, config.pretrained, config.backbone)
+        note = load_pretrained(student, config.pretrained, config.backbone, config.pretrained_part)
     else:
         note = start_from(student, config, space.names)
     bound, parts = (settings.target or settings.source).resize, (config.head_channels, config.align_corners)
