@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ from torch import Tensor
 from factories import tiny_segmenter
 from ssrseg import cli
 from ssrseg.adapt import Batch, Pseudo, Term, View
+from ssrseg.config import assignments
 from ssrseg.data import RawBatch, train_batches
 from ssrseg.errors import UserError
 from ssrseg.models import Segmenter
@@ -105,6 +107,18 @@ def said_of_a_nan_gradient(root: Path) -> str:
     return str(raised.value)
 
 
+def diverging(root: Path, name: str = "run", **over: Any) -> Fault:
+    """Train with a learning rate that no network bears, and give the fault."""
+    settings = settings_for(root, method=PLAIN, val=None, selection=None, optim={"lr": 1e6, "warmup": 0}, **over)
+    with pytest.raises(Fault) as raised:
+        train(settings, root / name)
+    return raised.value
+
+
+def said_of_a_divergence(root: Path) -> str:
+    return str(diverging(root))
+
+
 class Unlearn(Observer):
     """From a step on, no pixel is predicted as the last class: its bias is held far below the others'."""
 
@@ -121,7 +135,7 @@ class Unlearn(Observer):
 class Meet(Term):
     """Not a loss: it lets an observer meet the student."""
 
-    def __init__(self, observer: Unlearn) -> None:
+    def __init__(self, observer: Unlearn | Spoil) -> None:
         super().__init__({"source"})
         self._observer = [observer]
 
@@ -195,6 +209,7 @@ FAULTS: dict[str, Callable[[Path], str]] = {
     "a NaN image": said_of_a_nan_image,
     "a NaN gradient": said_of_a_nan_gradient,
     "skipped steps": said_of_skipped_steps,
+    "a divergence": said_of_a_divergence,
     "a class that collapses": said_of_a_collapse,
     "a student on its own": said_of_a_student_on_its_own,
     "a slow batch": said_of_a_slow_batch,
@@ -323,7 +338,62 @@ def test_going_on_after_a_stop_is_skipping_the_step(tmp_path: Path) -> None:
     assert one["step"] == other["step"] == 4
     for part in ("learner", "teacher"):
         assert all(torch.equal(one[part][name], other[part][name]) for name in one[part])
-    assert one["observers"]["guard"] == other["observers"]["guard"] == {"skipped": 2}
+    assert one["observers"]["guard"] == other["observers"]["guard"]
+    assert one["observers"]["guard"]["skipped"] == 2
+
+
+def test_what_is_said_of_a_divergence_helps(tmp_path: Path) -> None:
+    fault = diverging(tmp_path, train={"checkpoint_every": 1})
+    assert fault.diverged
+    assert fault.completed < 4
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["step"]
+    assert kept == fault.completed - 1  # the regular one: nothing was saved at the fault
+    assert "lower optim.lr in" not in str(fault)  # that one has the spoiled weights
+    skipping = diverging(tmp_path, "skipping", train={"guard": {"skip": 10}})
+    assert (skipping.step, skipping.diverged) == (fault.step, True)  # ten steps would be as bad
+    advised = re.findall(r"Start anew with optim\.lr=(\S+) \(now 1e\+06\) and another --out", str(fault))
+    rate = assignments([f"optim.lr={advised[0]}"])
+    settings = settings_for(tmp_path, method=PLAIN, val=None, selection=None, **rate)
+    assert train(settings, tmp_path / "anew").folder.joinpath("student-last.safetensors").exists()
+
+
+class Spoil(Observer):
+    """Multiplies the weights after a step, as a step of a far too high rate does."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self.student: Segmenter | None = None
+
+    def stepped(self, result: StepResult) -> None:
+        if result.step == self._step and self.student is not None:
+            with torch.no_grad():
+                for weight in self.student.parameters():
+                    weight.mul_(1e30)
+
+
+def test_a_checkpoint_from_before_a_divergence_is_named_and_goes_on(tmp_path: Path) -> None:
+    spoil = Spoil(3)
+    settings = settings_for(tmp_path, method=PLAIN, val=None, selection=None, train={"steps": 6})
+    with pytest.raises(Fault, match=r"The checkpoint of step 2 is from before: lower optim\.lr in") as raised:
+        train(settings, tmp_path / "run", extensions=Extensions(observers=[spoil], terms={"meet": Meet(spoil)}))
+    assert (raised.value.step, raised.value.completed) == (4, 4)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.001", "lr: 0.0001", 1))
+    resumed = Extensions(observers=[Observer()], terms={"meet": Meet(Spoil(9))})
+    run = train(None, tmp_path / "run", resume=True, extensions=resumed)
+    assert records(run.folder, "train")[-1]["step"] == 6
+
+
+def test_a_fault_of_every_step_is_not_said_to_be_passed(tmp_path: Path) -> None:
+    class Hole(Term):
+        def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
+            return features[0].sum() * math.nan
+
+    extensions = Extensions(terms={"hole": Hole({"source"})})
+    with pytest.raises(Fault, match=r"goes on after this step; a run with train\.guard\.skip=10"):
+        train(settings_for(tmp_path, method=PLAIN, val=None), tmp_path / "run", extensions=extensions)
+    with pytest.raises(Fault, match="but the 2 steps up to it were all so: this is no matter of one image"):
+        train(None, tmp_path / "run", resume=True, extensions=extensions)
 
 
 def test_the_batch_of_a_fault_is_kept_and_the_report_has_the_warning(tmp_path: Path) -> None:

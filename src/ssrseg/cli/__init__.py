@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from ssrseg.cli import train, use
-from ssrseg.errors import UserError
+from ssrseg.errors import UserError, first_line, out_of_memory, remedy
 from ssrseg.runs.atomic import FULL
 
 LOCALE = "Set PYTHONUTF8=1 where names are in UTF-8 and the locale is not, or use another name."
@@ -29,8 +29,19 @@ for command in (
     app.command()(command)
 
 
+SLIDE = "--mode slide, one window after another: 'inference.window=[256, 256]' 'inference.stride=[170, 170]'"
+LESS_MEMORY = {
+    "predict": SLIDE,
+    "evaluate": SLIDE,
+    "estimate-priors": "inference.mode=slide looks at one window after another; target.resize makes images smaller",
+    "plan": "--no-probe estimates without running the step",
+    "train": "fewer loader.workers need less; `ssrseg plan` with the same words says what a step needs",
+}
+"""What to do when memory runs out, by command."""
+
+
 def main() -> None:
-    """Entry point: a user's mistake is one message and an exit code, never a traceback.
+    """Entry point: what a user can mend is one message and an exit code, never a traceback.
 
     The code is 2, or 3 when a run stopped because its numbers went wrong (`docs/guards.md`).
     """
@@ -39,19 +50,26 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     try:
         app()
-    except (UserError, OSError, UnicodeEncodeError) as error:
-        if isinstance(error, UserError):
-            text, code = str(error), error.exit_code
-        elif isinstance(error, UnicodeEncodeError):  # a library's; the package writes UTF-8
-            if error.reason != "surrogates not allowed":
-                raise
-            name = error.object.encode(errors="replace").decode()
-            text, code = f"{name[:200]}: this name is no text in UTF-8. {LOCALE}", 2
-        elif error.errno in {*FULL, errno.EROFS}:  # a disk that lets nothing be written is no fault of the program
-            where = f" ({error.filename})" if error.filename else ""
-            text, code = f"cannot write: {error.strerror}{where}. Make room, or write elsewhere with --out.", 2
-        else:
+    except Exception as error:
+        if (text := explained(error)) is None:
             raise
         shown = text.encode(errors="replace").decode()  # a name that is no UTF-8 cannot be printed
         Console(stderr=True).print(f"error: {shown}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(code)
+        sys.exit(error.exit_code if isinstance(error, UserError) else 2)
+
+
+def explained(error: Exception) -> str | None:
+    """Turn an error that is no fault of the program into a message; nothing for the others."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":  # a library's
+        name = error.object.encode(errors="replace").decode()  # the package writes UTF-8
+        return f"{name[:200]}: this name is no text in UTF-8. {LOCALE}"
+    if isinstance(error, OSError) and error.errno in {*FULL, errno.EROFS}:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"cannot write: {error.strerror}{where}. Make room, or write elsewhere with --out."
+    if out_of_memory(error):
+        less = LESS_MEMORY.get(next(iter(sys.argv[1:]), ""), "smaller images need less")
+        return f"memory ran out: {first_line(error)}\nTo need less: {less}. Other programs may hold memory, too."
+    advice = remedy(error)
+    return advice and f"{first_line(error)}\n{advice}"

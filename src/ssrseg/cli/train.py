@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -21,9 +22,9 @@ from ssrseg.cli.options import (
     Words,
     settings_from,
 )
-from ssrseg.errors import UserError
+from ssrseg.errors import OutOfMemory, UserError
 from ssrseg.runs.atomic import write_json
-from ssrseg.runs.folder import GroupFolder
+from ssrseg.runs.folder import GroupFolder, RunFolder
 
 
 def train(
@@ -54,7 +55,15 @@ def train(
     if seeds is not None or (resume and GroupFolder(out).exists):
         _train_group(settings, out, seeds, resume)
         return
-    finished = run(settings, out, resume=resume, console=Console())
+    try:
+        finished = run(settings, out, resume=resume, console=Console())
+    except OutOfMemory as error:
+        from ssrseg import planning
+
+        planned = ""
+        with suppress(Exception):  # an addition, when memory is short
+            planned = planning.what_to_change(RunFolder(out).settings())
+        raise OutOfMemory(f"{error}\n{planned}") from error
     if finished.first:
         typer.echo(f"{finished.folder}")
 

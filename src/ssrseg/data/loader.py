@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ import cv2
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from ssrseg.config import DataConfig, LoaderConfig, RareClassConfig, Settings
 from ssrseg.data.cache import ScaledFiles
@@ -135,12 +137,10 @@ def load(
         worker_init_fn=_prepare_worker,
         timeout=min(POLL, timeout or POLL) if workers else 0,
     )
-    others, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
-    iterator = iter(loader)
+    others = set(multiprocessing.active_children())
+    with _without_torchs_sigchld():
+        iterator = iter(loader)
     processes = set(multiprocessing.active_children()) - others
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        # torch's handler would raise in the midst of any step when a worker dies: here it is seen at the next batch.
-        signal.signal(signal.SIGCHLD, handler)
     began = time.monotonic()
     while True:
         try:
@@ -168,6 +168,23 @@ def load(
             raise batch
         yield batch
         began = time.monotonic()
+
+
+@contextmanager
+def _without_torchs_sigchld() -> Iterator[None]:
+    """Restore the handler of SIGCHLD, where there is one: torch's, which loaders set, raises in the midst of any step.
+
+    A worker that dies is seen at the next batch. torch's may be there already, from a loader of somebody else.
+    """
+    number = getattr(signal, "SIGCHLD", None)  # not on Windows
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(number)
+    yield
+    torchs = getattr(handler, "__module__", None) == signal_handling.__name__
+    if handler is not None:
+        signal.signal(number, signal.SIG_DFL if torchs else handler)
 
 
 def _prepare_worker(index: int) -> None:

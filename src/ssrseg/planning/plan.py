@@ -122,6 +122,15 @@ def plan(settings: Settings, *, probe: bool = True, memory: float | None = None)
     )
 
 
+def what_to_change(settings: Settings) -> str:
+    """Say in a sentence what a run needs that did not fit, and by which changes it needs less."""
+    planned = plan(settings, probe=False)
+    limit = min(0.75 * planned.peak, ROOM * (planned.available or planned.peak))
+    changes = planned.changes or advise(settings, device_type(settings.train), planned.peak, limit)
+    steps = "; then ".join(f"{' '.join(change.words)}: {_gib(change.peak)} GiB" for change in changes)
+    return f"`ssrseg plan` estimates {_gib(planned.peak)} GiB for a step" + (f"; with {steps}." if steps else ".")
+
+
 def steps_per_second(settings: Settings) -> float:
     """Time some real steps on noise in one process on this machine, without loading data or evaluating."""
     alone = settings.model_copy(update={"train": settings.train.model_copy(update={"devices": 1, "steps": 1 + TIMED})})

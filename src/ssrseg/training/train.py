@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from copy import deepcopy
@@ -14,9 +15,11 @@ from shlex import quote
 import torch
 from rich.console import Console
 
+from ssrseg.adapt.learner import Learner, adapt
+from ssrseg.adapt.methods import Method
 from ssrseg.config import Settings
 from ssrseg.data import eval_samples, refuse_bad_data, train_batches
-from ssrseg.errors import UserError
+from ssrseg.errors import OutOfMemory, UserError, first_line, out_of_memory
 from ssrseg.inference.sliding_window import build_inference
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.runs.atomic import FULL
@@ -66,7 +69,7 @@ def train(
     Raises:
         UserError: the settings, the data or the folder do not allow the run, and nothing was trained or overwritten;
             or the disk is full.
-        Interrupted: SIGINT, SIGTERM or SIGUSR1 has ended it; its state was saved.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 has ended it; its state was saved, once a step was done.
     """
     out, extensions, console = Path(out), extensions or Extensions(), console or Console(quiet=True)
     settings = settings and deployed(settings)
@@ -85,6 +88,7 @@ def train(
         console.print(f"The run in {folder.path} is finished: nothing to resume.", soft_wrap=True, markup=False)
         return Run(folder.path, load_segmenter(folder.student_last))
     with deterministic_operations(settings.train.deterministic), signals_noted() as stop:
+        stop.at_once = True  # until the first step is done
         context = build_context(settings, folder, extensions=extensions, notes=refuse_bad_data(settings))
         fabric, method = context.fabric, context.method
         with folder.held() if fabric.is_global_zero else nullcontext():
@@ -158,22 +162,49 @@ def observed(
             for text in (*point.warnings, *failures):
                 journal.warn(start, text)
             saving = CheckpointWriter(context, named, stop, journal.warn)
-            timeout = stack.enter_context(StepTimeout(context.fabric, train.timeout_minutes))
+            timeout = stack.enter_context(StepTimeout(context.fabric, train.timeout_minutes, stop))
             try:
                 yield [timeout, *(each for each in (*named.values(), saving) if first or each.everywhere)]
             except Fault as fault:
                 journal.write("warning", fault.step, text=str(fault))
-                saving.save(fault.completed)
+                if not fault.diverged:
+                    saving.save(fault.completed)
                 raise
             except Interrupted as stopped:
-                screen.print(f"{stopped.signal.name}: stopped after step {stopped.step}. {how_to_resume}")
+                if stopped.step is not None:
+                    screen.print(f"{stopped.signal.name}: stopped after step {stopped.step}. {how_to_resume}")
                 raise
+            except Exception as error:
+                if isinstance(error, UserError) or not out_of_memory(error):
+                    raise
+                raise OutOfMemory(
+                    f"Memory ran out {place(error, context.method)}: {first_line(error)}\nTo need less, in this order: "
+                    "train.activation_checkpointing=true; train.precision=bf16; loader.batch=1 with train.accumulate; "
+                    "a smaller loader.crop; inference.mode=slide for evaluations. `ssrseg plan` with the words of this "
+                    f"run says what each saves. Set them in {folder.config}. {how_to_resume}"
+                ) from error
     except OSError as error:
         if error.errno not in FULL:
             raise
         raise UserError(
             f"The run stopped, as {folder.path} cannot be written any more: {error}. Make room. {how_to_resume}"
         ) from error
+
+
+def place(error: BaseException, method: Method) -> str:
+    """Say where in a step an error was raised: while evaluating, or at which view and term; from its traceback."""
+    step, view, term = 0, "none", "none"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is fit.__code__:
+            step = frame.f_locals.get("step", 0) + 1
+        if frame.f_code is Evaluation.stepped.__code__ or frame.f_code is Selection.stepped.__code__:
+            return f"in the evaluation after step {step}"
+        if frame.f_code is adapt.__code__:
+            view = frame.f_locals["view"].name if "view" in frame.f_locals else "none yet (labels of the teacher)"
+        if frame.f_code is Learner._early_backward.__code__:
+            asked = frame.f_locals["term"]
+            term = next(name for name, each in method.learner.terms.named_children() if each is asked)
+    return f"in step {step} (view {view}, term {term})"
 
 
 def build_observers(context: RunContext, journal: Journal) -> dict[str, Observer]:

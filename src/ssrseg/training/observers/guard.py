@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ssrseg.adapt import distributed
 from ssrseg.adapt.batch import View
+from ssrseg.config import OptimConfig
 from ssrseg.data.loader import RawBatch
 from ssrseg.errors import UserError
 from ssrseg.runs.atomic import write_atomically, write_json
@@ -25,18 +26,21 @@ from ssrseg.training.setup import RunContext
 LAG = {"cuda": 1}
 """Steps by which the host looks later, by kind of device; a host that computes itself has the numbers at once."""
 
+DIVERGED = 10.0
+"""Times the loss of an untrained network, or the largest weight of one (1 at least): a run above it has diverged."""
+
 
 class Fault(UserError):
     """A run that stopped because its numbers went wrong at `step`; the command line exits with code 3.
 
-    It had completed `completed` steps by then, and its state is good: the step changed nothing.
+    It had completed `completed` steps by then. The step changed nothing, so its state is good, unless it has diverged.
     """
 
     exit_code = 3
 
-    def __init__(self, message: str, step: int, completed: int) -> None:
+    def __init__(self, message: str, step: int, completed: int, *, diverged: bool = False) -> None:
         super().__init__(message)
-        self.step, self.completed = step, completed
+        self.step, self.completed, self.diverged = step, completed, diverged
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class Guard(Observer):
     """
 
     everywhere = True
-    kept = ("skipped",)
+    kept = ("skipped", "row", "sound", "untrained", "first_weight")
 
     def __init__(self, context: RunContext, journal: Journal) -> None:
         train, fabric, method = context.settings.train, context.fabric, context.method
@@ -166,13 +170,19 @@ class Guard(Observer):
         self._lag = LAG.get(fabric.device.type, 0)
         self._views: list[str] = []
         self._before: list[Tensor] = []
-        self._pending: deque[Callable[[], BadStep | None]] = deque()
-        self.skipped, self._completed = 0, 0
+        self._pending: deque[Callable[[], BadStep | float]] = deque()
+        self.skipped, self.row, self.sound, self._completed = 0, 0, 0, 0  # sound: the last step without a high loss
+        self._lr, self._loss, self.untrained = context.settings.optim.lr, 0.0, math.log(len(context.space.names))
+        self.first_weight = self._largest_weight()
 
     def state(self) -> dict[str, Any]:
         """Check the steps that were not checked yet, which may stop the run."""
         self._check(lag=0)
         return super().state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore a `state`, also one that an earlier version has saved."""
+        super().restore({name: getattr(self, name) for name in self.kept} | state)
 
     def saw(self, step: int, view: View) -> None:
         """Note the gradients of the views before, so that the view that spoils them can be named."""
@@ -194,13 +204,13 @@ class Guard(Observer):
             arrived.record()
         names, views = [list(part) for part in losses], self._views
 
-        def bad_step() -> BadStep | None:
-            """Wait for the numbers; `None` when all are finite."""
+        def bad_step() -> BadStep | float:
+            """Wait for the numbers; the loss of the step when all are finite."""
             if arrived is not None:
                 arrived.synchronize()
             *read, any_bad = sent.tolist()
             if not any_bad:
-                return None
+                return float(sum(read[: len(values)])) / len(raws)
             left = iter(read)
             read_losses = [{name: next(left) for name in part} for part in names]
             gradients = {name: next(left) for name in parameters}
@@ -226,24 +236,64 @@ class Guard(Observer):
         self._check(lag=0)
 
     def _check(self, lag: int) -> None:
-        stop: tuple[int, str] | None = None
+        stop: Fault | None = None
         while len(self._pending) > (0 if stop else lag):  # one more may be on its way: the saved state must include it
-            bad = self._pending.popleft()()
-            if bad is None:
+            step, number = self._pending.popleft()(), self._completed - len(self._pending)
+            if isinstance(step, float):
+                self._note(step, number)
                 continue
-            self.skipped += 1
-            folder = self._folder.fault(bad.step, self._rank)
-            bad.dump(folder)
-            process = "" if self._rank is None else f"process {self._rank}"
-            text = f"{bad.text(process)} No weight was changed; the batch lies in {folder}."
+            self.skipped, self.row = self.skipped + 1, self.row + 1
+            folder = self._folder.fault(step.step, self._rank)
+            step.dump(folder)
+            where, diverged = "" if self._rank is None else f"process {self._rank}", self._diverged()
+            text = f"{step.text(where)} No weight was changed; the batch lies in {folder}."
             if stop:
-                self._journal.warn(bad.step, text)
-            elif self.skipped <= self._allowed:
-                self._journal.warn(bad.step, f"{text} Skipped: number {self.skipped} of at most {self._allowed}.")
+                self._journal.warn(step.step, text)
+            elif self.skipped <= self._allowed and not diverged:
+                self._journal.warn(step.step, f"{text} Skipped: number {self.skipped} of at most {self._allowed}.")
             else:
-                after = f" after {self._allowed} skipped steps" if self._allowed else ""
-                go_on = f"`ssrseg train --resume --out {self._folder.path}` goes on after this step"
-                more = f"a run with train.guard.skip={max(10, 2 * self._allowed)} leaves out so many by itself"
-                stop = bad.step, f"{text} The run stopped{after}. {go_on}; {more}."
+                after = f" after {self.skipped - 1} skipped steps" if self.skipped > 1 and self._allowed else ""
+                text = f"{text} The run stopped{after}. {diverged or self._how_to_go_on()}"
+                stop = Fault(text, step.step, self._completed, diverged=bool(diverged))
         if stop:
-            raise Fault(stop[1], stop[0], self._completed)
+            raise stop
+
+    def _note(self, loss: float, step: int) -> None:
+        """Remember the loss of a good step."""
+        self._loss, self.row = loss, 0
+        self.untrained = max(loss, self.untrained) if step == 1 else self.untrained
+        self.sound = self.sound if self._is_high(loss) else step
+
+    def _is_high(self, loss: float) -> bool:
+        return loss > DIVERGED * self.untrained
+
+    def _largest_weight(self) -> float:
+        return float(torch.stack(torch._foreach_norm([weight.detach() for _, weight in self._named], math.inf)).max())
+
+    def _diverged(self) -> str:
+        """Say by what the run has diverged, and what to do; "" when it has not. All processes come to the same."""
+        weight, loss = self._largest_weight(), self._loss
+        large = not weight <= DIVERGED * max(self.first_weight, 1)
+        if not distributed.all_any(torch.tensor(large or self._is_high(loss), device=self._named[0][1].device)):
+            return ""
+        found = f"the loss was {loss:.3g} before this step (untrained {self.untrained:.3g})"
+        if large:
+            found += f", and the largest weight is {weight:.3g} (at first {self.first_weight:.3g})"
+        saved, again = (self._completed - 1) // self._checkpoint_every * self._checkpoint_every, "Start anew with"
+        if self._folder.checkpoint.exists() and 0 < saved < self.sound:  # the loss after it was not high
+            again = f"The checkpoint of step {saved} is from before: lower optim.lr in {self._folder.config}, and "
+            again += f"`ssrseg train --resume --out {self._folder.path}` goes on from there. Or start anew with"
+        return (
+            f"It has diverged: {found}. The weights are spoiled: they were not saved, and the same settings lead here "
+            f"again, resumed or with steps skipped. {again} optim.lr={min(self._lr / 10, OptimConfig().lr):g} (now "
+            f"{self._lr:g}) and another --out."
+        )
+
+    def _how_to_go_on(self) -> str:
+        go_on = f"`ssrseg train --resume --out {self._folder.path}` goes on after this step"
+        if self.row > 1:
+            return (
+                f"{go_on}, but the {self.row} steps up to it were all so: this is no matter of one image. Look for a "
+                "term or view that divides by zero, for train.precision=bf16, and lower optim.lr."
+            )
+        return f"{go_on}; a run with train.guard.skip={max(10, 2 * self._allowed)} leaves out so many by itself."
