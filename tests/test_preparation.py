@@ -202,10 +202,18 @@ def test_bf16_trains_and_teacher_and_encoders_run_in_it(tmp_path: Path, monkeypa
 def test_without_a_compiler_auto_says_so_and_on_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "has_compiler", lambda: False)
     method = dacs_ssr(tiny_segmenter())
+    monkeypatch.setattr(setup, "has_triton", lambda: True)
+    cuda = torch.device("cuda")
     assert prepare(method, TrainConfig(compile="auto"), CPU) == []  # off on the CPU
-    assert "no C++ compiler" in prepare(method, TrainConfig(compile="auto"), torch.device("cuda"))[0]
+    assert "no C++ compiler" in prepare(method, TrainConfig(compile="auto"), cuda)[0]
     with pytest.raises(UserError, match="C\\+\\+ compiler"):
         prepare(method, TrainConfig(compile="on"), CPU)
+    monkeypatch.setattr(setup, "has_compiler", lambda: True)
+    monkeypatch.setattr(setup, "has_triton", lambda: False)
+    assert "no Triton" in prepare(method, TrainConfig(compile="auto"), cuda)[0]
+    with pytest.raises(UserError, match=r"no Triton.* set train\.compile=off"):
+        prepare(method, TrainConfig(compile="on"), cuda)
+    assert prepare(method, TrainConfig(compile="off"), cuda) == []  # what the message says
 
 
 @pytest.mark.slow

@@ -1,13 +1,25 @@
-"""bf16 and compilation against 32 bits and eager, for the published MIC + SSR step, on a CUDA device.
+"""The published MIC + SSR step on a CUDA device: bf16 and compiled against 32 bits and eager, in about ten minutes.
 
-    python benchmarks/speed/gpu_step.py --data CAMVID --backbone-weights MIT_B5 --encoder-weights sam_vit_b_01ec64.pth
+    python benchmarks/speed/gpu_step.py
 
-Each variant runs in a process of its own: first the published step (crops of 512x512, batch 2 + 2, noise) for steps per
-second, memory and MFU (the counted arithmetic over what the card could do, in bf16: what its maker states, and what a
-product of two large matrices reaches in the same process), and without SSR for SSR's share of the step; then 200 steps
-on CamVid, day to dusk, for the curve of the loss. Without weight files the networks start from random weights, and the
-table says so. Results go to `benchmarks/results/gpu-step.*`. Without a CUDA device nothing is measured; `--dry-run`
-goes the same way on the CPU with tiny networks and noise, in one process, and writes to `--out`.
+It needs no data and no weights: networks are random, images are noise, and they cost what real ones cost. Please send
+`gpu-step.json` and `gpu-step.md` back, which it writes to `benchmarks/results` (or `--out`). **No GPU was at hand when
+this was written**: no figure of the project was made by it yet, and only `--dry-run`, which goes the same way on the
+CPU with tiny networks, has been run.
+
+Each variant runs in a process of its own: crops of 512x512, batch 2 + 2, SAM ViT-B at 1024, all of `train` but loading
+data and what watches a run.
+
+- **Steps per second** are those of `TIMED` steps between two synchronisations: nothing waits for the device in between.
+- **Host**: the share of that time after which the host had submitted all of them. Well below 100% it runs ahead; close
+  to 100% it is slower than the device, or waits for it (or the queue of launches is full: some thousand of them).
+- **Synchronised**: how much longer a step takes when the host waits for the device after each one.
+- **Waits**: places that wait for the device in a step, as torch's `set_sync_debug_mode` reports them; none are meant.
+- **MFU**: the counted arithmetic over what the card's maker states for the type; beside it, over what a product of two
+  large matrices reaches in the same process, in 32 bits or (bf16) in the faster type of the two. In 32 bits cuDNN's
+  convolutions use TF32, torch's default, and the products do not.
+- **SSR's share** is what the step takes longer than the same step without it.
+- **Losses**: the largest difference of a step's summed loss from the first variant's, as a share.
 """
 
 from __future__ import annotations
@@ -17,28 +29,37 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+import warnings
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ssrseg.config import Settings, assignments, compose, merge, resolve
-from ssrseg.data import RawBatch, train_batches
 from ssrseg.planning.fake_step import fake_step, noise
-from ssrseg.reporting.charts import Curve, chart
 from ssrseg.runs.folder import RunFolder
+from ssrseg.training.distributed import device_type
 from ssrseg.training.loop import Observer, StepResult, fit
 from ssrseg.training.setup import build_context
 
+BF16 = ["train.precision=bf16", "method.regularizer.foundation.precision=auto"]
+"""`auto` is half with CUDA, and 32 bits in a dry run; so is compilation."""
 VARIANTS = {
     "fp32, eager": [],
-    "bf16, compiled": ["train.precision=bf16", "train.compile=auto", "method.regularizer.foundation.precision=auto"],
+    "fp32, compiled": ["train.compile=auto"],
+    "bf16, eager": BF16,
+    "bf16, compiled": [*BF16, "train.compile=auto"],
 }
-"""`auto` means on and half with CUDA, and neither in a dry run."""
-STATED = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "RTX 3090": 71}
-"""TFLOP/s in bf16 without sparsity, with sums in 32 bits, by a part of the card's name (its maker's data sheet)."""
-WARM, TIMED, CURVE = 5, 20, 200
+STATED = {
+    "bf16": {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "RTX 3090": 71},
+    "fp32": {"H200": 67, "H100": 67, "A100": 19.5, "L40S": 91.6, "RTX 4090": 82.6, "RTX 3090": 35.6},
+}
+"""TFLOP/s without sparsity, with sums in 32 bits, by a part of the card's name (its maker's data sheet)."""
+WARM, TIMED, SYNCED, WATCHED = 5, 20, 10, 3
+"""Steps: not timed, between two synchronisations, with one after each, with torch's reports of waits."""
+RESULTS = Path(__file__).parents[1] / "results"
 TINY = [
     "model={backbone: timm:test_resnet, head_channels: 8}",
     "loader={crop: [64, 64], batch: 1}",
@@ -47,162 +68,187 @@ TINY = [
 ]
 
 
-class Curves(Observer):
-    """The sum of the losses of every step, and when the step was over."""
+class Clock(Observer):
+    """Take the times of a run's phases; it waits for the device only where one of them begins or ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str, phases: tuple[int, int, int, int]) -> None:
+        warm, timed, synced, watched = phases
+        self._began, self._ended = warm, warm + timed
+        self._watch, self._last = self._ended + synced, self._ended + synced + watched
+        self._device, self._reports = device, warnings.catch_warnings(record=True)
         self.losses: list[torch.Tensor] = []
-        self.times: list[float] = []
+        self.times: dict[str, float] = {}
+        self.peak: int | None = None
+        self.waits: Counter[str] = Counter()
 
     def stepped(self, result: StepResult) -> None:
-        """Keep the losses on the device; wait for it only to look at the clock."""
+        """Keep the losses on the device; look at the clock between two phases."""
         self.losses.append(torch.stack(list(result.losses.values())).sum())
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
+        if result.step == self._ended:
+            self.times["submitted"] = time.perf_counter()
+        if result.step == self._began or self._ended <= result.step <= self._watch:
+            if self._device == "cuda":
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            names = {self._began: ("began",), self._ended: ("ended", "synced began")}
+            self.times |= dict.fromkeys(names.get(result.step, ("synced ended",)), now)
+        if self._device == "cuda" and result.step == self._ended:
+            self.peak = torch.cuda.max_memory_allocated()
+        if self._device == "cuda" and result.step == self._watch < self._last:
+            self._found = self._reports.__enter__()
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+        if self._device == "cuda" and result.step == self._last > self._watch:
+            torch.cuda.set_sync_debug_mode("default")
+            self._reports.__exit__(None, None, None)
+            reported = [each for each in self._found if "synchronizing" in str(each.message)]
+            self.waits.update(f"{Path(each.filename).name}:{each.lineno}" for each in reported)
 
 
-def settings_of(variant: str, options: argparse.Namespace, *, camvid: bool) -> Settings:
-    """The published step in this variant; on CamVid with crops that fit its frames."""
-    weights = {
-        "model": {"pretrained": options.backbone_weights},
-        "method": {"regularizer": {"foundation": {"weights": options.encoder_weights}}},
-    }
-    tree = merge(compose("mic-ssr", None, {}, []), weights)
-    if camvid:
-        frames = {"root": str(options.data), "spec": "camvid", "split": "train"}
-        stems = options.data / "splits"
-        tree = {key: value for key, value in tree.items() if key not in ("classes", "source", "target", "val")}
-        tree["source"] = {**frames, "stems": str(stems / "day_source.txt")}
-        tree["target"] = {**frames, "stems": str(stems / "dusk_target_train.txt")}
-        tree = merge(tree, {"loader": {"crop": [352, 480]}, "optim": {"warmup": CURVE // 10}})
-        tree["method"]["feature_distance"]["classes"] = ["SignSymbol", "Car", "Pedestrian", "Bicyclist"]
-    return resolve(merge(tree, assignments([*VARIANTS[variant], *(TINY if options.dry_run else [])])))
+def settings_of(variant: str, *, tiny: bool) -> Settings:
+    """The published step in this variant, with random weights."""
+    random = ["model.pretrained=none", "method.regularizer.foundation.weights=none"]
+    tree = merge(compose("mic-ssr", None, {}, []), assignments(random))
+    words = [*(TINY if tiny else []), *random, *VARIANTS[variant]]
+    return resolve(merge(tree, assignments(words)))
 
 
-def steps(settings: Settings, count: int, batches: Iterable[RawBatch]) -> Curves:
-    """Train `count` steps."""
+def run(settings: Settings, phases: tuple[int, int, int, int]) -> tuple[Clock, tuple[str, ...]]:
+    """Train on noise for as many steps as the phases have; the notes say what is not compiled."""
+    count = sum(phases)
     settings = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": count})})
-    context, curves = build_context(settings, RunFolder(Path("gpu-step"))), Curves()
-    fit(context.fabric, context.method, context.optimizer, batches, settings, observers=[curves])
-    return curves
+    context = build_context(settings, RunFolder(Path("gpu-step")))  # which stays unwritten
+    batches = [noise(settings, seed) for seed in range(min(count, 4))] * count  # made before the clock runs
+    if context.fabric.device.type == "cuda":
+        batches = [batch.pin_memory() for batch in batches[:4]] * count
+    clock = Clock(context.fabric.device.type, phases)
+    fit(context.fabric, context.method, context.optimizer, batches[:count], settings, observers=[clock])
+    return clock, context.notes
 
 
-def seconds(settings: Settings, warm: int, timed: int) -> float:
-    """Of a step on noise."""
-    times = steps(settings, warm + timed, (noise(settings, seed) for seed in range(warm + timed))).times
-    return (times[-1] - times[warm - 1]) / timed
-
-
-def matmul_rate() -> float:
-    """TFLOP/s of a product of two large matrices in bf16; the best of some."""
-    cuda = torch.cuda.is_available()
-    side = 8192 if cuda else 512
-    matrix, best = torch.randn(side, side, device="cuda" if cuda else "cpu", dtype=torch.bfloat16), float("inf")
-    for _ in range(10):
-        began = time.perf_counter()
-        matrix @ matrix
-        if cuda:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
+def product_rate(device: str, dtypes: tuple[torch.dtype, ...]) -> float:
+    """TFLOP/s of a product of two large matrices on this device, in the faster of the types; the best of some."""
+    side = 8192 if device == "cuda" else 512
+    wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
+    best = float("inf")
+    for dtype in dtypes:
+        matrix = torch.randn(side, side, device=device, dtype=dtype)
+        for _ in range(10):
+            wait()
+            began = time.perf_counter()
+            matrix @ matrix
+            wait()
+            best = min(best, time.perf_counter() - began)
     return 2 * side**3 / best / 1e12
 
 
-def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
-    """In this process: seconds and memory of the published step, the same without SSR, and the curve."""
-    cuda = torch.cuda.is_available()
-    warm, timed, length = (1, 1, 4) if options.dry_run else (WARM, TIMED, CURVE)
-    published = settings_of(variant, options, camvid=False)
-    found: dict[str, Any] = {
-        "seconds": seconds(published, warm, timed),
-        "peak": torch.cuda.max_memory_allocated() if cuda else None,
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "flops": sum(map(sum, fake_step(published, "cuda" if cuda else "cpu").flops.values())),
-        "rate": matmul_rate(),
+def measure(variant: str, *, tiny: bool) -> dict[str, Any]:
+    """In this process: the published step, and the same without SSR."""
+    phases = (1, 2, 1, 1) if tiny else (WARM, TIMED, SYNCED, WATCHED)
+    settings = settings_of(variant, tiny=tiny)
+    device, precision = device_type(settings.train), settings.train.precision
+    clock, notes = run(settings, phases)
+    without = settings.method.model_copy(update={"regularizer": None})
+    plain, _ = run(settings.model_copy(update={"method": without}), (*phases[:2], 0, 0))
+    times, (_, timed, synced, watched) = clock.times, phases
+    dtypes = (torch.float32, torch.bfloat16) if precision == "bf16" else (torch.float32,)
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "torch": torch.__version__,
+        "precision": precision,
+        "seconds": (times["ended"] - times["began"]) / timed,
+        "seconds_submitted": (times["submitted"] - times["began"]) / timed,
+        "seconds_synchronised": (times["synced ended"] - times["synced began"]) / synced,
+        "seconds_without_ssr": (plain.times["ended"] - plain.times["began"]) / timed,
+        "waits_per_step": {place: count / watched for place, count in clock.waits.items()}
+        if device == "cuda"
+        else None,
+        "peak_bytes": clock.peak,
+        "product_tflops": product_rate(device, dtypes),
+        "losses": torch.stack(clock.losses).tolist(),
+        "notes": [note for note in notes if "compile" in note],
     }
-    plain = published.method.model_copy(update={"regularizer": None})
-    found["seconds_without_ssr"] = seconds(published.model_copy(update={"method": plain}), warm, timed)
-    on_data = settings_of(variant, options, camvid=options.data is not None)
-    on_data = on_data.model_copy(update={"train": on_data.train.model_copy(update={"steps": length})})
-    batches = (noise(on_data, seed) for seed in range(length)) if options.data is None else train_batches(on_data)
-    losses = torch.stack(steps(on_data, length, batches).losses).tolist()
-    return {**found, "losses": losses, "torch": torch.__version__}
 
 
-def write_results(folder: Path, found: dict[str, Any], options: argparse.Namespace) -> None:
-    """Figures as JSON, the table as Markdown, the curves as a page."""
+def counted(*, tiny: bool) -> int:
+    """Operations of a step: the same in each variant."""
+    return sum(map(sum, fake_step(settings_of("fp32, eager", tiny=tiny), "cpu").flops.values()))
+
+
+def row(name: str, found: dict[str, Any], base: dict[str, Any]) -> str:
+    """One line of the table; a dash where this device cannot tell."""
+    seconds, rate = found["seconds"], found["flops"] / found["seconds"] / 1e12
+    stated = next((tflops for card, tflops in STATED[found["precision"]].items() if card in found["device"]), None)
+    waits, peak = found["waits_per_step"], found["peak_bytes"]
+    apart = max(abs(a - b) / abs(b) for a, b in zip(found["losses"], base["losses"], strict=True))
+    cells = (
+        f"{1 / seconds:.2f}",
+        f"{base['seconds'] / seconds:.2f}",
+        "-" if stated is None else f"{rate / stated:.0%}",
+        f"{rate / found['product_tflops']:.0%}",
+        f"{1 - found['seconds_without_ssr'] / seconds:.0%}",
+        "-" if peak is None else f"{peak / 2**30:.2f}",
+        f"{found['seconds_submitted'] / seconds:.0%}",
+        f"{found['seconds_synchronised'] / seconds - 1:+.0%}",
+        "-" if waits is None else f"{sum(waits.values()):.1f}",
+        f"{apart:.1e}",
+    )
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def write_results(folder: Path, found: dict[str, Any]) -> None:
+    """Figures as JSON, the table as Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu-step.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "gpu-step.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     base = next(iter(found.values()))
-    weights = f"Backbone weights: {options.backbone_weights}; encoder weights: {options.encoder_weights}."
+    heads = (
+        "steps/s | times as fast | MFU | of products | SSR's share | peak, GiB | host | synchronised | waits | losses"
+    )
+    waits = Counter[str]()
+    for each in found.values():
+        waits |= Counter(each["waits_per_step"] or {})
     lines = [
-        "# The published MIC + SSR step: bf16 and compiled against fp32 and eager",
+        "# The published MIC + SSR step on a GPU: bf16 and compiled against fp32 and eager",
         "",
-        f"{base['device']}, torch {base['torch']}. {weights} Made by `benchmarks/speed/gpu_step.py`.",
+        f"{base['device']}, torch {base['torch']}. Made by `benchmarks/speed/gpu_step.py`, which explains each column.",
+        *(["", "**A dry run on the CPU: these are no measurements.**"] if base["device"] == "cpu" else []),
         "",
-        "MFU: the counted arithmetic over what the card's maker states for bf16; beside it, over the same process's",
-        "matrix products. SSR's share is what the step takes longer than the same step without it.",
-        "",
-        "| variant | steps/s | times as fast | MFU | of products | SSR's share | peak, GiB | loss, last quarter |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| variant | {heads} |",
+        f"|---|{'---:|' * 10}",
+        *(row(name, each, base) for name, each in found.items()),
+        *(f"\nWaits at {place}: {count:.1f} per step." for place, count in waits.items()),
+        *(f"\n{name}: {note}." for name, each in found.items() for note in each["notes"]),
     ]
-    for name, row in found.items():
-        last = row["losses"][-max(1, len(row["losses"]) // 4) :]
-        peak = "-" if row["peak"] is None else f"{row['peak'] / 2**30:.2f}"
-        speed = base["seconds"] / row["seconds"]
-        share = 1 - row["seconds_without_ssr"] / row["seconds"]
-        cells = (f"{1 / row['seconds']:.2f}", f"{speed:.2f}", *_utilisation(row), f"{share:.0%}", peak)
-        lines.append(f"| {name} | {' | '.join(cells)} | {sum(last) / len(last):.3f} |")
-    (folder / "gpu-step.md").write_text("\n".join(lines) + "\n")
-    curves = [
-        Curve(name, tuple(enumerate(row["losses"], 1)), colour, dashed=bool(colour))
-        for colour, (name, row) in enumerate(found.items())
-    ]
-    (folder / "gpu-step.html").write_text(PAGE + chart("loss over steps", curves) + "\n")
-
-
-def _utilisation(row: dict[str, Any]) -> tuple[str, str]:
-    """Of what is stated for the card, if it is known here, and of its matrix products."""
-    done = row["flops"] / row["seconds"] / 1e12
-    stated = next((rate for card, rate in STATED.items() if card in row["device"]), None)
-    return "-" if stated is None else f"{done / stated:.0%}", f"{done / row['rate']:.0%}"
-
-
-PAGE = """<!doctype html><meta charset="utf-8"><title>Loss over steps</title>
-<style>svg{max-width:60rem}.curve polyline{fill:none;stroke:#1b6ca8}.c1 polyline{stroke:#c8501e}.dashed polyline{
-stroke-dasharray:4 3}.rule{stroke:#ddd}text{font:11px sans-serif}</style>
-<p>Sum of all losses per step: fp32, eager (blue); bf16, compiled (orange, dashed).</p>
-"""
+    (folder / "gpu-step.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Every variant in a process of its own, then the table; nothing without a CUDA device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="CamVid with its splits; noise when absent")
-    parser.add_argument("--backbone-weights", default="none", help="MiT-B5: a file or `hub`")
-    parser.add_argument("--encoder-weights", default="none", help="SAM ViT-B: a file or `hub`")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--dry-run", action="store_true", help="the same way on the CPU, with tiny networks")
     parser.add_argument("--variant", choices=list(VARIANTS), help="measure one, and print it as JSON")
     options = parser.parse_args()
     if options.variant:
-        print(json.dumps(measure(options.variant, options)))
+        print(json.dumps(measure(options.variant, tiny=options.dry_run)))
         return
     if not torch.cuda.is_available() and not options.dry_run:
         print("There is no CUDA device here: nothing was measured, and no results were written.")
         return
-    if options.dry_run and options.out == Path(__file__).parents[1] / "results":
+    if options.dry_run and options.out == RESULTS:
         parser.error("--dry-run measures nothing worth keeping: give another --out")
-    found = {}
+    found, flops = {}, counted(tiny=options.dry_run)
     for variant in VARIANTS:
         if options.dry_run:  # measures no memory, so a process of its own would only cost its start
-            found[variant] = measure(variant, options)
+            found[variant] = {**measure(variant, tiny=True), "flops": flops}
             continue
-        command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
+        print(f"{variant} ...", flush=True)
+        command = [sys.executable, __file__, "--variant", variant]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found[variant] = json.loads(done.stdout.splitlines()[-1])
-    write_results(options.out, found, options)
-    print((options.out / "gpu-step.md").read_text())
+        found[variant] = {**json.loads(done.stdout.splitlines()[-1]), "flops": flops}
+        write_results(options.out, found)  # so that what was measured stays if a later variant fails
+    write_results(options.out, found)
+    print((options.out / "gpu-step.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch.optim import Optimizer
+from torch.utils._triton import has_triton
 
 from ssrseg.adapt.foundation import Frozen
 from ssrseg.adapt.learner import ViewMaker
@@ -130,7 +131,7 @@ def prepare(method: Method, config: TrainConfig, device: torch.device) -> list[s
     """Set up activation checkpointing, compilation and, on a CPU, the layers of `ssrseg.cpu`; returns notes.
 
     The method is changed in place; names in state dicts stay the same. Raises `UserError` for `train.compile: on`
-    without a C++ compiler.
+    where nothing can be compiled.
     """
     notes: list[str] = []
     if config.activation_checkpointing and not method.learner.student.backbone.checkpoint_activations():
@@ -143,14 +144,17 @@ def prepare(method: Method, config: TrainConfig, device: torch.device) -> list[s
             optimize(network, training=True, layers=config.precision == "fp32" and not compiled)
         for encoder in method.frozen:
             optimize(encoder.module)
-    return [*notes, *_compile(method, config)] if compiled else notes
+    return [*notes, *_compile(method, config, device)] if compiled else notes
 
 
-def _compile(method: Method, config: TrainConfig) -> list[str]:
-    if not has_compiler():
+def _compile(method: Method, config: TrainConfig, device: torch.device) -> list[str]:
+    missing = None if has_compiler() else "C++ compiler (g++ or clang++)"
+    if device.type == "cuda" and not has_triton():
+        missing = "Triton that knows this GPU (pip install triton; compute capability 7.0 and later)"
+    if missing is not None:
         if config.compile == "on":
-            raise UserError("train.compile: on needs a C++ compiler (g++ or clang++): install one, or set it to off.")
-        return ["train.compile: auto found no C++ compiler (g++ or clang++): nothing is compiled"]
+            raise UserError(f"train.compile: on, but there is no {missing}: install one, or set train.compile=off.")
+        return [f"train.compile: auto found no {missing}: nothing is compiled"]
     student, teacher = method.learner.student, method.teacher.segmenter
     student.compile_training("head", *(() if config.activation_checkpointing else ("backbone",)))
     if teacher is not None:
@@ -163,5 +167,5 @@ def _compile(method: Method, config: TrainConfig) -> list[str]:
 
 
 def has_compiler() -> bool:
-    """Look for a C++ compiler, which `torch.compile` needs on every device."""
+    """Look for a C++ compiler, which `torch.compile` needs on every device; on CUDA it needs Triton too."""
     return any(map(which, (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")))
