@@ -7,8 +7,8 @@ from pathlib import Path
 import ssrseg
 
 ROOT = Path(ssrseg.__file__).parent
-LINES, FILES = 15_732, 119
-CORE_LINES = 3_732
+LINES, FILES = 15_896, 119
+CORE_LINES = 3_800
 CORE = (
     "config/method.py",
     "adapt/*.py",

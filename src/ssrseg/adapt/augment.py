@@ -7,7 +7,7 @@ Every factor is drawn on the CPU, so nothing here waits for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,14 +29,23 @@ def adjust_contrast(images: Tensor, factor: float) -> Tensor:
 
 def adjust_saturation(images: Tensor, factor: float) -> Tensor:
     """Multiply the saturation of HSV by factor, in [0, 1]."""
+    if images.shape[1] != 3:
+        return _of_rgb(images, factor, adjust_saturation)
     hue, saturation, value = rgb_to_hsv(images)
     return hsv_to_rgb(hue, (saturation * factor).clamp(0, 1), value)
 
 
 def adjust_hue(images: Tensor, factor: float) -> Tensor:
     """Turn the hue by `factor` of a full turn."""
+    if images.shape[1] != 3:
+        return _of_rgb(images, factor, adjust_hue)
     hue, saturation, value = rgb_to_hsv(images)
     return hsv_to_rgb((hue + factor) % 1, saturation, value)
+
+
+def _of_rgb(images: Tensor, factor: float, adjust: Callable[[Tensor, float], Tensor]) -> Tensor:
+    """Adjust the first three of more bands; fewer have no colour."""
+    return torch.cat([adjust(images[:, :3], factor), images[:, 3:]], dim=1) if images.shape[1] > 3 else images
 
 
 def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +79,7 @@ def color_jitter(images: Tensor, factors: Tensor, orders: Sequence[Sequence[int]
     """Adjust the colours of each image in its own order.
 
     Args:
-        images: (B, 3, H, W) in [0, 1].
+        images: (B, C, H, W) in [0, 1]; of other bands than RGB, saturation and hue are those of the first three.
         factors: (4, B): of `ADJUSTMENTS`; on the CPU.
         orders: for each image, the indices of its adjustments.
     """

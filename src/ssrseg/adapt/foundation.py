@@ -65,6 +65,9 @@ class Frozen:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         height, width = self.input_size or _padded(images.shape[-2:], self.divisor)
+        if images.shape[1] != (own := self.mean.shape[1]):  # SSR's sees RGB: the first bands, the last repeated
+            bands = images.unbind(1)
+            images = torch.stack([bands[min(i, len(bands) - 1)] for i in range(own)], dim=1)
         images = (images - self.mean) / self.std  # before the resizing: there are fewer pixels
         if images.shape[-2:] != (height, width):
             images = F.interpolate(images, (height, width), mode="bilinear", align_corners=False)

@@ -112,6 +112,8 @@ class Settings(Strict):
             raise ValueError("this method adapts to a target: set target.root to a folder of images (no labels needed)")
         if self.deploy.statistics != "as-trained" and self.target is None:
             raise ValueError("deploy.statistics are those of a target: set target.root to a folder of images")
+        if self.loader.jitter is not None and self.model.in_channels != 3:
+            raise ValueError("loader.jitter is for RGB, and model.in_channels is not 3: set loader.jitter to null")
         if self.method.mixed and self.loader.of_target != self.loader.crop:
             raise ValueError(
                 "loader.target_crop differs from loader.crop: the mixed view cannot paste one onto the other"

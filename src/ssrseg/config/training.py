@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ssrseg.config.base import EFFECT, NO_EFFECT, Fraction, Positive, Rate, Size, Strict, UserPath, by_default
 
@@ -22,6 +22,12 @@ class ModelConfig(Strict):
     """`hub` (the backbone's published ImageNet weights), `owner/name[@revision]`, a local file, or `none`."""
     pretrained_part: str | None = None
     """Which network of a file that holds several: its key or prefix, such as `ema_model` (`docs/weights.md`)."""
+    in_channels: Positive = 3
+    """Bands of every image of the run: 3 for RGB, to which grey and other pictures are converted; 1 for grey alone, 4
+    for RGB with infrared, n of a TIFF or `.npy` file (bytes, or 16 bits of which the upper 8 are used)."""
+    mean: tuple[Fraction, ...] | None = None
+    std: tuple[Rate, ...] | None = None
+    """Of each band in [0, 1] (`check-data` prints them for 0..255); the backbone's, repeated, when absent."""
     drop_path: Fraction = 0.1
     dropout: Fraction = 0.1
     align_corners: bool = False
@@ -31,6 +37,13 @@ class ModelConfig(Strict):
     start_classes: Literal["same", "shared", "renamed"] = "same"
     """How its classes become those of the run. By their names, in whatever order: they are the `same`, or `shared` ones
     keep their rows of the classifier and the others start fresh. `renamed`: by their places alone."""
+
+    @model_validator(mode="after")
+    def _a_number_for_each_band(self) -> ModelConfig:
+        for name in ("mean", "std"):
+            if (given := getattr(self, name)) is not None and len(given) != self.in_channels:
+                raise ValueError(f"{name} has {len(given)} numbers: give one for each of {self.in_channels} bands")
+        return self
 
 
 class OptimConfig(Strict):

@@ -54,12 +54,14 @@ class ScaledFiles:
     """Whether a JPEG is scaled while it is decoded."""
     cache: Path | None = None
     """Folder that keeps them for later epochs and runs."""
+    bands: int = 3
+    """`model.in_channels`."""
 
     def image(self, path: Path) -> ScaledImage:
         """Read an image; raises `UserError` for what is none."""
         if self.cache is None:
             return self._decoded(path)[0]
-        return _kept(_cached(self.cache, self._key(path), lambda: self._decoded(path)[0].whole().numpy()))
+        return self._kept(_cached(self.cache, self._key(path), lambda: self._decoded(path)[0].whole().numpy()))
 
     def pair(self, pair: Pair, code: LabelCode, change: Change | None = None) -> tuple[ScaledImage, Tensor]:
         """Read an image and its class ids (H, W) uint8; raises `UserError` when their sizes differ.
@@ -75,10 +77,16 @@ class ScaledFiles:
 
         key = _key(self._key(pair.image), self._key(pair.label), code.digest())
         kept = _cached(self.cache, key, planes)
-        return _kept(kept), torch.from_numpy(np.array(kept[3]))
+        return self._kept(kept), torch.from_numpy(np.array(kept[-1]))
+
+    def _kept(self, planes: Planes) -> ScaledImage:
+        size = planes.shape[2], planes.shape[1]
+        return ScaledImage(
+            size, lambda box: torch.from_numpy(np.array(planes[: self.bands, box[0], box[1]], order="C"))
+        )
 
     def _key(self, path: Path) -> str:
-        return _key(path, stamp(path), self.bound, self.scale_jpeg)
+        return _key(path, stamp(path), self.bound, self.scale_jpeg, self.bands)
 
     def _decoded_pair(self, pair: Pair, code: LabelCode, change: Change | None = None) -> tuple[ScaledImage, Tensor]:
         (image, (width, height)), labels = self._decoded(pair.image, change), read_labels(pair.label, code)
@@ -89,15 +97,10 @@ class ScaledFiles:
 
     def _decoded(self, path: Path, change: Change | None = None) -> tuple[ScaledImage, tuple[int, int]]:
         """Return the image, and the (width, height) of its file."""
-        pixels, stored = read_pixels(path, self.bound if self.scale_jpeg else None)
+        pixels, stored = read_pixels(path, self.bound if self.scale_jpeg else None, self.bands)
         pixels = pixels if change is None else change(pixels)
         size = rescale_size(*stored, self.bound) if self.bound else stored
         return ScaledImage(size, lambda box: to_tensor(resize_crop(pixels, size, box))), stored
-
-
-def _kept(planes: Planes) -> ScaledImage:
-    size = planes.shape[2], planes.shape[1]
-    return ScaledImage(size, lambda box: torch.from_numpy(np.array(planes[:3, box[0], box[1]], order="C")))
 
 
 def _cached(folder: Path, key: str, make: Callable[[], Planes]) -> Planes:

@@ -37,15 +37,15 @@ class LabelledImage:
 class LabelledImages(Dataset[LabelledImage]):
     """Images with labels, in order, whole."""
 
-    def __init__(self, pairs: list[Pair], code: LabelCode, resize: Bound | None) -> None:
-        self.pairs, self._code, self._resize = pairs, code, resize
+    def __init__(self, pairs: list[Pair], code: LabelCode, resize: Bound | None, bands: int = 3) -> None:
+        self.pairs, self._code, self._files = pairs, code, ScaledFiles(resize, bands=bands)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> LabelledImage:
         pair = self.pairs[index]
-        image = ScaledFiles(self._resize).image(pair.image).whole()
+        image = self._files.image(pair.image).whole()
         return LabelledImage(image, read_labels(pair.label, self._code), pair.image)
 
 

@@ -26,8 +26,11 @@ ORIENTATION = 0x0112
 TAIL = 1 << 16
 """Bytes at the end of a PNG in which its orientation may stand, after the pixels."""
 
+TIFF = (b"II*\0", b"MM\0*")
+"""First bytes of a TIFF."""
+
 Pixels = npt.NDArray[np.uint8]
-"""RGB (H, W, 3)."""
+"""RGB (H, W, 3), or other bands."""
 DECODERS: dict[tuple[str | None, str], Callable[[bytes], npt.NDArray[Any]]] = {
     **{("PNG", mode): imagecodecs.png_decode for mode in ("L", "LA", "RGB", "RGBA", "I", "I;16")},
     **{("JPEG", mode): imagecodecs.jpeg8_decode for mode in ("L", "RGB")},
@@ -37,26 +40,63 @@ DECODERS: dict[tuple[str | None, str], Callable[[bytes], npt.NDArray[Any]]] = {
 """By format and mode, those that give what Pillow gives; Pillow does palettes, CMYK, one bit, other formats."""
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: Path, bands: int = 3) -> Tensor:
     """Read an image as RGB bytes (3, H, W), whatever it was: grey, palette, RGBA, CMYK, 16-bit, EXIF-rotated.
 
-    Raises `UserError` when the file is missing, truncated or no image.
+    With other `bands` than 3, it is as it is stored and must have so many. Raises `UserError` when it has not, or the
+    file is missing, truncated or no image.
     """
-    return to_tensor(read_pixels(path)[0])
+    return to_tensor(read_pixels(path, bands=bands)[0])
 
 
-def read_pixels(path: Path, bound: Bound | None = None) -> tuple[Pixels, tuple[int, int]]:
+def as_rgb(image: Tensor) -> Tensor:
+    """Show an image (C, H, W), or a batch, as RGB: its first three bands, the last of them repeated."""
+    bands = image.unbind(-3)
+    return image if len(bands) == 3 else torch.stack([bands[min(i, len(bands) - 1)] for i in range(3)], -3)
+
+
+def read_bands(path: Path) -> Pixels:
+    """Read all bands of a `.npy` or image file as bytes (H, W, C), of 16 bits the upper 8; raises `UserError`."""
+    encoded = read_bytes(path)
+    try:
+        if path.suffix.lower() == ".npy":
+            pixels = np.load(io.BytesIO(encoded), allow_pickle=False)
+        elif encoded[:4] in TIFF:
+            pixels = imagecodecs.tiff_decode(encoded)
+        else:
+            with Image.open(io.BytesIO(encoded)) as file:
+                upright = ImageOps.exif_transpose(file)
+                pixels = np.array(upright.convert("RGB") if upright.mode in ("P", "1") else upright)
+    except (*BROKEN, imagecodecs.TiffError, EOFError) as error:
+        raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
+    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3):
+        raise UserError(
+            f"{path} holds {pixels.dtype} {pixels.shape}, expected uint8 or uint16 (H, W, bands): convert it."
+        )
+    if pixels.ndim == 3 and pixels.shape[0] < min(pixels.shape[1:]):  # band by band
+        pixels = np.moveaxis(pixels, 0, -1)
+    pixels = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
+    return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1))
+
+
+def read_pixels(path: Path, bound: Bound | None = None, bands: int = 3) -> tuple[Pixels, tuple[int, int]]:
     """Read an image as RGB bytes (H, W, 3); see `read_image`.
 
     Args:
         path: the file.
         bound: (width, height). A JPEG that is to be half as large or smaller in it is scaled by 2, 4 or 8 while it is
             decoded, by leaving out frequencies; no image is when absent.
+        bands: of the image, see `read_image`.
 
     Returns:
         The pixels, and the (width, height) that the image has when it is not scaled.
     """
     encoded = read_bytes(path)
+    if bands != 3 or path.suffix.lower() == ".npy" or _strange(encoded):
+        pixels = read_bands(path)
+        if (found := pixels.shape[2]) != bands:
+            raise UserError(f"{path} has {found} bands, expected {bands}: set model.in_channels={found} if all have.")
+        return pixels, (pixels.shape[1], pixels.shape[0])
     try:
         with Image.open(io.BytesIO(encoded)) as file:
             size = _scale_while_decoding(file, bound) if bound is not None and file.format == "JPEG" else None
@@ -113,6 +153,24 @@ def _to_rgb(pixels: npt.NDArray[Any]) -> Pixels:
     if pixels.ndim == 2 or pixels.shape[2] < 3:  # grey, with alpha or without
         pixels = np.repeat(pixels.reshape(*pixels.shape[:2], -1)[..., :1], 3, axis=2)
     return pixels[..., :3]
+
+
+def bands_beyond_pillow(path: Path) -> tuple[int, int, int] | None:
+    """Return (width, height, bands) of a `.npy` file, or of a TIFF that Pillow has no mode for; nothing for others."""
+    if path.suffix.lower() != ".npy" and not _strange(read_bytes(path)):
+        return None
+    height, width, bands = read_bands(path).shape
+    return width, height, bands
+
+
+def _strange(encoded: bytes) -> bool:
+    if encoded[:4] not in TIFF:
+        return False
+    try:
+        Image.open(io.BytesIO(encoded)).close()
+    except UnidentifiedImageError:
+        return True
+    return False
 
 
 def _convert(file: Image.Image, path: Path) -> Pixels:

@@ -16,7 +16,7 @@ from ssrseg.config.base import Url
 from ssrseg.data.storage import list_files, list_members, read_bytes
 from ssrseg.errors import UserError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".npy"}
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,8 @@ def source_images(settings: Settings) -> SourceImages:
             sampler = rare_class_sampler(statistics, config.rare_class, settings)
         elif config.class_balanced is not None:
             sampler = ClassBalancedSampler(statistics, config.class_balanced, seed)
-    return SourceImages(pairs, code, scaled_files(data, config), config, sampler)
+    files = scaled_files(data, config, settings.model.in_channels)
+    return SourceImages(pairs, code, files, config, sampler)
 
 
 def rare_class_sampler(statistics: ClassStatistics, config: RareClassConfig, settings: Settings) -> RareClassSampler:
@@ -246,14 +247,17 @@ def target_images(settings: Settings) -> TargetImages | None:
         return None
     images = find_images(data)
     order = Shuffled(len(images), settings.train.seed, TARGET)
-    return TargetImages(images, scaled_files(data, settings.loader), data.margins, settings.loader, order)
+    files = scaled_files(data, settings.loader, settings.model.in_channels)
+    return TargetImages(images, files, data.margins, settings.loader, order)
 
 
-def scaled_files(data: DataConfig, config: LoaderConfig) -> ScaledFiles:
+def scaled_files(data: DataConfig, config: LoaderConfig, bands: int = 3) -> ScaledFiles:
     """Return the reader of a data set that is trained on."""
-    return ScaledFiles(data.resize, config.scale_jpeg, config.cache)
+    return ScaledFiles(data.resize, config.scale_jpeg, config.cache, bands)
 
 
-def eval_samples(data: DataConfig, classes: Classes | None, source: DataConfig | None = None) -> LabelledImages:
-    """Return a labelled data set for evaluation; `classes` and `source` as for `code_for`."""
-    return LabelledImages(find_pairs(data), code_for(data, classes, source), data.resize)
+def eval_samples(
+    data: DataConfig, classes: Classes | None, source: DataConfig | None = None, bands: int = 3
+) -> LabelledImages:
+    """Return a labelled data set for evaluation; `classes` and `source` as for `code_for`, `bands` of the model."""
+    return LabelledImages(find_pairs(data), code_for(data, classes, source), data.resize, bands)

@@ -39,7 +39,7 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     if image.shape[-2:] == (height, width):
         return image
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    resized = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
+    resized = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
     return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
 
 
@@ -61,7 +61,7 @@ def resize_crop(pixels: npt.NDArray[np.uint8], size: tuple[int, int], box: Box) 
     below, right = rows_needed(height, size[1], rows.stop), rows_needed(width, size[0], columns.stop)
     fx, fy = size[0] / width, size[1] / height
     part = cv2.resize(pixels[:below, :right], None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)
-    return np.asarray(part[rows, columns], np.uint8)
+    return np.asarray(part.reshape(*part.shape[:2], -1)[rows, columns], np.uint8)  # of one band, the axis is dropped
 
 
 def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -16,8 +16,8 @@ from ssrseg.inference.sliding_window import Network
 from ssrseg.models.fused import fuse
 from ssrseg.models.segmenter import Segmenter
 
-PICTURE = (1, 3, 128, 192)
-"""Shape of the image of noise that an engine is checked with."""
+PICTURE = (128, 192)
+"""(height, width) of the image of noise that an engine is checked with."""
 TOLERANCE = 1e-3
 """Largest difference of a logit from the plain model's, as a share of the largest logit (or of 1)."""
 SHAPES = 6
@@ -67,7 +67,8 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
 @torch.no_grad()
 def _checked(name: str, segmenter: Segmenter) -> Network | None:
     """Build an engine; nothing when that fails or when it does not compute the model."""
-    picture = torch.rand(PICTURE, generator=torch.Generator().manual_seed(0)).to(segmenter.mean)
+    picture = torch.rand(1, segmenter.in_channels, *PICTURE, generator=torch.Generator().manual_seed(0))
+    picture = picture.to(segmenter.mean)
     try:
         network = ENGINES[name](segmenter)
         expected = segmenter(picture)
@@ -102,19 +103,19 @@ def run_compiled(segmenter: Segmenter) -> Segmenter:
 def run_in_openvino(segmenter: Segmenter) -> Segmenter:
     """Run the backbone in OpenVINO; the head is faster as `run_in_torch` arranges it."""
     network = run_in_torch(segmenter)
-    network.backbone = OpenVINOBackbone(fuse(segmenter).backbone)  # type: ignore[assignment]
+    network.backbone = OpenVINOBackbone(fuse(segmenter).backbone, segmenter.in_channels)  # type: ignore[assignment]
     return network
 
 
 class OpenVINOBackbone(nn.Module):
     """A backbone that OpenVINO computes in float32 on the CPU, with torch's number of threads."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, bands: int = 3) -> None:
         super().__init__()
         runtime: Any = importlib.import_module("openvino")
         with warnings.catch_warnings():  # tracing warns of every Python number that it makes constant
             warnings.simplefilter("ignore")
-            example = torch.rand(2, *PICTURE[1:])
+            example = torch.rand(2, bands, *PICTURE)
             self.program = runtime.convert_model(_Tuple(backbone), example_input=example)
         self.core = runtime.Core()
         self.requests: dict[tuple[int, ...] | None, Any] = {}

@@ -58,7 +58,7 @@ def evaluate(
     if classes is None and known is not None:  # a known label space says which raw values mean its classes
         classes = next((name for name, space in SPACES.items() if space.names == known.classes), known.classes)
     chosen = resolve_group(_Classes, {"classes": classes}, "classes").classes
-    space, dataset = resolve_space(chosen, data), eval_samples(data, chosen)
+    space, dataset = resolve_space(chosen, data), eval_samples(data, chosen, bands=segmenter.in_channels)
     check_classes(segmenter, space.names)
     check_names(subset, space.names)
     predictor = Predictor(segmenter, device, engine, inference or InferenceConfig(), images=len(dataset))

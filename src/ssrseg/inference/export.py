@@ -72,7 +72,7 @@ def export(model: Path | str | Segmenter, out: Path, *, size: Size = (512, 1024)
         pad_statically(segmenter)
     program = _trace(segmenter, size, dynamic)
     facts = {
-        "images": "RGB in [0, 1], not normalised",
+        "images": f"{'RGB' if (bands := segmenter.in_channels) == 3 else f'{bands} bands'} in [0, 1], not normalised",
         "multiple_of": STRIDE if dynamic else 1,
         "description": segmenter.description and dataclasses.asdict(segmenter.description),
     }
@@ -111,7 +111,8 @@ def pad_statically(module: nn.Module) -> None:
 
 def _trace(segmenter: Segmenter, size: Size, dynamic: bool) -> Any:
     shapes = ({0: Dim("batch"), 2: STRIDE * Dim("h"), 3: STRIDE * Dim("w")},) if dynamic else None
-    example = torch.rand(2 if dynamic else 1, 3, *size)  # traced with one image, the batch would be frozen at 1
+    batch = 2 if dynamic else 1  # traced with one image, the batch would be frozen at 1
+    example = torch.rand(batch, segmenter.in_channels, *size)
     try:
         with torch.no_grad():
             return torch.onnx.export(
@@ -136,7 +137,8 @@ def _check(segmenter: Segmenter, path: Path, size: Size, dynamic: bool) -> Itera
     runtime: Any = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     other = size[0] // 2 // STRIDE * STRIDE + STRIDE, size[1] // 2 // STRIDE * STRIDE + 2 * STRIDE
-    for seed, shape in enumerate([(1, 3, *size), (3, 3, *other)] if dynamic else [(1, 3, *size)]):
+    bands = segmenter.in_channels
+    for seed, shape in enumerate([(1, bands, *size), (3, bands, *other)] if dynamic else [(1, bands, *size)]):
         images = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
         with torch.inference_mode():
             expected = segmenter(images)
@@ -169,7 +171,7 @@ def graph_signature(model: Segmenter, size: Size = (64, 64)) -> GraphSignature:
 
     It proves that training left nothing behind: a model that was regularised has the signature of one that was not.
     """
-    segmenter, images = copy.deepcopy(model).cpu().float().eval(), torch.rand(1, 3, *size)
+    segmenter, images = copy.deepcopy(model).cpu().float().eval(), torch.rand(1, model.in_channels, *size)
     with torch.no_grad():
         program = torch.export.export(segmenter, (images,), strict=False)
         with FlopCounterMode(display=False) as counter:

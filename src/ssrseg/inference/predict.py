@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssrseg.config import InferenceConfig
-from ssrseg.data.images import read_image
+from ssrseg.data.images import as_rgb, read_image
 from ssrseg.data.layouts import IMAGE_SUFFIXES
 from ssrseg.errors import UserError
 from ssrseg.inference.predictor import Predictor
@@ -75,7 +75,7 @@ def predict(
     unreadable: dict[Path, str] = {}
 
     def labelled() -> Iterator[tuple[Path, Tensor, Tensor]]:
-        for path, image in zip(jobs, prefetch(map(_read, jobs)), strict=True):
+        for path, image in zip(jobs, prefetch(_read(job, predictor.bands) for job in jobs), strict=True):
             if isinstance(image, UserError):
                 unreadable[path] = str(image)
             else:
@@ -92,9 +92,9 @@ def predict(
     return Predictions(tuple(done), tuple(file for results in done.values() for file in results.values()), unreadable)
 
 
-def _read(path: Path) -> Tensor | UserError:
+def _read(path: Path, bands: int) -> Tensor | UserError:
     try:
-        return read_image(path)
+        return read_image(path, bands)
     except UserError as error:
         return error
 
@@ -140,14 +140,14 @@ def _images(word: Path | str, out: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def draw(kind: Kind, image: Tensor, ids: Tensor, colors: npt.NDArray[np.uint8]) -> Image.Image:
-    """Draw one of the pictures: image (3, H, W), RGB bytes; ids (H, W); colours (K, 3), RGB bytes."""
+    """Draw one of the pictures: image (C, H, W), bytes; ids (H, W); colours (K, 3), RGB bytes."""
     labels = Image.fromarray(ids.to(torch.uint8).numpy())
     if kind == "ids":
         return labels
     labels.putpalette(colors.tobytes())
     if kind == "color":
         return labels
-    return Image.blend(Image.fromarray(image.permute(1, 2, 0).numpy()), labels.convert("RGB"), OPACITY)
+    return Image.blend(Image.fromarray(as_rgb(image).permute(1, 2, 0).numpy()), labels.convert("RGB"), OPACITY)
 
 
 def prefetch(items: Iterable[T], count: int = 2) -> Iterator[T]:

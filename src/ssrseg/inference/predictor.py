@@ -61,6 +61,7 @@ class Predictor:
         self.device = pick_device(device)
         segmenter = load(model)
         self.description, self.num_classes = segmenter.description, segmenter.num_classes
+        self.bands = segmenter.in_channels
         self.infer = build_inference(self.inference)
         self.network = open_engine(copy.deepcopy(segmenter).to(self.device).eval(), engine, images=images)
 
@@ -89,7 +90,7 @@ class Predictor:
 
     def _logits_of(self, images: Images) -> tuple[Tensor, torch.device]:
         """Compute logits at the images' own size; also returns the images' device."""
-        pixels = as_pixels(images)
+        pixels = as_pixels(images, self.bands)
         batch = pixels if pixels.ndim == 4 else pixels[None]
         height, width = batch.shape[-2:]
         bound = self.description and self.description.resize
@@ -111,19 +112,27 @@ class Predictor:
         return self.infer(self.network, images.float() / 255 if images.dtype == torch.uint8 else images, size)
 
 
-def as_pixels(images: Images) -> Tensor:
-    """Convert images to a tensor (3, H, W) or (B, 3, H, W), bytes or float32 in [0, 1], or raise `UserError`."""
+def as_pixels(images: Images, bands: int = 3) -> Tensor:
+    """Convert images to a tensor (3, H, W) or (B, 3, H, W), bytes or float32 in [0, 1], or raise `UserError`.
+
+    A model of other `bands` than RGB's has as many in the place of the three.
+    """
     if isinstance(images, Path | str):
-        return read_image(Path(images))
+        return read_image(Path(images), bands)
     if isinstance(images, Image.Image):
-        images = np.array(images.convert("RGB"))
+        images = np.array(images.convert("RGB") if bands == 3 else images)
+        images = images[..., None] if images.ndim == 2 else images
     if not isinstance(images, Tensor | np.ndarray):
         raise UserError(f"Expected an image (a tensor, an array, a PIL image, a path), found {type(images).__name__}.")
     pixels = images if isinstance(images, Tensor) else torch.from_numpy(images.copy())
-    if pixels.ndim in (3, 4) and pixels.shape[-3] != 3:
+    if pixels.ndim in (3, 4) and pixels.shape[-3] != bands:
         pixels = pixels.movedim(-1, -3)
-    if pixels.ndim not in (3, 4) or pixels.shape[-3] != 3:
-        raise UserError(f"Expected RGB, (3, H, W) or (H, W, 3), or a batch of it; found the shape {(*images.shape,)}.")
+    if pixels.ndim not in (3, 4) or pixels.shape[-3] != bands:
+        what = "RGB" if bands == 3 else f"{bands} bands"
+        raise UserError(
+            f"Expected {what}, ({bands}, H, W) or (H, W, {bands}), or a batch of it; "
+            f"found the shape {(*images.shape,)}."
+        )
     if pixels.dtype == torch.uint8:
         return pixels
     if not pixels.is_floating_point():

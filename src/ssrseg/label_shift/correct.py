@@ -52,7 +52,7 @@ def estimate_priors(
     predictor = Predictor(segmenter, device, mode=settings.inference)
     statistics = class_statistics(find_pairs(source), code_for(source, settings.classes), space.num_classes)
     frequency = statistics.totals / statistics.totals.sum()
-    images = prefetch(bounded(read_image(path), target.resize) for path in find_images(target))
+    images = prefetch(bounded(read_image(path, predictor.bands), target.resize) for path in find_images(target))
     counts = presence_counts(statistics.pixels, min_share), target_counts(predictor, images, frequency)
     how = f"source: images in which a class covers more than {min_share} of the labelled pixels; target: images whose "
     how += "score exceeds the class's share of the source's pixels"

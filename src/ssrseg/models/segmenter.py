@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from ssrseg.errors import UserError
@@ -36,6 +37,11 @@ class Description:
     """Width of the head; the published one when absent."""
     align_corners: bool = False
     """How logits are resized: DACS and Undoing align the corners."""
+    in_channels: int = 3
+    """Bands of the images."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    """Of each band in [0, 1]; the backbone's, repeated, when absent."""
 
 
 WEIGHTS = "model.safetensors"
@@ -66,6 +72,11 @@ class Segmenter(
         self._compiled: dict[str, Callable[..., Any]] = {}
         self.register_buffer("mean", torch.tensor(backbone.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(backbone.std).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def in_channels(self) -> int:
+        """Bands of the images: 3 for RGB."""
+        return self.mean.shape[1]
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Images in [0, 1] -> four feature maps (B, C_i, h_i, w_i), finest first."""
@@ -154,7 +165,35 @@ def build_described(description: Description) -> Segmenter:
         align_corners=description.align_corners,
     )
     segmenter.description = description
+    take_bands(segmenter, description.in_channels, description.mean, description.std)
     return segmenter
+
+
+def take_bands(
+    segmenter: Segmenter, bands: int, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> None:
+    """Let a segmenter for RGB take other bands, in place: the first weights are repeated and scaled as timm does it.
+
+    `mean` and `std` are of each band in [0, 1]; the backbone's are repeated when absent, or averaged for one band.
+    Raises `UserError` for a backbone that does not begin with a convolution of RGB.
+    """
+    backbone = segmenter.backbone
+    if bands != 3:
+        layers = (layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d))
+        first = next(layers, None)
+        if first is None or first.in_channels != 3 or first.groups != 1:
+            raise UserError(
+                "This backbone does not begin with a convolution of RGB: it takes model.in_channels=3 only."
+            )
+        first.weight = nn.Parameter(adapt_input_conv(bands, first.weight.detach()))
+        first.in_channels = bands
+    for name, given in (("mean", mean), ("std", std)):
+        own: tuple[float, ...] = getattr(backbone, name)
+        if given is None and bands != 3:
+            given = (sum(own) / 3,) if bands == 1 else tuple(own[i % 3] for i in range(bands))
+        if given is not None:
+            setattr(backbone, name, given)
+            segmenter.register_buffer(name, torch.tensor(given).view(1, -1, 1, 1).to(segmenter.mean), persistent=False)
 
 
 def save_segmenter(segmenter: Segmenter, path: Path) -> None:

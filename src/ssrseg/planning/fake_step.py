@@ -79,7 +79,7 @@ class _Cast:
         with torch.device("meta"):
             student, _ = build_student(settings, space)
             # The makers, which do run on data, fill with the mean colour.
-            student.mean, student.std = torch.zeros(2, 1, 3, 1, 1, device="cpu")
+            student.mean, student.std = torch.zeros(2, 1, settings.model.in_channels, 1, 1, device="cpu")
             if method.regularizer is not None and method.regularizer.stages:
                 foundation = build_encoder(method.regularizer.foundation, crop)
             self.method = build_method(method, student, classes=space.names, crop=crop, foundation=foundation)
@@ -162,7 +162,8 @@ def noise(settings: Settings, seed: int = 0) -> RawBatch:
     targets = count if settings.target is not None else 0
     draws = torch.Generator().manual_seed(seed)
     classes = resolve_space(settings.classes, settings.source).num_classes
-    images = torch.randint(256, (count + targets, 3, height, width), generator=draws, dtype=torch.uint8)
+    shape = (count + targets, settings.model.in_channels, height, width)
+    images = torch.randint(256, shape, generator=draws, dtype=torch.uint8)
     blocks = torch.randint(classes, (count, -(-height // 32), -(-width // 32)), generator=draws, dtype=torch.uint8)
     labels = blocks.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, :height, :width].contiguous()
     valid = torch.ones(targets, height, width, dtype=torch.bool)

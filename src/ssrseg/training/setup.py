@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from shutil import which
 
 import numpy as np
@@ -23,7 +23,7 @@ from ssrseg.config import Settings, TrainConfig
 from ssrseg.config.data import ExactSize
 from ssrseg.data import LabelSpace, resolve_space
 from ssrseg.errors import UserError
-from ssrseg.models.segmenter import Description, Segmenter, build_segmenter
+from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, take_bands
 from ssrseg.models.weights import load_pretrained
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.distributed import build_fabric, sync_batchnorm
@@ -116,14 +116,18 @@ def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str
         dropout=config.dropout,
         align_corners=config.align_corners,
     )
+    bands = (config.in_channels, config.mean, config.std)
     if config.start is None:
         note = load_pretrained(student, config.pretrained, config.backbone, config.pretrained_part)
+        take_bands(student, *bands)
     else:
+        take_bands(student, *bands)
         note = start_from(student, config, space.names)
     bound, parts = (settings.target or settings.source).resize, (config.head_channels, config.align_corners)
     if isinstance(bound, ExactSize):
         bound = bound.exact
-    student.description = Description(config.backbone, config.head, space.names, space.colors, bound, *parts)
+    known = Description(config.backbone, config.head, space.names, space.colors, bound, *parts)
+    student.description = replace(known, in_channels=config.in_channels, mean=config.mean, std=config.std)
     return student, note
 
 

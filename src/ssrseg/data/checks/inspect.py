@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssrseg.config.data import Bound
 from ssrseg.data.checks.problems import Problem
-from ssrseg.data.images import BROKEN, TAIL, first_line, orientation_of, read_image
+from ssrseg.data.images import BROKEN, TAIL, as_rgb, bands_beyond_pillow, first_line, orientation_of, read_image
 from ssrseg.data.label_files import polygons_size, read_labels, read_raw_labels
 from ssrseg.data.label_mapping import LabelCode, map_ids
 from ssrseg.data.label_spaces import IGNORE
@@ -25,6 +25,8 @@ from ssrseg.data.storage import open_file, read_bytes
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
 
+SAMPLES = 277
+"""The TIFF tag that counts bands."""
 EXTREME = 8
 """Ratio of the long to the short side above which an image is reported."""
 PIXELS = 256
@@ -47,6 +49,7 @@ class Header:
     """Pillow's."""
     format: str
     pages: int
+    bands: int
     complete: bool
     """Whether the file ends as its format demands; only PNG and JPEG are examined."""
 
@@ -55,7 +58,9 @@ def read_header(path: Path) -> Header:
     """Read the header of an image file; raises `UserError` for what is missing or no image."""
     if path.suffix.lower() == ".json":
         size = polygons_size(read_bytes(path), path)
-        return Header(size, size, 1, "L", "JSON", 1, True)
+        return Header(size, size, 1, "L", "JSON", 1, 1, True)
+    if path.suffix.lower() in (".npy", ".tif", ".tiff") and (bands := bands_beyond_pillow(path)) is not None:
+        return Header(bands[:2], bands[:2], 1, "", "", 1, bands[2], True)
     try:
         with open_file(path) as file, Image.open(file) as image:
             stored, kind, begin = image.size, image.format or "", file.tell()
@@ -67,25 +72,27 @@ def read_header(path: Path) -> Header:
             # A phone's JPEG of format MPO holds a preview or depth beside the photograph.
             pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             complete = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(kind, b"") in tail[-64:]
-            return Header(stored, shown, orientation, image.mode, kind, pages, complete)
+            bands = getattr(image, "tag_v2", {}).get(SAMPLES, len(image.getbands()))  # Pillow drops a TIFF's fifth
+            return Header(stored, shown, orientation, image.mode, kind, pages, bands, complete)
     except BROKEN as error:
         read_bytes(path)  # an empty file has a message of its own
         raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
 
 
 Moments = npt.NDArray[np.float64]
-"""Colours of an image (9,): means of red, green and blue in 0..255, means of their squares, mean and standard
-deviation of the luma (ITU-R BT.601), and mean saturation: (max - min) / max over the channels, as in HSV."""
+"""Colours of an image (2 C + 3,): means of its C bands in 0..255, means of their squares, mean and standard deviation
+of the luma (ITU-R BT.601), and mean saturation: (max - min) / max, as in HSV; these of the bands shown as RGB."""
 
 
 def colour_moments(image: Tensor) -> Moments:
-    """Compute the statistics of one image: RGB bytes (3, H, W)."""
+    """Compute the statistics of one image: bytes (C, H, W)."""
     step = max(1, min(image.shape[1:]) // PIXELS)
-    rgb = image[:, ::step, ::step].numpy().astype(np.float64)
+    bands = image[:, ::step, ::step].numpy().astype(np.float64)
+    rgb = as_rgb(image[:, ::step, ::step]).numpy().astype(np.float64)
     luma = np.tensordot(LUMA, rgb, axes=1)
     high, low = rgb.max(axis=0), rgb.min(axis=0)
     saturation = np.where(high > 0, (high - low) / np.maximum(high, 1), 0)
-    means = rgb.mean(axis=(1, 2)), (rgb**2).mean(axis=(1, 2))
+    means = bands.mean(axis=(1, 2)), (bands**2).mean(axis=(1, 2))
     return np.concatenate([*means, [luma.mean(), luma.std(), saturation.mean()]])
 
 
@@ -93,18 +100,18 @@ def colour_facts(moments: Sequence[Moments]) -> dict[str, Any] | None:
     """Average over images, each counted once whatever its size; None without any.
 
     Returns:
-        `mean` and `std` of red, green and blue over all pixels, `brightness`, `contrast` (the luma's standard
+        `mean` and `std` of each band over all pixels, `brightness`, `contrast` (the luma's standard
         deviation within an image) and `saturation`.
     """
     if not moments:
         return None
     average = np.mean(moments, axis=0)
-    mean, square = average[:3], average[3:6]
+    mean, square = np.split(average[:-3], 2)
     spread = np.sqrt(np.maximum(square - mean**2, 0))
     return {
         "mean": mean.tolist(),
         "std": spread.tolist(),
-        **dict(zip(("brightness", "contrast", "saturation"), average[6:].tolist(), strict=True)),
+        **dict(zip(("brightness", "contrast", "saturation"), average[-3:].tolist(), strict=True)),
     }
 
 
@@ -119,6 +126,8 @@ class Expected:
     code: LabelCode | None
     """Absent when the settings give no valid one: then labels are only decoded."""
     num_classes: int
+    bands: int
+    """`model.in_channels`."""
     strict: bool
     """Whether a raw value of no class is a fault: nothing maps the values, so it cannot be meant."""
 
@@ -176,6 +185,10 @@ def _check_header(seen: Inspection, header: Header) -> None:
     shown = f"{seen.image} ({width}x{height}"
     if header.pages > 1:
         seen.report("several pages", seen.image, f"{seen.image} holds {header.pages} pictures.")
+    if seen.expected.bands == 3 and header.bands not in (1, 3) and header.mode != "CMYK":
+        unused = {2: "the second is", 4: "the fourth is"}.get(header.bands, "those after the third are")
+        text = f"{seen.image} has {header.bands} bands: {unused} not used, but by model.in_channels={header.bands}."
+        seen.report("band that is not used", seen.image, text)
     if seen.expected.domain == "val":  # no crops are cut from it
         return
     resized = rescale_size(width, height, resize) if resize else (width, height)
@@ -207,7 +220,7 @@ def _compare(seen: Inspection, image: Header, label: Header) -> None:
 def _check_image(seen: Inspection, header: Header) -> None:
     code = seen.expected.code
     try:
-        image = read_image(seen.image)
+        image = read_image(seen.image, seen.expected.bands)
     except UserError as error:
         seen.report("image cannot be read", seen.image, str(error))
         return

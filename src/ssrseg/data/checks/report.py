@@ -18,7 +18,7 @@ from ssrseg.config import Settings
 from ssrseg.data.checks.inspect import colour_facts
 from ssrseg.data.checks.problems import Problem, grouped
 from ssrseg.data.checks.survey import InspectedData, Survey, survey
-from ssrseg.data.images import read_image
+from ssrseg.data.images import as_rgb, read_image
 from ssrseg.data.label_files import read_labels
 from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.samplers import scaled_min_pixels
@@ -35,8 +35,8 @@ WIDTH = GAP + COLUMNS * (CELL[0] + GAP)
 OPACITY = 0.6
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 COLOURS = (
-    ("mean red, green, blue", "mean", 0),
-    ("std red, green, blue", "std", 0),
+    ("mean of each band", "mean", 0),
+    ("std of each band", "std", 0),
     ("brightness (0..255)", "brightness", 0),
     ("contrast", "contrast", 0),
     ("saturation (0..1)", "saturation", 2),
@@ -179,7 +179,7 @@ def _strip(domain: str, data: InspectedData, space: LabelSpace) -> Image.Image:
     palette[: space.num_classes] = space.colors
     for column, one in enumerate(shown):
         left, top = GAP + column * (CELL[0] + GAP), LINE + GAP
-        image = Image.fromarray(read_image(one.image).permute(1, 2, 0).numpy())
+        image = Image.fromarray(as_rgb(read_image(one.image, data.expected.bands)).permute(1, 2, 0).numpy())
         scale = min(CELL[0] / image.width, CELL[1] / image.height)
         small = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
         strip.paste(small, (left, top))

@@ -120,7 +120,8 @@ def _expected(
             problems.append(Problem("cannot be mapped", domain, data.root, str(error)))
     own_ids = isinstance(classes, tuple) and any(entry.ids is not None for entry in classes)
     strict = data.id_map is None and not own_ids and spec_of(data).space is None
-    return Expected(domain, settings.loader.crop, data.resize, code, space.num_classes, strict)
+    crop, bands = settings.loader.crop, settings.model.in_channels
+    return Expected(domain, crop, data.resize, code, space.num_classes, bands, strict)
 
 
 def _list(domain: str, data: DataConfig, problems: list[Problem]) -> list[tuple[Path, Path | None]]:

@@ -17,6 +17,7 @@ from torchvision.utils import make_grid, save_image
 from ssrseg.adapt.batch import View
 from ssrseg.data import LabelledImages
 from ssrseg.data.datasets import LabelledImage
+from ssrseg.data.images import as_rgb
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.transforms import resize_image
 from ssrseg.inference import Scores, evaluating
@@ -74,7 +75,7 @@ class PredictedPictures(Observer):
         student, device = self._context.method.learner.student, self._context.fabric.device
         ids = predict_ids(student, sample.image.to(device), self._infer, (height, width)).cpu()
         size = reduced(width, height)
-        picture = resize_image(sample.image, (width, height)).permute(1, 2, 0).numpy()
+        picture = resize_image(as_rgb(sample.image), (width, height)).permute(1, 2, 0).numpy()
         shown = Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)
         path = self._folder.predicted_picture(number, "image.jpg")
         write_atomically(path, lambda partial: shown.save(partial, format="JPEG", quality=90))
@@ -124,5 +125,5 @@ def draw_view(view: View, colors: Tensor) -> Tensor:
     """Draw a view (B images) as rows of image | labels | trust: (3, H, W) in [0, 1]; `colors` is (256, 3)."""
     trust = view.trust if view.trust is not None else view.images.new_ones(view.labels.shape)
     labels = colors.to(view.labels.device)[view.labels].permute(0, 3, 1, 2)
-    cells = torch.stack([view.images, labels, trust[:, None].expand_as(view.images)], dim=1).flatten(0, 1)
+    cells = torch.stack([as_rgb(view.images), labels, trust[:, None].expand_as(labels)], dim=1).flatten(0, 1)
     return make_grid(cells.clamp(0, 1), nrow=3, padding=GAP, pad_value=1.0)
