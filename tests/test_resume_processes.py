@@ -1,4 +1,4 @@
-"""A signal that one of two processes receives ends both; resumed, they are the two that were never interrupted."""
+"""What ends one of two processes ends both: a signal, after which they resume as if it had not, or an early stop."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from test_resume import assert_same
+from test_training import records
 
 PROGRAM = """
 import os, signal, sys
@@ -39,6 +40,8 @@ except Interrupted as left:
     torch.manual_seed(99)
     checkpoint.CheckpointWriter.stepped = stepped
     train(None, root / "cut", resume=True, extensions=Extensions(foundation=tiny_frozen()))
+early = settings_for(root, train=config | {"steps": 8, "evaluate_every": 1, "early_stop": 1}, optim={"lr": 0.05})
+train(early, root / "early", extensions=Extensions(foundation=tiny_frozen()))
 """
 
 
@@ -51,6 +54,9 @@ def test_two_processes_stop_together_and_go_on_as_if_they_had_not(tmp_path: Path
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same(tmp_path / "whole", tmp_path / "cut")
     states = [torch.load(tmp_path / name / "checkpoints" / "last.ckpt")["generators"] for name in ("whole", "cut")]
+    (stopped,) = records(tmp_path / "early", "stopped")  # both, or the other one would wait for ever
+    assert stopped["step"] < 8
+    assert (tmp_path / "early" / "student-last.safetensors").exists()
     assert states[0]["torch"].shape[0] == 2
     assert not torch.equal(states[0]["torch"][0], states[0]["torch"][1])
     assert all(torch.equal(states[0][name], states[1][name]) for name in ("torch", "views", "python", "numpy"))

@@ -24,7 +24,7 @@ from ssrseg.cli.options import (
 )
 from ssrseg.errors import OutOfMemory, UserError
 from ssrseg.runs.atomic import write_json
-from ssrseg.runs.folder import GroupFolder, RunFolder
+from ssrseg.runs.folder import GroupFolder, RecipeFolder, RunFolder
 
 
 def train(
@@ -35,7 +35,9 @@ def train(
     target: Target = None,
     val: Val = None,
     out: Annotated[Path, typer.Option(help="the run folder")] = Path("runs/run"),
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run, or the group, in --out")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="continue what is in --out; words change its settings")
+    ] = False,
     seeds: Annotated[str | None, typer.Option(help="a group of runs, e.g. 0,1,2, in --out/seed-0 and so on")] = None,
     devices: Annotated[int | None, typer.Option(help="processes per machine: train.devices")] = None,
     nodes: Annotated[int | None, typer.Option(help="machines: train.nodes")] = None,
@@ -47,9 +49,15 @@ def train(
 
     several = [f"train.{name}={count}" for name, count in (("devices", devices), ("nodes", nodes)) if count is not None]
     words = [*(words or []), *several]
-    if resume and (words or preset or config or source or target or val or prior_correction):
-        raise UserError("--resume reads the settings of the run in --out: give no others.")
-    settings = None if resume else settings_from(words, preset, config, source=source, target=target, val=val)
+    if resume and (preset or config or source or target or val or prior_correction):
+        raise UserError(
+            "--resume reads the settings of the run in --out: give no others, but for words that change single ones "
+            "from now on, as train.steps=60000 or source.root=FOLDER."
+        )
+    if resume:
+        settings = resumed(out, words)
+    else:
+        settings = settings_from(words, preset, config, source=source, target=target, val=val)
     if settings is not None and prior_correction is not None:
         settings = corrected(settings, prior_correction)
     if seeds is not None or (resume and GroupFolder(out).exists):
@@ -66,6 +74,12 @@ def train(
         raise OutOfMemory(f"{error}\n{planned}") from error
     if finished.first:
         typer.echo(f"{finished.folder}")
+
+
+def resumed(out: Path, words: list[str]) -> settings_of.Settings | None:
+    """Read the settings of what is to go on, changed by words; none without, or where nothing has begun."""
+    begun = [kind(out).config for kind in (GroupFolder, RecipeFolder, RunFolder) if kind(out).exists]
+    return settings_from(words, None, begun[0]) if words and begun else None
 
 
 def _train_group(settings: settings_of.Settings | None, out: Path, seeds: str | None, resume: bool) -> None:

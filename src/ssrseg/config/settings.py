@@ -120,6 +120,20 @@ class Settings(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _the_run_ends_as_its_schedule(self) -> Settings:
+        length, stop = self.optim.length, self.train.early_stop
+        if length is not None and length < self.train.steps:
+            raise ValueError(
+                f"optim.length={length} ends before train.steps={self.train.steps}, and the rate would fall below "
+                f"optim.min_lr: set optim.length to {self.train.steps} or more, or to null"
+            )
+        if stop is not None and (self.selection is None or self.target is None):
+            raise ValueError("train.early_stop needs a target and the criteria of selection: set both, or leave it out")
+        if stop is not None and stop.by == "agreement" and self.method.teacher is None:
+            raise ValueError("train.early_stop.by: agreement is that of student and teacher: set method.teacher, or im")
+        return self
+
 
 def resolve(tree: Mapping[str, Any]) -> Settings:
     """Check a tree of settings; raises `UserError` that names every wrong key."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ssrseg.config.base import EFFECT, NO_EFFECT, Fraction, Positive, Rate, Size, Strict, UserPath, by_default
 
@@ -128,6 +128,21 @@ class SelectionConfig(Strict):
     """Criteria whose best student is kept as a file; students of the same step share one on disk."""
 
 
+class EarlyStopConfig(Strict):
+    """End a run when a criterion without labels has not improved for a while (`docs/selection.md`)."""
+
+    patience: Positive = 5
+    """Evaluations in a row without a better value."""
+    by: Criterion = "im"
+
+
+def _patience(value: Any) -> Any:
+    """Let a number stand for its patience, and `true` for the usual one."""
+    if isinstance(value, bool):
+        return {} if value else None
+    return {"patience": value} if isinstance(value, int) else value
+
+
 class TrainConfig(Strict):
     """The loop."""
 
@@ -157,6 +172,8 @@ class TrainConfig(Strict):
     log_every: Annotated[Positive, NO_EFFECT] = 50
     pictures_every: Annotated[Positive, NO_EFFECT] = 1_000
     guard: Annotated[GuardConfig, NO_EFFECT] = GuardConfig()
+    early_stop: Annotated[EarlyStopConfig | None, BeforeValidator(_patience)] = None
+    """A number is its patience; no early stop when absent."""
     track: Annotated[tuple[Literal["wandb", "mlflow"], ...], NO_EFFECT] = ()
     """Services that get the journal's numbers, beside TensorBoard (`docs/tracking.md`)."""
     track_project: Annotated[str, NO_EFFECT] = "ssrseg"

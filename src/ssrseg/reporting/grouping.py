@@ -83,7 +83,8 @@ def essentials(run: RunRecord) -> dict[str, Any]:
     flat = {key: _end(key, value) for key, value in flatten(tree).items()}
     kept = {key: value for key, value in flat.items() if key != "train.seed" and affects_result(key)}
     of_recipe = RecipeFolder(run.folder.parent).exists and CORRECTIONS.get(run.folder.name) != ""
-    return kept | ({"stage": run.folder.name} if of_recipe else {})
+    before = {f"{key} until step {each.step}": old for each in run.changes for key, (old, _) in each.changed.items()}
+    return kept | before | ({"stage": run.folder.name} if of_recipe else {})
 
 
 def _end(key: str, value: Any) -> Any:

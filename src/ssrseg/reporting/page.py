@@ -130,7 +130,10 @@ def _facts(run: RunRecord) -> str:
     text = f"step {seen}" if wanted is None else f"{seen} of {wanted} steps"
     rates = [entry.images_per_second for entry in run.train if entry.images_per_second is not None]
     speed = f", {statistics.median(rates):.3g} images/s (median)" if rates else ""
-    return f"{text}{', unfinished' if wanted and seen < wanted else ''}{speed}"
+    if run.stopped:
+        text = f"stopped early at step {run.stopped} of {setting(run.config, 'train.steps')}"
+    how = [f", other {', '.join(each.changed)} until step {each.step}" for each in run.changes]
+    return f"{text}{', unfinished' if wanted and seen < wanted else ''}{''.join(how)}{speed}"
 
 
 @dataclass(frozen=True)

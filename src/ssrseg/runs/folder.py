@@ -66,6 +66,10 @@ class RunFolder(Folder):
         """Path of the model with the best score by a criterion without labels."""
         return self.path / f"student-best-by-{criterion}.safetensors"
 
+    def student_at(self, step: int) -> Path:
+        """Path of the last student of a run that was trained longer afterwards."""
+        return self.path / f"student-step-{step:06}.safetensors"
+
     def fault(self, step: int, rank: int | None = None) -> Path:
         """Path of the batch of a step with NaN or infinite losses; one per process where there are several."""
         return self.path / "faults" / (f"step-{step:06}" + ("" if rank is None else f"-process-{rank}"))
@@ -120,6 +124,17 @@ class RunFolder(Folder):
         for partial in self.path.rglob(f".*{PARTIAL}"):
             partial.unlink(missing_ok=True)
         return read_json(self.environment)
+
+    def reopen(self, settings: Settings, step: int) -> Path | None:
+        """Let a run go on after `step` steps with these settings; returns where the student of a finished one is kept.
+
+        A run that was killed before its first checkpoint starts anew, without results.
+        """
+        if settings != self.settings():
+            write_text(self.config, dump(settings))
+        if step == 0:
+            self.restart()
+        return self.student_last.replace(self.student_at(step)) if self.finished else None
 
     def restart(self) -> None:
         """Remove the results of a run that was killed before its first checkpoint."""

@@ -55,6 +55,14 @@ class LabelFree:
 
 
 @checked(frozen=True)
+class SettingsChange:
+    """Settings that were others up to a step: dotted path -> value before and after."""
+
+    step: int
+    changed: dict[str, tuple[Any, Any]]
+
+
+@checked(frozen=True)
 class TrainStep:
     """One logged training step; losses are named `view/term`, NaN where they were not finite."""
 
@@ -97,6 +105,8 @@ class RunRecord:
     shares: tuple[dict[str, float], ...]  # class -> share of the teacher's labels, at each log step
     views: tuple[PictureFile, ...]
     selections: tuple[LabelFree, ...] = ()
+    changes: tuple[SettingsChange, ...] = ()
+    stopped: int | None = None  # the step at which it ended early
 
     @property
     def seed(self) -> int | None:
@@ -106,9 +116,10 @@ class RunRecord:
 
     @property
     def steps(self) -> tuple[int, int | None]:
-        """Steps seen in the metrics, steps asked for."""
-        logged = [entry.step for entry in self.train] + [entry.step for entry in self.evaluations]
-        return max(logged, default=0), setting(self.config, "train.steps")
+        """Steps seen in the metrics, steps asked for or, of a run that ended early, done."""
+        kinds: tuple[Sequence[Any], ...] = (self.train, self.evaluations, self.selections)
+        logged = [entry.step for kind in kinds for entry in kind]
+        return max(logged, default=0), self.stopped or setting(self.config, "train.steps")
 
 
 def read_run(path: Path) -> RunRecord:
@@ -139,6 +150,8 @@ def read_run(path: Path) -> RunRecord:
         shares=tuple(entry["shares"] for entry in entries if entry.get("kind") == "labels"),
         views=_pictures(folder.pictures),
         selections=_of_kind(entries, "selection", LabelFree),
+        changes=_of_kind(entries, "settings", SettingsChange),
+        stopped=next((entry["step"] for entry in reversed(entries) if entry.get("kind") == "stopped"), None),
     )
 
 

@@ -30,6 +30,7 @@ from ssrseg.models.segmenter import save_segmenter
 from ssrseg.runs.atomic import write_atomically
 from ssrseg.training.distributed import Interrupted, Stop, device_type
 from ssrseg.training.loop import Observer, StepResult
+from ssrseg.training.optim import load_optimizer
 from ssrseg.training.setup import RunContext
 
 LIBRARIES = ("ssrseg", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "imagecodecs")
@@ -42,6 +43,10 @@ class ResumePoint:
     step: int = 0  # completed steps
     observers: Mapping[str, Any] = field(default_factory=dict)  # states of the observers by name
     warnings: tuple[str, ...] = ()  # for the user: a damaged checkpoint, changed data or libraries
+    settings: Mapping[str, Any] | None = None  # the tree that the checkpoint was saved with, if it has one
+    notes: tuple[str, ...] = ()  # for the user: changed settings
+    asides: tuple[str, ...] = ()  # for the screen alone: those that cannot change the result
+    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # their values before and now
 
 
 class CheckpointWriter(Observer):
@@ -61,7 +66,7 @@ class CheckpointWriter(Observer):
 
     def stepped(self, result: StepResult) -> None:
         config = self._context.settings.train
-        last = result.step == config.steps
+        last = result.step == config.steps or any(observer.ended for observer in self._observers.values())
         signum = self._stop.agreed(self._context.fabric, due=result.step % config.log_every == 0)
         if result.step % config.checkpoint_every == 0 or last or signum:
             self.save(result.step)
@@ -78,14 +83,22 @@ class CheckpointWriter(Observer):
     def save(self, step: int) -> None:
         """Save after `step` completed steps; every process calls this."""
         run, states = self._context, {name: observer.state() for name, observer in self._observers.items()}
+        parts, settings = (run.fabric, run.method, run.optimizer), run.settings
         try:
-            save_checkpoint(run.folder.checkpoint, run.fabric, run.method, run.optimizer, step=step, observers=states)
+            save_checkpoint(run.folder.checkpoint, *parts, step=step, observers=states, settings=settings)
         except OSError as error:
             self._warn(step, f"the state could not be saved at step {step}: {error}. The last checkpoint is kept.")
 
 
 def save_checkpoint(
-    path: Path, fabric: Fabric, method: Method, optimizer: Optimizer, *, step: int, observers: Mapping[str, Any]
+    path: Path,
+    fabric: Fabric,
+    method: Method,
+    optimizer: Optimizer,
+    *,
+    step: int,
+    observers: Mapping[str, Any],
+    settings: Settings | None = None,
 ) -> None:
     """Write the state after `step` completed steps; every process calls this, the first one writes.
 
@@ -101,6 +114,7 @@ def save_checkpoint(
         return
     state = {
         "step": step,
+        "settings": settings and settings.model_dump(mode="json"),
         "observers": dict(observers),
         "learner": method.learner.state_dict(),
         "teacher": method.teacher.state_dict(),
@@ -151,14 +165,15 @@ def load_checkpoint(path: Path, fabric: Fabric, method: Method, optimizer: Optim
     try:
         method.learner.load_state_dict(state["learner"])
         method.teacher.load_state_dict(state["teacher"])
-        optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(optimizer, state["optimizer"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise UserError(f"{file} belongs to another method than config.yaml describes: {error}") from error
     # A copy: torch reads the state of a generator from the start of the storage, and crashes on a part of one.
     mine = {name: states[fabric.global_rank].clone() for name, states in state["generators"].items()}
     set_generators(mine, method.generator, fabric.device)
     fallen_back = f"{path} is missing or damaged: resumed from {file.name}, step {state['step']}"
-    return ResumePoint(state["step"], state["observers"], () if file == path else (fallen_back,))
+    warnings = () if file == path else (fallen_back,)
+    return ResumePoint(state["step"], state["observers"], warnings, state.get("settings"))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:

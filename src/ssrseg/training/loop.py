@@ -43,6 +43,11 @@ class Observer:
     kept: ClassVar[tuple[str, ...]] = ()
     """Names of the attributes that checkpoints hold: tensors and plain values."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether it ends the run before the last step; all processes must answer alike, and without the device."""
+        return False
+
     def saw(self, step: int, view: View) -> None:
         """Look at a view, made in the step that follows `step` completed ones."""
 
@@ -66,8 +71,8 @@ class Observer:
         return {name: getattr(self, name) for name in self.kept}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore a `state`."""
-        vars(self).update({name: state[name] for name in self.kept})
+        """Restore a `state`; one of an earlier version may lack what is new since."""
+        vars(self).update({name: state[name] for name in self.kept if name in state})
 
 
 def fit(
@@ -80,7 +85,7 @@ def fit(
     start: int = 0,
     observers: Sequence[Observer] = (),
 ) -> None:
-    """Train from `start` completed steps to the end.
+    """Train from `start` completed steps to the end, or until an observer has `ended`.
 
     The method is moved to the device of `fabric`, which is launched; the optimiser has the parameters of its learner.
     The batches are those from step `start` on, `train.accumulate` of them for each step. Observers are called for
@@ -111,6 +116,8 @@ def fit(
     accumulate, steps = settings.train.accumulate, settings.train.steps
     stream = iter(batches)
     for step in range(start, steps):
+        if any(observer.ended for observer in observers):
+            break
         set_learning_rates(optimizer, settings.optim, step, steps)
         method.teacher.update(method.learner.student, step)
         optimizer.zero_grad(set_to_none=True)

@@ -94,10 +94,34 @@ class CombinedOptimizer(Optimizer):
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both; raises `KeyError` or `ValueError` for another's."""
+        """Restore both as `load_optimizer` does."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
+            load_optimizer(part, state)
         self.param_groups = self._groups()
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Restore what was gathered for each parameter, by its name; groups, rates and decay stay those of the optimiser.
+
+    Raises `KeyError` or `ValueError` for the state of another optimiser or of other parameters.
+    """
+    if isinstance(optimizer, CombinedOptimizer):
+        optimizer.load_state_dict(state)
+        return
+    mine = optimizer.state_dict()
+    if ("betas" in optimizer.defaults) != ("betas" in state["param_groups"][0]):
+        raise ValueError(f"its optimiser was another one than {type(optimizer).__name__}")
+    before, now = _numbers(state), _numbers(mine)
+    if unlike := sorted(before.keys() ^ now.keys()):
+        raise ValueError(f"its optimiser had other parameters ({', '.join(unlike[:5])})")
+    gathered = {number: state["state"].get(before[name]) for name, number in now.items()}
+    mine["state"] = {number: each for number, each in gathered.items() if each is not None}
+    optimizer.load_state_dict(mine)
+
+
+def _numbers(state: dict[str, Any]) -> dict[str, int]:
+    """Map each parameter's name to its number in the state of an optimiser."""
+    return dict(pair for group in state["param_groups"] for pair in zip(group["names"], group["params"], strict=True))
 
 
 def learning_rate(
@@ -120,10 +144,13 @@ def learning_rate(
     return regular * (1 - (1 - step / warmup) * (1 - warmup_ratio))
 
 
+def scheduled(base: float, config: OptimConfig, step: int, steps: int) -> float:
+    """Compute the rate of `step` in a run of `steps`."""
+    length, warmup, power = config.length or steps, config.warmup, config.power
+    return learning_rate(base, step, length, warmup=warmup, power=power, min_lr=config.min_lr)
+
+
 def set_learning_rates(optimizer: Optimizer, config: OptimConfig, step: int, steps: int) -> None:
     """Give every group the rate of `step`."""
-    steps = config.length or steps
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(
-            group["base_lr"], step, steps, warmup=config.warmup, power=config.power, min_lr=config.min_lr
-        )
+        group["lr"] = scheduled(group["base_lr"], config, step, steps)

@@ -17,6 +17,7 @@ from ssrseg.errors import UserError
 from ssrseg.runs.atomic import write_text, writing
 from ssrseg.runs.folder import GroupFolder, RunFolder
 from ssrseg.training.observers.trackers import check_trackers
+from ssrseg.training.resume import steps_left
 from ssrseg.training.setup import Extensions
 from ssrseg.training.train import finish
 
@@ -44,7 +45,7 @@ def train_seeds(
     A run that fails does not stop the others. Jobs that get one seed each may share `out`.
 
     Args:
-        settings: of every run, whatever its seed; absent when resuming, which reads them from `out`.
+        settings: of every run, whatever its seed; when resuming, those to go on with: what `out` has, unless given.
         out: the folder of the group. It may hold a group of the same settings: seeds are added to it.
         seeds: to train; when resuming, all seeds of the group unless given.
         resume: finish the group: keep finished runs, resume interrupted ones, start missing ones.
@@ -57,7 +58,7 @@ def train_seeds(
     folder = GroupFolder(Path(out))
     if resume and not folder.exists:
         raise UserError(f"There is no group of runs in {folder.path} (no {folder.config.name}): nothing to resume.")
-    settings = resolve(read_yaml(folder.config)) if resume else settings
+    settings = resolve(read_yaml(folder.config)) if resume and settings is None else settings
     if settings is None:
         raise UserError("Training needs settings: a preset, a YAML file, or key.path=value words.")
     wanted = sorted(set(seeds if seeds is not None else folder.seeds()))
@@ -66,18 +67,22 @@ def train_seeds(
     _refuse(settings, wanted, folder, None if resume else shared)
     check_trackers(settings.train)
     refuse_bad_data(settings)  # what is wrong for every seed is said once
+    each = {seed: settings.train.model_copy(update={"seed": seed}) for seed in wanted}
+    seeded = {seed: settings.model_copy(update={"train": train}) for seed, train in each.items()}
+    for seed in wanted:
+        steps_left(folder.run(seed), seeded[seed], places=False)  # refuses what one of them would
     with writing(folder.config):
         for seed in wanted:  # the folders first, for they are the list of seeds; two jobs at once do the same
             folder.run(seed).path.mkdir(exist_ok=True)
-        if not folder.exists:
+        if resume or not folder.exists:
             write_text(folder.config, yaml.safe_dump(shared, sort_keys=False, allow_unicode=True))
     say = partial((console or Console(quiet=True)).print, soft_wrap=True, highlight=False, markup=False)
     finished, failed = [], {}
     for seed in wanted:
-        run, seeded = folder.run(seed).path, settings.train.model_copy(update={"seed": seed})
+        run = folder.run(seed).path
         say(f"seed {seed}: {run}")
         try:
-            finish(settings.model_copy(update={"train": seeded}), run, console=console, extensions=extensions)
+            finish(seeded[seed], run, console=console, extensions=extensions)
             finished.append(seed)
         except (UserError, RuntimeError, OSError) as error:  # RuntimeError: torch's own, out of memory among them
             failed[seed] = str(error) or type(error).__name__
@@ -99,6 +104,8 @@ def _refuse(settings: Settings, seeds: Sequence[int], folder: GroupFolder, share
     if RunFolder(folder.path).exists:
         raise UserError(f"{folder.path} holds a single run: a group needs a folder of its own. Give another --out.")
     if shared is None:
+        if settings.train.seed:
+            raise UserError("train.seed is what the runs of a group differ in: add one with --resume --seeds N.")
         return
     if taken := [str(seed) for seed in seeds if folder.run(seed).exists]:
         raise UserError(

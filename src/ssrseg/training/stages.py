@@ -20,6 +20,7 @@ from ssrseg.models.weights import load
 from ssrseg.runs.atomic import write_json, write_text
 from ssrseg.runs.folder import ADJUSTED, PRIORS, RECALIBRATED, REFINED, TRAINED, RecipeFolder, RunFolder
 from ssrseg.training.checkpoint import environment
+from ssrseg.training.resume import listed, unlike
 
 Run = TypeVar("Run")
 
@@ -76,11 +77,18 @@ def train_stages(
     """
     recipe = RecipeFolder(out)
     if resume:
-        settings = resolve(read_yaml(recipe.config))
+        settings = settings or resolve(read_yaml(recipe.config))
     elif recipe.exists:
         raise UserError(f"{out} holds a recipe already. Continue it with --resume or give another --out.")
     assert settings is not None
     stages = planned(settings, out)
+    for stage, resolved, left in stages:
+        folder = RunFolder(left.parent)
+        if stage.does == "train" and left.exists() and (found := unlike(folder, resolved, places=False)):
+            raise UserError(
+                f"Stage {stage.name!r} is finished, and others start from it: {listed(found)} could not be in force. "
+                f"Put back what was; to change a stage that is not finished, set its own `settings` in {recipe.config}."
+            )
     recipe.path.mkdir(parents=True, exist_ok=True)
     write_text(recipe.config, dump(settings))
     last: Run | None = None

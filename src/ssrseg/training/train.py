@@ -33,6 +33,7 @@ from ssrseg.training.observers.guard import Fault, Guard
 from ssrseg.training.observers.journal import Journal, Losses, Screen
 from ssrseg.training.observers.pictures import PredictedPictures, ViewPictures
 from ssrseg.training.observers.trackers import check_trackers, start_trackers
+from ssrseg.training.resume import Continuation, agree, readable, steps_left
 from ssrseg.training.setup import Extensions, RunContext, build_context
 from ssrseg.training.stages import deployed, train_stages
 
@@ -57,9 +58,10 @@ def train(
     """Train a segmenter and leave a run folder, or one folder per stage when the settings are a recipe with stages.
 
     Args:
-        settings: of the run; absent when resuming, which reads them from the run folder.
+        settings: of the run; when resuming, those to go on with: what the run folder has, unless given.
         out: the run folder. It must not hold a run yet, unless resuming.
-        resume: continue the run in `out` from its last checkpoint. A finished run is returned as it is.
+        resume: continue the run in `out` from its last checkpoint. A finished run is returned as it is, unless the
+            settings have more steps than it has done.
         console: shows progress; silent when absent.
         extensions: parts of your own; of every stage that trains.
 
@@ -73,19 +75,22 @@ def train(
     """
     out, extensions, console = Path(out), extensions or Extensions(), console or Console(quiet=True)
     settings = settings and deployed(settings)
-    if settings.stages if settings is not None else RecipeFolder(out).exists:
+    if RecipeFolder(out).exists if resume or settings is None else settings.stages:
         each = partial(finish, console=console, extensions=extensions)
         return train_stages(settings, out, each, resume=resume, console=console)
     folder = RunFolder(out)
     if resume:
-        settings = folder.settings()
+        own = folder.settings()
+        settings = settings or own
     elif settings is None:
         raise UserError("Training needs settings: a preset, a YAML file, or key.path=value words.")
     elif folder.exists:
         raise UserError(f"{folder.path} holds a run already. Continue it with --resume or give another --out.")
     check_trackers(settings.train)
-    if resume and folder.finished:
-        console.print(f"The run in {folder.path} is finished: nothing to resume.", soft_wrap=True, markup=False)
+    if resume and not steps_left(folder, settings):
+        more = f"ssrseg train --resume --out {quote(str(folder.path))} train.steps=N"
+        text = f"The run in {folder.path} is finished: nothing to resume. Train it longer with: {more}"
+        console.print(text, soft_wrap=True, markup=False)
         return Run(folder.path, load_segmenter(folder.student_last))
     with deterministic_operations(settings.train.deterministic), signals_noted() as stop:
         stop.at_once = True  # until the first step is done
@@ -110,11 +115,13 @@ def finish(
     The terms of `extensions` are copied: they stay as they are for the next run.
     """
     folder = RunFolder(out)
-    if folder.finished:
-        return Run(out, load_segmenter(folder.student_last))
+    if folder.exists:
+        agree(folder, settings)
+        if not steps_left(folder, settings, places=False):
+            return Run(out, load_segmenter(folder.student_last))
     resume = folder.exists or RecipeFolder(out).exists
     extensions = extensions and replace(extensions, terms=deepcopy(extensions.terms))
-    return train(None if resume else settings, out, resume=resume, console=console, extensions=extensions)
+    return train(settings, out, resume=resume, console=console, extensions=extensions)
 
 
 def open_folder(context: RunContext, *, resume: bool) -> ResumePoint:
@@ -124,8 +131,11 @@ def open_folder(context: RunContext, *, resume: bool) -> ResumePoint:
     if resume:
         changed = changes(folder.tidy(), environment(settings)) if fabric.is_global_zero else ()
         point = load_checkpoint(folder.checkpoint, fabric, context.method, context.optimizer)
-        if point.step == 0 and fabric.is_global_zero:
-            folder.restart()
+        if point.step:
+            run = Continuation(point.step, readable(point.settings), settings)
+            point = replace(point, notes=run.notes(fabric.world_size), asides=run.asides(), changed=run.essential)
+        if fabric.is_global_zero and (kept := folder.reopen(settings, point.step)):
+            point = replace(point, asides=(*point.asides, f"the student of step {point.step} is kept as {kept}"))
     elif fabric.is_global_zero:
         folder.create(settings, environment(settings))
     fabric.barrier()
@@ -159,8 +169,14 @@ def observed(
                 screen.print(text)
                 if start == 0:  # else the journal has them already
                     journal.write("note", start, text=text)
+            for text in point.asides:
+                screen.print(text)
             for text in (*point.warnings, *failures):
                 journal.warn(start, text)
+            if point.changed:
+                journal.write("settings", start, changed=point.changed)
+            for text in point.notes:
+                journal.note(start, text)
             saving = CheckpointWriter(context, named, stop, journal.warn)
             timeout = stack.enter_context(StepTimeout(context.fabric, train.timeout_minutes, stop))
             try:

@@ -72,7 +72,8 @@ class ClassCollapse(Observer):
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
-        self._shares, self._ious = ForgettingDetector(**state["shares"]), ForgettingDetector(**state["ious"])
+        for detector, before in ((self._shares, state["shares"]), (self._ious, state["ious"])):
+            vars(detector).update({name: before[name] for name in ("highest", "known", "streaks")})
 
     def labelled(self, pseudo: Pseudo, valid: Tensor) -> None:
         """Count the trustworthy pixels of each class. Not by `bincount`, which waits for the labels."""

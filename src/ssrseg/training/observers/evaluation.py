@@ -169,10 +169,11 @@ class Selection(Observer):
     """At every evaluation, journal the criteria and keep the students that are best so far by each.
 
     It reads no label. Where the run is scored on labelled images too, scores.json holds beside each choice how good it
-    truly was. The journal gets a record `selection`.
+    truly was. The journal gets a record `selection`. The first process does so; all of them agree on an early stop.
     """
 
-    kept = ("chosen",)
+    everywhere = True
+    kept = ("chosen", "stalled", "step")
 
     def __init__(
         self, context: RunContext, target: DataConfig, config: SelectionConfig, infer: Infer, journal: Journal
@@ -182,11 +183,36 @@ class Selection(Observer):
         self._threshold = CONFIDENT if teacher is None or teacher.threshold is None else teacher.threshold
         self._images, self._resize = find_images(target, at_most=config.images), target.resize
         self.chosen: dict[str, dict[str, Any]] = {}
+        self._stop, self.stalled, self.step = context.settings.train.early_stop, 0, 0
+
+    @property
+    def ended(self) -> bool:
+        return self._stop is not None and self.stalled >= self._stop.patience
 
     def stepped(self, result: StepResult) -> None:
-        train, folder, step = self._context.settings.train, self._context.folder, result.step
-        if step % train.evaluate_every and step != train.steps:
+        train, fabric, self.step = self._context.settings.train, self._context.fabric, result.step
+        if self.step % train.evaluate_every and self.step != train.steps:
             return
+        if fabric.is_global_zero:
+            self._select(self.step)
+        if self._stop is not None:
+            better = self.chosen.get(self._stop.by, {}).get("step") == self.step
+            stalled = torch.tensor(0 if better else self.stalled + 1, device=fabric.device)
+            self.stalled = int(distributed.all_sum(stalled * fabric.is_global_zero))
+
+    def finished(self) -> None:
+        """Say so where the run ends early."""
+        if self._stop is not None and self.ended and self.step < self._context.settings.train.steps:
+            best = self.chosen.get(self._stop.by, {"step": 0})["step"]
+            self._journal.write("stopped", self.step, by=self._stop.by, best=best)
+            self._journal.note(
+                self.step,
+                f"stopped early at step {self.step}: {self._stop.by} has not improved for {self.stalled} selections, "
+                f"since step {best} (train.early_stop)",
+            )
+
+    def _select(self, step: int) -> None:
+        folder = self._context.folder
         values, parts = self._criteria()
         self._journal.write("selection", step, criteria=values, parts=parts)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
