@@ -17,13 +17,13 @@ import ssrseg
 from factories import CLASSES, random_image, random_labels, small_segmenter, tiny_frozen, tiny_segmenter
 from ssrseg.adapt.augment import ADJUSTMENTS
 from ssrseg.config import Settings, assignments, merge, resolve
-from ssrseg.data import read_image, refuse_bad_data
+from ssrseg.data import read_image, refuse_bad_data, resolve_space
 from ssrseg.data.images import as_rgb
 from ssrseg.errors import UserError
 from ssrseg.inference import graph_signature
 from ssrseg.models import load_segmenter
 from ssrseg.models.segmenter import take_bands
-from ssrseg.training.setup import Extensions
+from ssrseg.training.setup import Extensions, build_student
 
 
 def bands_of(count: int, seed: int) -> npt.NDArray[np.uint8]:
@@ -130,6 +130,12 @@ def test_a_run_from_files_to_onnx(count: int, suffix: str, tmp_path: Path) -> No
     assert model.mean.flatten().tolist() == pytest.approx(mean)
     image = torch.from_numpy(bands_of(count, 0)).permute(2, 0, 1)[None].float() / 255
     torch.testing.assert_close(model(image), done.student(image))
+    again = run_of(
+        tmp_path, f"model.in_channels={count}", f"model.start={tmp_path / 'run' / 'student-last.safetensors'}"
+    )
+    started = build_student(again, resolve_space(again.classes, again.source))[0]
+    assert started.description == model.description  # with its mean and std
+    assert torch.equal(started.mean, model.mean)
     scores = ssrseg.evaluate(tmp_path / "run" / "student-last.safetensors", tmp_path / "val")
     assert scores.miou is not None
     assert len(ssrseg.predict(model, tmp_path / "target" / "images", tmp_path / "out")) == 3

@@ -7,8 +7,8 @@ from pathlib import Path
 import ssrseg
 
 ROOT = Path(ssrseg.__file__).parent
-LINES, FILES = 16_283, 120
-CORE_LINES = 3_834
+LINES, FILES = 16_295, 120
+CORE_LINES = 3_837
 CORE = (
     "config/method.py",
     "adapt/*.py",

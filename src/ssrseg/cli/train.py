@@ -14,6 +14,7 @@ from ssrseg import config as settings_of
 from ssrseg.cli.options import (
     Config,
     Correction,
+    Device,
     Model,
     Preset,
     Source,
@@ -127,12 +128,13 @@ def estimate_priors(
     source: Source = None,
     target: Target = None,
     out: Annotated[Path, typer.Option(help="the file of class priors")] = Path("priors.json"),
+    device: Device = "auto",
 ) -> None:
     """Count in how many images every class occurs: by labels in the source, by the model's eyes in the target."""
     from ssrseg import label_shift
 
     settings = settings_from(words, preset, config, source=source, target=target)
-    priors = label_shift.estimate_priors(model, settings, out=out)
+    priors = label_shift.estimate_priors(model, settings, out=out, device=device)
     Console().print(label_shift.priors_table(priors))
     typer.echo(str(out))
 

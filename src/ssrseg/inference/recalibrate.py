@@ -63,7 +63,7 @@ def recalibrate(
     data = target if isinstance(target, DataConfig) else DataConfig(root=Path(target))
     bound = data.resize or (network.description.resize if network.description else None)
     paths = find_images(data, at_most=images)
-    looked_at = prefetch(bounded(read_image(path), bound) for path in paths)
+    looked_at = prefetch(bounded(read_image(path, network.in_channels), bound) for path in paths)
     layers = blend_statistics(network, batches_of_one_size(looked_at, BATCH), keep)
     if not layers:
         raise UserError("This model has no BatchNorm with running statistics, so there is nothing to recalibrate.")

@@ -178,7 +178,7 @@ def take_bands(
     Raises `UserError` for a backbone that does not begin with a convolution of RGB.
     """
     backbone = segmenter.backbone
-    if bands != 3:
+    if bands != segmenter.in_channels:
         layers = (layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d))
         first = next(layers, None)
         if first is None or first.in_channels != 3 or first.groups != 1:
@@ -189,7 +189,7 @@ def take_bands(
         first.in_channels = bands
     for name, given in (("mean", mean), ("std", std)):
         own: tuple[float, ...] = getattr(backbone, name)
-        if given is None and bands != 3:
+        if given is None and bands != len(own):
             given = (sum(own) / 3,) if bands == 1 else tuple(own[i % 3] for i in range(bands))
         if given is not None:
             setattr(backbone, name, given)

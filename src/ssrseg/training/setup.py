@@ -126,8 +126,11 @@ def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str
     bound, parts = (settings.target or settings.source).resize, (config.head_channels, config.align_corners)
     if isinstance(bound, ExactSize):
         bound = bound.exact
-    known = Description(config.backbone, config.head, space.names, space.colors, bound, *parts)
-    student.description = replace(known, in_channels=config.in_channels, mean=config.mean, std=config.std)
+    description = Description(config.backbone, config.head, space.names, space.colors, bound, *parts)
+    if bands != (3, None, None) or config.start is not None:
+        own = student.backbone
+        description = replace(description, in_channels=config.in_channels, mean=own.mean, std=own.std)
+    student.description = description
     return student, note
 
 

@@ -7,7 +7,7 @@ from shlex import quote
 from ssrseg.config import ModelConfig
 from ssrseg.errors import UserError
 from ssrseg.models.classes import classifier_weights, copy_weights, differing, matching
-from ssrseg.models.segmenter import Segmenter
+from ssrseg.models.segmenter import Segmenter, take_bands
 from ssrseg.models.weights import load
 
 
@@ -25,6 +25,8 @@ def start_from(student: Segmenter, config: ModelConfig, classes: tuple[str, ...]
         rows = list(range(len(classes)))
     elif config.start_classes != "shared" and (None in rows or len(known) != len(classes)):
         raise UserError(_other_classes(known, classes, config))
+    own = start.backbone
+    take_bands(student, start.in_channels, config.mean or own.mean, config.std or own.std)
     copy_weights(student, start, rows)
     return f"the student starts from {config.start}" + _explained(rows, known, classes)
 
@@ -71,7 +73,12 @@ def _refuse_other_network(student: Segmenter, start: Segmenter, config: ModelCon
     if here == there:
         return
     its = start.description
-    settings = {"backbone": config.backbone, "head": config.head, "head_channels": config.head_channels}
+    settings = {
+        "backbone": config.backbone,
+        "in_channels": config.in_channels,
+        "head": config.head,
+        "head_channels": config.head_channels,
+    }
     others = {} if its is None else {key: getattr(its, key) for key in settings if getattr(its, key) != settings[key]}
     words = " ".join(quote(f"model.{key}={'null' if value is None else value}") for key, value in others.items())
     first = next(name for name in {**there, **here} if here.get(name) != there.get(name))
