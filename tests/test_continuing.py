@@ -149,6 +149,7 @@ def test_reports_and_comparisons_tell_the_parts_apart(run: Path, half: Path) -> 
     [
         ("optim={kind: sgd}", "optim.kind: adamw -> sgd"),
         ("model.backbone=mit_b0", "model.backbone: timm:test_resnet -> mit_b0"),
+        ("model.in_channels=4", "model.in_channels: 3 -> 4"),
         ("classes=[wall, road, tree, car]", "classes: "),
         ("method.teacher={}", "method.teacher: null -> "),
         ("train.seed=1", "train.seed: 0 -> 1"),

@@ -20,7 +20,7 @@ from ssrseg.training.checkpoint import previous
 from ssrseg.training.optim import scheduled
 
 FIXED = re.compile(
-    r"classes|source\.spec|stages|deploy\..*|train\.seed|optim\.kind|model\.(backbone|head|head_channels)"
+    r"classes|source\.spec|stages|deploy\..*|train\.seed|optim\.kind|model\.(backbone|head|\w+_channels)"
     r"|method\.(\w+|regularizer\.(stages|heads|foundation\.encoder))"
 )
 """Settings that the state of a run is made of: its classes, weights and moments, the parts of the method, the seed."""
