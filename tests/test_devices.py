@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import timm
 import torch
 from lightning_fabric import Fabric
 from timm.layers import BatchNormAct2d
 from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from factories import random_image, small_segmenter
 from ssrseg.adapt.regularizer import still_statistics
 from ssrseg.config import SGDConfig
+from ssrseg.errors import UserError
 from ssrseg.inference import Predictor
-from ssrseg.models import build_segmenter
+from ssrseg.models import Segmenter, build_segmenter
+from ssrseg.models.backbones import Backbone
+from ssrseg.training import setup
 from ssrseg.training.checkpoint import generator_states, set_generators
 from ssrseg.training.distributed import sync_batchnorm
 from ssrseg.training.optim import build_optimizer
@@ -130,3 +136,79 @@ def test_a_step_that_fails_leaves_the_optimizer_whole(monkeypatch: pytest.Monkey
         optimizer.step()
     assert turns[2] < turns[0] == len(groups)
     assert optimizer.param_groups == groups
+
+
+class Unsorted(torch.autograd.Function):
+    """What torch refuses on every device: writing to places that may be the same, here in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        return maps.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return torch.zeros_like(gradient).put_(torch.arange(gradient.numel()), gradient)
+
+
+class Unpooling(nn.Module):
+    def forward(self, maps: Tensor) -> Tensor:
+        return Unsorted.apply(maps)
+
+
+def test_what_cannot_be_deterministic_is_named_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*args: Any, **options: Any) -> Segmenter:
+        student = build_segmenter(*args, **options)
+        student.head.dropout = Unpooling()
+        return student
+
+    monkeypatch.setattr(setup, "build_segmenter", build)
+    with pytest.raises(UserError, match=r"no deterministic put_, which the layer head\.dropout \(Unpooling\) needs"):
+        run(tmp_path, "refused", train={"deterministic": True, "steps": 1})
+    assert not (tmp_path / "refused").exists()
+    run(tmp_path, "followed", train={"deterministic": False, "steps": 1})
+
+
+REFUSED = re.compile(
+    "adaptive_(avg|max)_pool.d_backward|upsample_(bi|tri)?(linear|cubic).*backward|(reflection|replication)_pad[13]d_backward"
+    "|(avg|max|fractional_max)_pool3d.*backward|grid_sampler.*backward|nll_loss2d|ctc_loss.*backward|put_$|histc|median"
+)
+"""Operators that torch 2.14's CUDA library refuses; those of two dimensions that it does not are absent."""
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if REFUSED.search(name := func.overloadpacket.__name__):
+            self.refused.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head", "options", "refused"),
+    [
+        ("pvt_v2_b0", "daformer", {}, set()),
+        ("resnet18d", "deeplabv2", {}, set()),
+        ("test_efficientnet", "aspp-attentive", {}, set()),
+        ("pvt_v2_b0", "segformer", {"linear": True}, {"_adaptive_avg_pool2d_backward"}),  # as PVT v2 "li"
+    ],
+)
+def test_what_torch_refuses_on_cuda_is_in_no_network_but_those_that_the_docs_name(
+    backbone: str, head: str, options: dict[str, bool], refused: set[str]
+) -> None:
+    """On tensors without data that, as on a GPU, are not the CPU's: there `interpolate` takes the deterministic way."""
+    with torch.device("meta"):
+        pyramid = timm.create_model(backbone, features_only=True, **options)
+        network = build_segmenter(Backbone(pyramid, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), head, 4, head_channels=32)
+        images = torch.zeros(2, 3, 64, 64)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with Operators() as operators:
+            network(images).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert operators.refused == refused

@@ -7,8 +7,8 @@ from pathlib import Path
 import ssrseg
 
 ROOT = Path(ssrseg.__file__).parent
-LINES, FILES = 16_295, 120
-CORE_LINES = 3_837
+LINES, FILES = 16_346, 121
+CORE_LINES = 3_840
 CORE = (
     "config/method.py",
     "adapt/*.py",

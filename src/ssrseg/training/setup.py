@@ -26,6 +26,7 @@ from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, take_bands
 from ssrseg.models.weights import load_pretrained
 from ssrseg.runs.folder import RunFolder
+from ssrseg.training.deterministic import refuse_nondeterministic
 from ssrseg.training.distributed import build_fabric, sync_batchnorm
 from ssrseg.training.loop import Observer
 from ssrseg.training.optim import build_optimizer
@@ -69,7 +70,7 @@ def build_context(
 ) -> RunContext:
     """Launch the processes and build student, method and optimiser: the same weights and draws in each, other dropout.
 
-    Raises `UserError` where weights cannot be loaded, or parts or processes do not fit together.
+    Raises `UserError` where weights cannot be loaded, parts or processes do not fit, or cannot be deterministic.
     """
     extensions = extensions or Extensions()
     space = resolve_space(settings.classes, settings.source)
@@ -88,6 +89,8 @@ def build_context(
         makers=extensions.makers,
         teacher=extensions.teacher,
     )
+    if settings.train.deterministic:
+        refuse_nondeterministic(student, fabric.device, settings.loader.crop)
     if settings.train.sync_batchnorm:
         sync_batchnorm(method, fabric)
     seed = settings.train.seed + fabric.global_rank  # dropout and drop path differ, and the user's terms and views
