@@ -97,13 +97,7 @@ def plan(settings: Settings, *, probe: bool = True, memory: float | None = None)
     """
     device = device_type(settings.train)
     here = device != "cuda" or torch.cuda.is_available()
-    available = None
-    if memory is not None:
-        available = int(memory * GIB)
-    elif device == "cuda":
-        available = torch.cuda.mem_get_info()[0] if here else None
-    elif hasattr(os, "sysconf"):  # not on every operating system
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = memory_of(device) if memory is None else int(memory * GIB)
     needs = fake_step(settings, device)
     limit = float("inf") if available is None else ROOM * available
     changes = advise(settings, device, needs.peak, limit)
@@ -122,13 +116,20 @@ def plan(settings: Settings, *, probe: bool = True, memory: float | None = None)
     )
 
 
+def memory_of(device: str) -> int | None:
+    """Ask what is free on the card, or for the machine's memory, in bytes; nothing where that is not known."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+
+
 def what_to_change(settings: Settings) -> str:
     """Say in a sentence what a run needs that did not fit, and by which changes it needs less."""
-    planned = plan(settings, probe=False)
-    limit = min(0.75 * planned.peak, ROOM * (planned.available or planned.peak))
-    changes = planned.changes or advise(settings, device_type(settings.train), planned.peak, limit)
+    device = device_type(settings.train)
+    peak = fake_step(settings, device, flops=False).peak
+    changes = advise(settings, device, peak, ROOM * min(peak, memory_of(device) or peak))
     steps = "; then ".join(f"{' '.join(change.words)}: {_gib(change.peak)} GiB" for change in changes)
-    return f"`ssrseg plan` estimates {_gib(planned.peak)} GiB for a step" + (f"; with {steps}." if steps else ".")
+    return f"`ssrseg plan` estimates {_gib(peak)} GiB for a step" + (f"; with {steps}." if steps else ".")
 
 
 def steps_per_second(settings: Settings) -> float:

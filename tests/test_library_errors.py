@@ -1,0 +1,203 @@
+"""Errors of libraries that a user can do something about: one message and exit code 2, in every command."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import re
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from factories import CLASSES, small_segmenter, write_pairs
+from ssrseg.adapt import View
+from ssrseg.adapt.terms import Segmentation
+from ssrseg.cli import main
+from ssrseg.config import Settings
+from ssrseg.errors import OutOfMemory, out_of_memory, remedy
+from ssrseg.models import Segmenter, save_segmenter
+from ssrseg.planning import what_to_change
+from ssrseg.planning.fake_step import StepCost
+from ssrseg.training import train
+from test_cli import ssrseg as command
+from test_guards import PLAIN
+from test_training import settings_for
+
+CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.65 GiB\nSee documentation"
+EXHAUSTED = [
+    torch.OutOfMemoryError(CUDA),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    RuntimeError("MPS backend out of memory (MPS allocated: 17.98 GiB, other allocations: 1 GiB, max allowed: 18 GiB)"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("std::bad_alloc"),
+    MemoryError(),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+]
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_pairs(tmp_path_factory.mktemp("user") / "game", 2).parent
+    save_segmenter(small_segmenter(), root / "model.safetensors")
+    return root
+
+
+NAMES = f"classes=[{', '.join(CLASSES)}]"
+ROOTS = ["--source", "game", "--target", "game", NAMES]
+COMMANDS: dict[str, list[str]] = {
+    "predict": ["model.safetensors", "game/images", "--out", "out"],
+    "evaluate": ["model.safetensors", "game", NAMES],
+    "export": ["model.safetensors", "model.onnx"],
+    "estimate-priors": ["model.safetensors", *ROOTS],
+    "plan": [*ROOTS, "model.backbone=timm:test_resnet", "loader.crop=[64, 64]", "train.accelerator=cpu"],
+}
+"""Each runs the network."""
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*words: Any, **over: Any) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.filterwarnings("ignore:The engine torch is left out")
+@pytest.mark.parametrize("word", COMMANDS)
+def test_memory_that_runs_out_is_a_message_in_every_command(
+    word: str, deployed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Segmenter, "encode", raising(torch.OutOfMemoryError(CUDA)))
+    said = command(word, *COMMANDS[word], cwd=deployed, code=2)
+    assert "error: memory ran out: CUDA out of memory. Tried to allocate 2.00 GiB." in said
+    assert "To need less: " in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("error", EXHAUSTED, ids=lambda error: type(error).__name__)
+def test_memory_is_known_by_every_librarys_words(error: Exception) -> None:
+    assert out_of_memory(error)
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    assert not out_of_memory(RuntimeError("Sizes of tensors must match"))
+    assert remedy(RuntimeError("Sizes of tensors must match except in dimension 1")) is None
+    assert remedy(KeyError("worker")) is None
+
+
+LIBRARIES = {
+    "CUDA error: no kernel image is available for execution on the device": "not made for this GPU",
+    "The NVIDIA driver on your system is too old (found version 11040).": "nvidia-smi",
+    "No CUDA GPUs are available": "train.accelerator=cpu",
+    "NCCL error in: ProcessGroupNCCL.cpp:3690, internal error": "NCCL_DEBUG=INFO",
+    "CUDA error: an illegal memory access was encountered": "CUDA_LAUNCH_BLOCKING=1",
+    "DataLoader worker (pid 71) is killed by signal: Killed.": "loader.workers lower",
+    "DataLoader worker (pid 71) is killed by signal: Bus error. It is out of shared memory.": "--shm-size",
+    "received 0 items of ancdata": "ulimit -n",
+    "avg_pool2d_backward_out_cuda does not have a deterministic implementation": "Leave train.deterministic out",
+    "The operator 'aten::x' is not implemented for the MPS device.": "PYTORCH_ENABLE_MPS_FALLBACK=1",
+}
+
+
+@pytest.mark.parametrize("words", LIBRARIES)
+def test_what_a_library_says_is_shown_with_what_to_do(
+    words: str, deployed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssrseg.inference.predict", raising(RuntimeError(f"{words}\nCompile with TORCH_USE_CUDA_DSA")))
+    said = command("predict", *COMMANDS["predict"], cwd=deployed, code=2)
+    assert f"error: {words}\n" in said
+    assert LIBRARIES[words] in said
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, deployed: Path) -> None:
+    monkeypatch.setattr("ssrseg.inference.predict", raising(RuntimeError("Sizes of tensors must match")))
+    monkeypatch.setattr("sys.argv", ["ssrseg", "predict", "model.safetensors", "game", "--out", "out"])
+    with pytest.raises(RuntimeError, match="Sizes"):
+        main()
+
+
+def exhausted_at(view: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let memory run out in the segmentation term of a view, in a step."""
+    forward, seen = Segmentation.forward, list[str]()
+
+    def exhausting(term: Segmentation, at: View, *words: Any) -> Any:
+        seen.append(at.name)
+        if at.name == view and seen.count(view) == step:
+            raise torch.OutOfMemoryError(CUDA)
+        return forward(term, at, *words)
+
+    monkeypatch.setattr(Segmentation, "forward", exhausting)
+
+
+def halved_by_checkpointing(settings: Settings, device: str, *, flops: bool) -> StepCost:
+    """Estimates in no time; the true ones are tested elsewhere."""
+    return StepCost({}, {}, {"all": 2**30 if settings.train.activation_checkpointing else 2**31})
+
+
+def test_a_step_that_does_not_fit_says_where_and_what_the_plan_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings_for(tmp_path)
+    words = ["--source", "game", "--target", "camera", NAMES, "model={backbone: timm:test_resnet, pretrained: none}"]
+    words += ["method={teacher: {}, mixed: {}}", "loader={crop: [64, 64], workers: 0}", "selection=null"]
+    words += ["train={steps: 4, checkpoint_every: 1, accelerator: cpu}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[what_to_change.__module__], "fake_step", halved_by_checkpointing)
+        exhausted_at("mixed", 2, patch)
+        said = command("train", *words, "--out", "run", cwd=tmp_path, code=2)
+    assert "error: Memory ran out in step 2 (view mixed, term segmentation): CUDA out of memory. Tried" in said
+    plan = "`ssrseg plan` estimates 2.00 GiB for a step; with train.activation_checkpointing=true: 1.00 GiB."
+    assert plan in said
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("activation_checkpointing: false", "activation_checkpointing: true"))
+    command("train", "--resume", "--out", "run", cwd=tmp_path)
+    assert (tmp_path / "run" / "student-last.safetensors").exists()
+
+
+@pytest.mark.parametrize(("part", "place"), [("teacher", "none yet"), ("evaluation", "in the evaluation after step 2")])
+def test_the_place_is_said_outside_of_the_terms_too(
+    part: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(tmp_path, method=PLAIN, selection=None)
+    if part == "teacher":
+        monkeypatch.setattr("ssrseg.adapt.teacher.Teacher.forward", raising(torch.OutOfMemoryError(CUDA)))
+    else:
+        monkeypatch.setattr("ssrseg.training.observers.evaluation.Evaluation._evaluate", raising(MemoryError()))
+    with pytest.raises(OutOfMemory, match=place):
+        train(settings, tmp_path / "run")
+
+
+def predict_with_little_memory(words: list[str], said: Path) -> None:
+    """Predict with 64 MiB more than this process has by now."""
+    resource.setrlimit(resource.RLIMIT_AS, (64 * 2**20 + in_use(), resource.RLIM_INFINITY))
+    with said.open("w", encoding="utf-8") as sys.stderr:
+        sys.argv = ["ssrseg", "predict", "model.safetensors", "large/images", "--out", "out", *words]
+        main()
+
+
+def in_use() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory are Linux'")
+def test_memory_that_really_runs_out_is_a_message_and_its_advice_runs(
+    deployed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pairs(deployed / "large", 1, height=1408, width=1536)
+    monkeypatch.chdir(deployed)
+    process = multiprocessing.get_context("fork").Process(
+        target=predict_with_little_memory, args=([], deployed / "said.txt")
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 2
+    said = (deployed / "said.txt").read_text()
+    assert "error: memory ran out: " in said
+    advised = [word.strip("',") for word in re.findall(r"'\S*? ?\S*?'", said.partition("--mode slide")[2])]
+    assert len(advised) == 2
+    words = ["model.safetensors", "game/images", "--out", "out", "--mode", "slide", *advised]
+    assert "2 images labelled" in command("predict", *words, cwd=deployed)
