@@ -7,8 +7,8 @@ from pathlib import Path
 import ssrseg
 
 ROOT = Path(ssrseg.__file__).parent
-LINES, FILES = 16_347, 121
-CORE_LINES = 3_840
+LINES, FILES = 16_353, 121
+CORE_LINES = 3_846
 CORE = (
     "config/method.py",
     "adapt/*.py",

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ssrseg.adapt import distributed
+from ssrseg.adapt.batch import to_device
 
 
 def adjust_brightness(images: Tensor, factor: float) -> Tensor:
@@ -97,7 +98,7 @@ def gaussian_blur(images: Tensor, sigma: Sequence[float]) -> Tensor:
         length = (math.ceil(0.1 * side) - 1) // 2 * 2 + 1
         offsets = torch.arange(length) - length // 2
         kernels = torch.exp(-(offsets**2) / (2 * torch.tensor(sigma, dtype=torch.float64)[:, None] ** 2))
-        kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images, non_blocking=True)  # (B, length)
+        kernels = to_device((kernels / kernels.sum(dim=1, keepdim=True)).to(images.dtype), images.device)  # (B, length)
         shape = [batch * channels, 1, 1, 1]
         shape[dim] = length
         pad = [0, 0, length // 2, length // 2] if dim == 2 else [length // 2, length // 2, 0, 0]

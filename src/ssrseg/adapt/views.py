@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ssrseg.adapt import distributed
-from ssrseg.adapt.batch import Batch, Pseudo, View
+from ssrseg.adapt.batch import Batch, Pseudo, View, to_device
 
 Images = Callable[[Tensor], Tensor]
 
@@ -82,7 +82,7 @@ class ClassMix:
             present = distributed.all_any(present.any(dim=0, keepdim=True)).expand_as(present)
         count, values = present.shape
         keys = torch.rand(distributed.world() * count, values, generator=self.generator)[distributed.rows(count)]
-        return class_mask(labels, choose_half(present, keys.to(labels.device, non_blocking=True)))
+        return class_mask(labels, choose_half(present, to_device(keys, labels.device)))
 
 
 def classes_present(labels: Tensor) -> Tensor:
@@ -123,9 +123,9 @@ class Masked:
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
         view = self.select(batch, pseudo)
         images = self.augment(view.images)
-        visible = self.draw(images.shape).to(images.device, non_blocking=True)
+        visible = to_device(self.draw(images.shape), images.device)
         trust = torch.ones_like(images[:, 0]) if view.trust is None else view.trust
-        masked = torch.where(visible, images, self.fill.to(images, non_blocking=True))
+        masked = torch.where(visible, images, to_device(self.fill, images.device))
         return View("masked", masked, view.labels, self.weight * trust)
 
 

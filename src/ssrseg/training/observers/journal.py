@@ -151,7 +151,7 @@ def _numbers(path: str, value: Any) -> dict[str, float]:
 
 
 class Losses(Observer):
-    """Record means of the losses every `every` steps: the only time that the host waits for the device."""
+    """Record means of the losses every `every` steps; they are summed on the device and read then."""
 
     kept = ("sums", "steps")
 
