@@ -125,8 +125,10 @@ class FeatureDistance(Term):
         deepest = features[-1]
         mask = None
         if self.things is not None:
-            factor = view.labels.shape[-1] // deepest.shape[-1]
-            mask = self.things[downscale_labels(view.labels, factor, self.num_classes, self.min_share)]
+            stride, labels = student.backbone.strides[-1], view.labels
+            beyond = [stride * cells - side for cells, side in zip(deepest.shape[-2:], labels.shape[-2:], strict=True)]
+            labels = F.pad(labels, (0, beyond[1], 0, beyond[0]), value=IGNORE)  # cut, where features are rounded down
+            mask = self.things[downscale_labels(labels, stride, self.num_classes, self.min_share)]
         elif view.inside is not None:
             mask = F.interpolate(view.inside[:, None].float(), deepest.shape[-2:], mode="nearest")[:, 0].bool()
         return feature_distance(deepest, self.frozen(view.images), mask)

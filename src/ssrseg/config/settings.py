@@ -114,10 +114,12 @@ class Settings(Strict):
             raise ValueError("deploy.statistics are those of a target: set target.root to a folder of images")
         if self.loader.jitter is not None and self.model.in_channels != 3:
             raise ValueError("loader.jitter is for RGB, and model.in_channels is not 3: set loader.jitter to null")
-        if self.method.mixed and self.loader.of_target != self.loader.crop:
-            raise ValueError(
-                "loader.target_crop differs from loader.crop: the mixed view cannot paste one onto the other"
-            )
+        if self.loader.of_target != self.loader.crop:
+            differs = "loader.target_crop differs from loader.crop"
+            if self.method.mixed:
+                raise ValueError(f"{differs}: the mixed view cannot paste one onto the other")
+            if self.method.masked and self.method.masked.images_of == "both":
+                raise ValueError(f"{differs}: the masked view (images_of: both) has one of each in a batch")
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ssrseg.errors import UserError
 from ssrseg.inference.sliding_window import Network
 from ssrseg.models.fused import fuse
+from ssrseg.models.pyramids import ImageSizes
 from ssrseg.models.segmenter import Segmenter
 
 PICTURE = (128, 192)
@@ -67,7 +68,8 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
 @torch.no_grad()
 def _checked(name: str, segmenter: Segmenter) -> Network | None:
     """Build an engine; nothing when that fails or when it does not compute the model."""
-    picture = torch.rand(1, segmenter.in_channels, *PICTURE, generator=torch.Generator().manual_seed(0))
+    size = segmenter.backbone.sizes.largest or PICTURE
+    picture = torch.rand(1, segmenter.in_channels, *size, generator=torch.Generator().manual_seed(0))
     picture = picture.to(segmenter.mean)
     try:
         network = ENGINES[name](segmenter)
@@ -103,20 +105,22 @@ def run_compiled(segmenter: Segmenter) -> Segmenter:
 def run_in_openvino(segmenter: Segmenter) -> Segmenter:
     """Run the backbone in OpenVINO; the head is faster as `run_in_torch` arranges it."""
     network = run_in_torch(segmenter)
-    network.backbone = OpenVINOBackbone(fuse(segmenter).backbone, segmenter.in_channels)  # type: ignore[assignment]
+    backbone = fuse(segmenter).backbone
+    network.backbone.pyramid = OpenVINOPyramid(backbone.pyramid, backbone.sizes, segmenter.in_channels)
     return network
 
 
-class OpenVINOBackbone(nn.Module):
-    """A backbone that OpenVINO computes in float32 on the CPU, with torch's number of threads."""
+class OpenVINOPyramid(nn.Module):
+    """A backbone's pyramid that OpenVINO computes in float32 on the CPU, with torch's number of threads."""
 
-    def __init__(self, backbone: nn.Module, bands: int = 3) -> None:
+    def __init__(self, pyramid: nn.Module, sizes: ImageSizes, bands: int = 3) -> None:
         super().__init__()
         runtime: Any = importlib.import_module("openvino")
         with warnings.catch_warnings():  # tracing warns of every Python number that it makes constant
             warnings.simplefilter("ignore")
-            example = torch.rand(2, bands, *PICTURE)
-            self.program = runtime.convert_model(_Tuple(backbone), example_input=example)
+            padded = (-(-side // step) * step for side, step in zip(PICTURE, sizes.multiple, strict=True))
+            example = torch.rand(2, bands, *(sizes.largest or padded))
+            self.program = runtime.convert_model(_Tuple(pyramid), example_input=example)
         self.core = runtime.Core()
         self.requests: dict[tuple[int, ...] | None, Any] = {}
 
@@ -140,12 +144,12 @@ class OpenVINOBackbone(nn.Module):
 
 
 class _Tuple(nn.Module):
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, pyramid: nn.Module) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.pyramid = pyramid
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.backbone(images))
+        return tuple(self.pyramid(images))
 
 
 ENGINES: dict[str, Callable[[Segmenter], Network]] = {

@@ -55,19 +55,24 @@ def export(model: Path | str | Segmenter, out: Path, *, size: Size = (512, 1024)
         model: a segmenter, or where one lies, as in `Predictor`.
         out: the `.onnx` file.
         size: (height, width) of the images to trace and check with.
-        dynamic: batch, height and width are free, height and width as multiples of 32; else one image of `size`.
+        dynamic: batch, height and width are free, height and width as multiples of 32; else one image of `size`. A
+            model that takes other sizes is exported for one image of the largest, or of `size` rounded up.
 
     Raises:
         UserError: packages are missing, torch cannot export the model, or its predictions differ from torch's.
     """
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
         raise UserError(f"Exporting needs {', '.join(missing)}: pip install 'ssrseg[export]'")
+    segmenter = copy.deepcopy(load(model)).cpu().float().eval()
+    sizes = segmenter.backbone.sizes
+    if max(sizes.multiple) > STRIDE:
+        rows, columns = (-(-side // step) * step for side, step in zip(size, sizes.multiple, strict=True))
+        size, dynamic = sizes.largest or (rows, columns), False
     if dynamic and any(length % STRIDE for length in size):
         raise UserError(f"The size {size} should be multiples of {STRIDE}; or export with dynamic=False.")
     out = Path(out)
     if out.suffix != ".onnx":
         raise UserError(f"Expected the name of an .onnx file, found {out}.")
-    segmenter = copy.deepcopy(load(model)).cpu().float().eval()
     if dynamic:
         pad_statically(segmenter)
     program = _trace(segmenter, size, dynamic)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssrseg.config import InferenceConfig
 from ssrseg.errors import UserError
+from ssrseg.models.backbones import fits
 from ssrseg.models.segmenter import Segmenter
 
 Size = tuple[int, int]
@@ -25,8 +26,11 @@ def whole(model: Network, images: Tensor, size: Size | None = None) -> Tensor:
     """Compute the logits of whole images.
 
     They are resized to the images' size and from there to `size`: two bilinear steps, as DAFormer's and MIC's numbers
-    were made. Those of networks that align corners (DACS, Undoing) go there in one step.
+    were made. Those of networks that align corners (DACS, Undoing) go there in one step. Images that are larger than
+    the network takes are seen in windows (`slide`).
     """
+    if (largest := largest_image(model)) is not None and not fits(images.shape[-2:], largest):
+        return slide(model, images, largest, largest, size)
     if size is not None and isinstance(model, Segmenter) and model.resize.align_corners:
         return model.decode(model.encode(images), size)
     return _resized(model(images), size)
@@ -37,11 +41,15 @@ def slide(
 ) -> Tensor:
     """Average logits over overlapping windows.
 
-    The last window of an axis is shifted back to end at the border; a window larger than the image shrinks to it.
-    `batch` crops go through the model at once. Raises `UserError` for a stride that is larger than the window.
+    The last window of an axis is shifted back to end at the border; a window larger than the image shrinks to it, and
+    one larger than the network takes to that, with strides of two thirds of it. `batch` crops go through the model at
+    once. Raises `UserError` for a stride that is larger than the window.
     """
     if stride[0] > window[0] or stride[1] > window[1]:
         raise UserError(f"The stride {stride} is larger than the window {window}: pixels between windows are not seen.")
+    if (largest := largest_image(model)) is not None:
+        window = min(window[0], largest[0]), min(window[1], largest[1])
+        stride = min(stride[0], -(-2 * window[0] // 3)), min(stride[1], -(-2 * window[1] // 3))
     height, width = images.shape[-2:]
     boxes = [
         (rows, columns)
@@ -61,6 +69,11 @@ def slide(
             visits[..., rows, columns] += 1
     assert total is not None  # there is at least one window
     return _resized(total / visits, size)
+
+
+def largest_image(model: Network) -> Size | None:
+    """Return the (height, width) up to which a network takes images; absent without a bound."""
+    return model.backbone.sizes.largest if isinstance(model, Segmenter) else None
 
 
 def averaged(infer: Infer, *, flip: bool = False, scales: tuple[float, ...] = (1.0,)) -> Infer:

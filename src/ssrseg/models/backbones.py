@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import timm
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssrseg.errors import UserError
@@ -19,6 +20,7 @@ from ssrseg.models.deeplab import (
     frozen_norms,
     renormalise,
 )
+from ssrseg.models.pyramids import ImageSizes, Size, create_pyramid, options_for
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -79,10 +81,18 @@ class Backbone(nn.Module):
     """The last four levels of a timm pyramid.
 
     Takes images normalised by `mean` and `std` (B, 3, H, W) and gives four maps (B, C_i, h_i, w_i), finest first.
+    Images that do not have one of its `sizes` are padded with the mean colour, and the maps cut back.
     """
 
-    def __init__(self, pyramid: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        pyramid: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        sizes: ImageSizes = ImageSizes(),  # noqa: B008
+    ) -> None:
         super().__init__()
+        self.sizes = sizes
         self.pyramid = pyramid
         info: Any = pyramid.feature_info
         self.channels: tuple[int, ...] = tuple(info.channels())
@@ -91,7 +101,21 @@ class Backbone(nn.Module):
         self._channels_last = getattr(pyramid, "output_fmt", None) == "NHWC"
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Features of normalised images, finest level first."""
+        """Features of normalised images, finest level first; raises `UserError` for images that are too large."""
+        height, width = images.shape[-2:]
+        multiple, largest = self.sizes.multiple, self.sizes.largest
+        if largest is not None and not fits((height, width), largest):
+            raise UserError(
+                f"This backbone takes images of up to {largest[0]}x{largest[1]} pixels, found {height}x{width}: "
+                "give it windows of the image (inference.mode=slide), or train it with a larger loader.crop."
+            )
+        if multiple == (1, 1):
+            return self._levels(images)
+        levels = self._levels(F.pad(images, (0, -width % multiple[1], 0, -height % multiple[0])))
+        pairs = zip(levels, self.strides, strict=True)
+        return [level[..., : -(-height // stride), : -(-width // stride)] for level, stride in pairs]
+
+    def _levels(self, images: Tensor) -> list[Tensor]:
         features: list[Tensor] = self.pyramid(images)
         if self._channels_last:
             features = [level.permute(0, 3, 1, 2).contiguous() for level in features]
@@ -110,6 +134,11 @@ class Backbone(nn.Module):
         return bool(able)
 
 
+def fits(size: Sequence[int], largest: Size) -> bool:
+    """Tell whether a (height, width) exceeds another nowhere."""
+    return size[0] <= largest[0] and size[1] <= largest[1]
+
+
 def architecture(name: str) -> Architecture:
     """Look up a backbone by name; raises `UserError` for a name that is neither ours nor timm's."""
     if name in BACKBONES:
@@ -122,20 +151,24 @@ def architecture(name: str) -> Architecture:
     return Architecture(timm_name)
 
 
-def build_backbone(name: str, *, drop_path: float = 0.1, timm_weights: bool = False) -> Backbone:
+def build_backbone(
+    name: str, *, drop_path: float = 0.1, timm_weights: bool = False, size: Size | None = None
+) -> Backbone:
     """Build a backbone with random weights, or with timm's published ones.
 
     Args:
         name: a key of `BACKBONES` or `timm:<name>`; the pyramid must have at least four levels.
         drop_path: rate of the deepest block, linear from 0 (architectures that have it).
-        timm_weights: download timm's pretrained weights.
+        timm_weights: download timm's pretrained weights; timm resamples those that depend on the image's size.
+        size: (height, width) of the images that it is for; only used where the architecture depends on it.
 
     Raises:
-        UserError: unknown name, or fewer than four levels.
+        UserError: unknown name, fewer than four levels, or no size at which it runs.
     """
     record = architecture(name)
+    options, sizes = (record.options, ImageSizes()) if name in BACKBONES else options_for(record.timm_name, size)
     if record.build is None:
-        pyramid = _timm_pyramid(name, record, drop_path, timm_weights)
+        pyramid = create_pyramid(record.timm_name, options, drop_path, weights=timm_weights)
         config = pyramid.default_cfg
     else:
         pyramid, config = record.build(), {}
@@ -148,26 +181,4 @@ def build_backbone(name: str, *, drop_path: float = 0.1, timm_weights: bool = Fa
         renormalise(pyramid, config, record.mean, record.std)
     if record.arrange is not None:
         record.arrange(pyramid)
-    return Backbone(pyramid, tuple(record.mean or config["mean"]), tuple(record.std or config["std"]))
-
-
-def _timm_pyramid(name: str, record: Architecture, drop_path: float, weights: bool) -> Any:
-    options = dict(record.options, pretrained=weights, features_only=True)
-    try:
-        pyramid = _create(record.timm_name, drop_path, options)
-        levels = len(pyramid.feature_info.channels())
-        if levels > 4:
-            last = tuple(pyramid.feature_info.out_indices[-4:])
-            pyramid = _create(record.timm_name, drop_path, {**options, "out_indices": last})
-    except (RuntimeError, AttributeError, AssertionError) as error:
-        raise UserError(f"timm cannot build {record.timm_name!r} as a pyramid: {error}") from error
-    if levels < 4:
-        raise UserError(f"{name!r} has {levels} feature levels; the heads need four.")
-    return pyramid
-
-
-def _create(name: str, drop_path: float, options: dict[str, Any]) -> Any:
-    try:
-        return timm.create_model(name, drop_path_rate=drop_path, **options)
-    except TypeError:  # the architecture has no stochastic depth
-        return timm.create_model(name, **options)
+    return Backbone(pyramid, tuple(record.mean or config["mean"]), tuple(record.std or config["std"]), sizes)

@@ -42,6 +42,8 @@ class Description:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     """Of each band in [0, 1]; the backbone's, repeated, when absent."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) that the backbone was built for, where its weights depend on it."""
 
 
 WEIGHTS = "model.safetensors"
@@ -137,6 +139,7 @@ def build_segmenter(
     drop_path: float = 0.1,
     dropout: float = 0.1,
     align_corners: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> Segmenter:
     """Build a segmenter with random weights; raises `UserError` for unknown names.
 
@@ -148,9 +151,10 @@ def build_segmenter(
         drop_path: stochastic depth of the backbone's deepest block.
         dropout: channel dropout before the classifier.
         align_corners: how logits are resized.
+        size: (height, width) of the images, for backbones that depend on it.
     """
     if isinstance(backbone, str):
-        backbone = build_backbone(backbone, drop_path=drop_path)
+        backbone = build_backbone(backbone, drop_path=drop_path, size=size)
     decoder = build_head(head, backbone.channels, num_classes, channels=head_channels, dropout=dropout)
     return Segmenter(backbone, decoder, num_classes, align_corners=align_corners)
 
@@ -163,6 +167,7 @@ def build_described(description: Description) -> Segmenter:
         len(description.classes),
         head_channels=description.head_channels,
         align_corners=description.align_corners,
+        size=description.image_size,
     )
     segmenter.description = description
     take_bands(segmenter, description.in_channels, description.mean, description.std)
@@ -203,7 +208,10 @@ def save_segmenter(segmenter: Segmenter, path: Path) -> None:
         ValueError: the segmenter has no description.
     """
     metadata = {"ssrseg": _description(segmenter)}
-    state = {name: value.contiguous() for name, value in segmenter.state_dict().items()}
+    state, owners = dict[str, Tensor](), set[int]()
+    for name, value in segmenter.state_dict().items():
+        state[name] = value.clone() if value.data_ptr() in owners else value.contiguous()  # CoaT's layers share weights
+        owners.add(value.data_ptr())
     content = save(state, metadata=metadata)  # its `save_file` would hide that a disk is full
     write_atomically(path, lambda partial: partial.write_bytes(content))
 

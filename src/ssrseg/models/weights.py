@@ -78,7 +78,8 @@ def load_pretrained(segmenter: Segmenter, spec: str, backbone: str, part: str | 
     what = f"timm's weights of {record.timm_name}"
     try:
         if spec == "hub":
-            segmenter.backbone.load_state_dict(build_backbone(backbone, timm_weights=True).state_dict())
+            published = build_backbone(backbone, timm_weights=True, size=segmenter.backbone.sizes.built)
+            segmenter.backbone.load_state_dict(published.state_dict())
             return f"{backbone}: {what}" + (" but for fc6 and fc7, which are random" if record.fresh else "")
         what = f"The weights {spec}"
         file = _from_hub(spec, "model.safetensors", "pytorch_model.bin")

@@ -14,11 +14,12 @@ from ssrseg.adapt.batch import Batch, Pseudo, View
 from ssrseg.adapt.foundation import build_encoder
 from ssrseg.adapt.learner import adapt
 from ssrseg.adapt.methods import build_method
-from ssrseg.config import Settings, merge, resolve
+from ssrseg.config import Settings
 from ssrseg.data import RawBatch, resolve_space
 from ssrseg.planning.counters import Flops, LiveBytes
 from ssrseg.training.loop import to_batch
 from ssrseg.training.optim import build_optimizer
+from ssrseg.training.rehearsal import without_weights
 from ssrseg.training.setup import build_student, prepare
 
 HEAP, HEAP_SHARE = "kept by malloc", 0.3
@@ -146,14 +147,6 @@ def _without_data(record: Record) -> Record:
 
 def _empty(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-
-
-def without_weights(settings: Settings) -> Settings:
-    """Ask for the same networks with random weights: they cost the same, and no file is needed."""
-    over: dict[str, Any] = {"model": {"pretrained": "none"}}
-    if settings.method.regularizer is not None:
-        over["method"] = {"regularizer": {"foundation": {"weights": "none"}}}
-    return resolve(merge(settings.model_dump(mode="json"), over))
 
 
 def noise(settings: Settings, seed: int = 0) -> RawBatch:

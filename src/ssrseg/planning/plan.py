@@ -18,10 +18,11 @@ from rich.text import Text
 
 from ssrseg.config import Settings, assignments, merge, resolve
 from ssrseg.data import RawBatch
-from ssrseg.planning.fake_step import fake_step, noise, without_weights
+from ssrseg.planning.fake_step import fake_step, noise
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.distributed import device_type
 from ssrseg.training.loop import fit
+from ssrseg.training.rehearsal import without_weights
 from ssrseg.training.setup import build_context
 
 GIB = 2**30

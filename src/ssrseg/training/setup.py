@@ -23,8 +23,9 @@ from ssrseg.config import Settings, TrainConfig
 from ssrseg.config.data import ExactSize
 from ssrseg.data import LabelSpace, resolve_space
 from ssrseg.errors import UserError
+from ssrseg.models.backbones import BACKBONES
 from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, take_bands
-from ssrseg.models.weights import load_pretrained
+from ssrseg.models.weights import load, load_pretrained
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.deterministic import refuse_nondeterministic
 from ssrseg.training.distributed import build_fabric, sync_batchnorm
@@ -109,7 +110,10 @@ def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str
 
     Raises `UserError` where weights cannot be loaded, or `model.start` is another network or has other classes.
     """
-    config = settings.model
+    config, crops = settings.model, (settings.loader.crop, settings.loader.of_target)
+    size = max(height for height, _ in crops), max(width for _, width in crops)
+    if config.start is not None and config.backbone not in BACKBONES:
+        size = load(str(config.start)).backbone.sizes.built or size
     student = build_segmenter(
         config.backbone,
         config.head,
@@ -118,6 +122,7 @@ def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str
         drop_path=config.drop_path,
         dropout=config.dropout,
         align_corners=config.align_corners,
+        size=size,
     )
     bands = (config.in_channels, config.mean, config.std)
     if config.start is None:
@@ -126,14 +131,15 @@ def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str
     else:
         take_bands(student, *bands)
         note = start_from(student, config, space.names)
-    bound, parts = (settings.target or settings.source).resize, (config.head_channels, config.align_corners)
+    bound = (settings.target or settings.source).resize
+    parts = config.head_channels, config.align_corners
     if isinstance(bound, ExactSize):
         bound = bound.exact
     description = Description(config.backbone, config.head, space.names, space.colors, bound, *parts)
     if bands != (3, None, None) or config.start is not None:
         own = student.backbone
         description = replace(description, in_channels=config.in_channels, mean=own.mean, std=own.std)
-    student.description = description
+    student.description = replace(description, image_size=student.backbone.sizes.built)
     return student, note
 
 

@@ -33,6 +33,7 @@ from ssrseg.training.observers.guard import Fault, Guard
 from ssrseg.training.observers.journal import Journal, Losses, Screen
 from ssrseg.training.observers.pictures import PredictedPictures, ViewPictures
 from ssrseg.training.observers.trackers import check_trackers, start_trackers
+from ssrseg.training.rehearsal import rehearse
 from ssrseg.training.resume import Continuation, agree, readable, steps_left
 from ssrseg.training.setup import Extensions, RunContext, build_context
 from ssrseg.training.stages import deployed, train_stages
@@ -94,7 +95,9 @@ def train(
         return Run(folder.path, load_segmenter(folder.student_last))
     with deterministic_operations(settings.train.deterministic), signals_noted() as stop:
         stop.at_once = True  # until the first step is done
-        context = build_context(settings, folder, extensions=extensions, notes=refuse_bad_data(settings))
+        notes = refuse_bad_data(settings)
+        rehearse(settings, regularized=extensions.foundation is None)
+        context = build_context(settings, folder, extensions=extensions, notes=notes)
         fabric, method = context.fabric, context.method
         with folder.held() if fabric.is_global_zero else nullcontext():
             point = open_folder(context, resume=resume)

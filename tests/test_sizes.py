@@ -1,0 +1,190 @@
+"""Sizes that do not fit: what can be padded is padded, what cannot run is refused before the first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from factories import CLASSES, random_image, random_labels, tiny_segmenter, write_pairs
+from ssrseg import Predictor, load, resolve, train
+from ssrseg.adapt import FeatureDistance, View, build_encoder
+from ssrseg.adapt.terms import downscale_labels
+from ssrseg.config import Settings, merge
+from ssrseg.config.method import FoundationConfig
+from ssrseg.errors import UserError
+from ssrseg.inference.sliding_window import slide, whole
+from ssrseg.models import Description, Segmenter, build_backbone, build_segmenter, load_segmenter, save_segmenter
+from ssrseg.training.rehearsal import find_misfit, rehearse, with_word
+
+ODD = 97, 131
+SWIN, COAT, DLA = (f"timm:{name}" for name in ("swin_tiny_patch4_window7_224", "coat_lite_tiny", "dla46_c"))
+
+
+def settings(root: Path, **over: Any) -> Settings:
+    """DACS with feature distance on 64x64 crops of 80x110; the image with labels is 97x131."""
+    if not root.joinpath("val").exists():
+        write_pairs(root / "game", 2, height=80, width=110)
+        write_pairs(root / "camera", 2, height=80, width=110)
+        write_pairs(root / "val", 1, height=ODD[0], width=ODD[1])
+    tree = {
+        "classes": CLASSES,
+        **{
+            domain: {"root": root / name} for domain, name in (("source", "game"), ("target", "camera"), ("val", "val"))
+        },
+        "loader": {"crop": [64, 64], "workers": 0},
+        "model": {"backbone": "timm:test_resnet", "head_channels": 8, "pretrained": "none"},
+        "method": {"teacher": {}, "mixed": {}, "feature_distance": {"classes": ["car"]}},
+        "selection": None,
+        "train": {"steps": 1, "evaluate_every": 1, "accelerator": "cpu"},
+    }
+    return resolve(merge(tree, over))
+
+
+@pytest.fixture(scope="module")
+def coat() -> Segmenter:
+    """A network that takes one size, built for 64x64."""
+    torch.manual_seed(0)
+    segmenter = build_segmenter(COAT, "daformer", 4, head_channels=8, size=(64, 64)).eval()
+    torch.nn.init.normal_(segmenter.head.classify.weight)
+    segmenter.description = Description(COAT, "daformer", CLASSES, head_channels=8, image_size=(64, 64))
+    return segmenter
+
+
+@pytest.mark.parametrize("name", [SWIN, DLA])
+def test_backbones_of_some_sizes_take_every_image(name: str) -> None:
+    with torch.device("meta"), torch.no_grad():
+        backbone = build_backbone(name, size=(70, 100)).eval()
+        for height, width in ((70, 100), ODD):
+            levels = backbone(torch.empty(1, 3, height, width))
+            assert [level.shape[2:] for level in levels] == [(-(-height // s), -(-width // s)) for s in (4, 8, 16, 32)]
+
+
+def test_a_padded_image_is_the_image_and_the_mean_colour() -> None:
+    torch.manual_seed(0)
+    backbone, image = build_backbone(DLA).eval(), torch.rand(1, 3, 70, 100)
+    with torch.no_grad():
+        levels, padded = backbone(image), backbone(F.pad(image, (0, 28, 0, 26)))
+    for level, other in zip(levels, padded, strict=True):
+        torch.testing.assert_close(level, other[..., : level.shape[2], : level.shape[3]])
+
+
+def test_a_network_of_one_size_sees_larger_images_in_windows(coat: Segmenter) -> None:
+    assert coat.backbone.sizes.largest == (64, 64)
+    image = torch.rand(1, 3, *ODD)
+    with pytest.raises(UserError, match=r"up to 64x64 pixels, found 97x131: give it windows .*inference.mode=slide"):
+        coat(image)
+    with torch.no_grad():
+        seen = whole(coat, image)
+        assert torch.equal(seen, slide(coat, image, (64, 64), (43, 43)))
+        assert torch.equal(seen, slide(coat, image, (512, 512), (341, 341)))  # what the message advises, by default
+        assert coat(image[..., :40, :50]).shape == (1, 4, 40, 50)
+
+
+def test_a_saved_network_of_one_size_is_built_as_it_was(coat: Segmenter, tmp_path: Path) -> None:
+    save_segmenter(coat, tmp_path / "coat.safetensors")
+    again = load_segmenter(tmp_path / "coat.safetensors")
+    assert again.backbone.sizes == coat.backbone.sizes
+    image = random_image(*ODD)
+    assert torch.equal(Predictor(again, "cpu")(image), Predictor(coat, "cpu")(image))
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_tiny_patch16_224"])
+def test_a_plain_vit_is_said_to_be_no_pyramid(name: str) -> None:
+    with (
+        torch.device("meta"),
+        pytest.raises(UserError, match=r"no pyramid of four levels: .* all of stride 1[46]") as said,
+    ):
+        build_backbone(f"timm:{name}")
+    for word in ("mit_b2", "timm:convnext_tiny", SWIN, "timm:hiera_tiny_224"):
+        assert word in str(said.value)
+    assert "method.regularizer.foundation.encoder" in str(said.value)
+
+
+def test_what_the_message_about_vits_advises_works() -> None:
+    with torch.device("meta"):
+        for word in ("mit_b2", "timm:convnext_tiny", "timm:hiera_tiny_224"):  # Swin is built above
+            assert len(build_backbone(word, size=(64, 64)).channels) == 4
+        config = FoundationConfig(encoder="timm:vit_tiny_patch16_224", weights="none", input_size="native")
+        encoder = build_encoder(config, (70, 100)).to("meta")
+        assert encoder(torch.empty(1, 3, 70, 100)).shape == (1, 192, 6, 8)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (70, 100), (72, 104), (130, 200), (33, 33)])
+def test_feature_distance_reduces_labels_to_the_features(size: tuple[int, int]) -> None:
+    student = tiny_segmenter()
+    images, labels = torch.rand(1, 3, *size), torch.from_numpy(random_labels(*size)).long()[None]
+    labels[:, :64, :64] = 3
+    features = student.encode(images)
+    cells = features[-1].shape[-2:]
+    term = FeatureDistance(lambda images: features[-1].detach() + 1, len(CLASSES), classes=[3])
+    loss = term(View("source", images, labels), features, student)
+    padded = torch.full((1, 32 * cells[0], 32 * cells[1]), 255)
+    padded[:, : size[0], : size[1]] = labels
+    things = downscale_labels(padded, 32, len(CLASSES), 0.75) == 3
+    assert things.any() or size == (33, 33)
+    torch.testing.assert_close(loss, torch.tensor(10.0).sqrt() * things.any())  # ten channels that are off by one
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"loader": {"crop": [70, 100]}, "method": {"masked": {}}},
+        {"loader": {"crop": [64, 64]}, "model": {"backbone": COAT}},
+    ],
+    ids=["crop", "backbone"],
+)
+def test_odd_sizes_are_trained_on_evaluated_and_predicted(tmp_path: Path, over: dict[str, Any]) -> None:
+    run = train(settings(tmp_path, **over), tmp_path / "run")
+    image = tmp_path / "val" / "images" / "00.png"
+    predicted = Predictor(load(run.folder / "student-last.safetensors"), "cpu")(image)
+    assert predicted.shape == ODD
+    assert torch.equal(predicted, Predictor(run.student, "cpu")(image))
+
+
+def test_a_batch_of_one_is_refused_with_sizes_that_work(tmp_path: Path) -> None:
+    small = settings(tmp_path, loader={"crop": [32, 32], "batch": 1})
+    with pytest.raises(UserError, match=r"crops, 1 of 32x32 pixels \(source\): Expected more than 1 value") as said:
+        train(small, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    words = str(said.value).splitlines()[1].removeprefix("This works: ").rstrip(".").split(" or ")
+    assert words == ["loader.batch=2", "loader.crop=[64, 64]"]
+    for word in words:
+        rehearse(with_word(small, word))
+    train(with_word(small, words[0]), tmp_path / "run")
+
+
+def test_a_block_larger_than_the_crop_is_refused_with_one_that_works(tmp_path: Path) -> None:
+    hidden = settings(tmp_path, method={"masked": {"block": 200}})
+    with pytest.raises(UserError, match=r"blocks of 200 pixels: .*\nThis works: method.masked.block=32\."):
+        rehearse(hidden)
+    rehearse(with_word(hidden, "method.masked.block=32"))
+
+
+def test_whole_images_that_cannot_pass_are_found(tmp_path: Path) -> None:
+    vgg = settings(tmp_path, model={"backbone": "timm:vgg11"})
+    assert find_misfit(vgg, [ODD]) is None
+    found = find_misfit(vgg, [(20, 131)])
+    assert found is not None
+    assert "whole images of 20x131 pixels" in found.text
+    Image.fromarray(np.zeros((20, 131, 3), np.uint8)).save(tmp_path / "val" / "images" / "00.png")
+    with pytest.raises(UserError, match="whole images of 20x131 pixels"):
+        rehearse(vgg)
+
+
+def test_the_foundation_encoder_and_alignment_run_at_odd_sizes(tmp_path: Path) -> None:
+    foundation = {"encoder": "demo", "input_size": "native"}
+    method = {"mixed": None, "alignment": {}, "regularizer": {"foundation": foundation, "views": ["source"]}}
+    assert (
+        find_misfit(settings(tmp_path, loader={"crop": [70, 100], "target_crop": [61, 93]}, method=method), []) is None
+    )
+
+
+def test_both_images_of_a_masked_view_have_one_size(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"target_crop differs from loader\.crop: the masked view"):
+        settings(tmp_path, loader={"target_crop": [32, 64]}, method={"mixed": None, "masked": {"images_of": "both"}})
