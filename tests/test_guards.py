@@ -374,13 +374,14 @@ class Spoil(Observer):
 def test_a_checkpoint_from_before_a_divergence_is_named_and_goes_on(tmp_path: Path) -> None:
     spoil = Spoil(3)
     settings = settings_for(tmp_path, method=PLAIN, val=None, selection=None, train={"steps": 6})
-    with pytest.raises(Fault, match=r"The checkpoint of step 2 is from before: lower optim\.lr in") as raised:
+    with pytest.raises(Fault, match=r"The checkpoint of step 2 is from before: `.*` goes on from there") as raised:
         train(settings, tmp_path / "run", extensions=Extensions(observers=[spoil], terms={"meet": Meet(spoil)}))
     assert (raised.value.step, raised.value.completed) == (4, 4)
-    config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace("lr: 0.001", "lr: 0.0001", 1))
+    said = f"`ssrseg train --resume --out {tmp_path / 'run'} optim.lr=6e-05` goes on from there"
+    assert said in str(raised.value)
     resumed = Extensions(observers=[Observer()], terms={"meet": Meet(Spoil(9))})
-    run = train(None, tmp_path / "run", resume=True, extensions=resumed)
+    lower = settings.model_copy(update={"optim": settings.optim.model_copy(update={"lr": 6e-05})})
+    run = train(lower, tmp_path / "run", resume=True, extensions=resumed)
     assert records(run.folder, "train")[-1]["step"] == 6
 
 

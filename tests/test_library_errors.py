@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import re
 import resource
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -152,10 +153,29 @@ def test_a_step_that_does_not_fit_says_where_and_what_the_plan_changes(
     assert "error: Memory ran out in step 2 (view mixed, term segmentation): CUDA out of memory. Tried" in said
     plan = "`ssrseg plan` estimates 2.00 GiB for a step; with train.activation_checkpointing=true: 1.00 GiB."
     assert plan in said
-    config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace("activation_checkpointing: false", "activation_checkpointing: true"))
-    command("train", "--resume", "--out", "run", cwd=tmp_path)
+    command(*words_after("Continue with them: ssrseg ", said), cwd=tmp_path)
     assert (tmp_path / "run" / "student-last.safetensors").exists()
+
+
+def words_after(start: str, said: str) -> list[str]:
+    """Take the words of a command from a message."""
+    return shlex.split(said.partition(start)[2].partition("\n")[0])
+
+
+@pytest.mark.parametrize(("seeds", "code"), [([], 2), (["--seeds", "3"], 1)])
+def test_what_goes_on_is_the_recipe_or_the_group_of_a_run_that_does_not_fit(
+    seeds: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings_for(tmp_path)
+    words = ["--source", "game", "--target", "camera", NAMES, "model={backbone: timm:test_resnet, pretrained: none}"]
+    words += ["method={distort: true}", "loader={crop: [64, 64], workers: 0}", "selection=null"]
+    words += ["train={steps: 2, checkpoint_every: 1, accelerator: cpu}", "deploy.statistics=blend"]
+    with monkeypatch.context() as patch:
+        exhausted_at("source", 2, patch)
+        said = command("train", *words, *seeds, "--out", "a run", cwd=tmp_path, code=code)
+    command(*words_after("Continue with them: ssrseg ", said), cwd=tmp_path)
+    (left,) = (tmp_path / "a run").rglob("recalibrated/student-last.safetensors")
+    assert left.parent.parent.name == ("seed-3" if seeds else "a run")
 
 
 @pytest.mark.parametrize(("part", "place"), [("teacher", "none yet"), ("evaluation", "in the evaluation after step 2")])

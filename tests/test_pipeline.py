@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typer.testing import CliRunner
 
 from factories import CLASSES, write_pairs
 from ssrseg.cli import app
-from ssrseg.config import Settings, merge, read_preset, resolve
+from ssrseg.config import Settings, merge, read_preset, read_yaml, resolve
 from ssrseg.errors import UserError
 from ssrseg.label_shift import labelled_by, read_priors
 from ssrseg.models import load_segmenter
 from ssrseg.reporting import compare
+from ssrseg.runs.folder import RunFolder
 from ssrseg.training import train
 from ssrseg.training.stages import corrected, planned
 
@@ -137,8 +139,47 @@ def test_the_last_stage_gives_the_student_the_statistics_of_the_target(tmp_path:
     scores.unlink()  # killed between model and scores
     train(None, tmp_path / "out", resume=True)
     assert scores.exists()
+    for other, keep in (("target", "0"), ("as-trained", "1")):
+        changed = read_yaml(tmp_path / "out" / "stages.yaml") | {"deploy": {"statistics": other}}
+        with pytest.raises(UserError, match=f"cannot change deploy.statistics: blend -> {other}") as refused:
+            train(resolve(changed), tmp_path / "out", resume=True)
+        follow(str(refused.value), f"--keep {keep}", tmp_path)
+    text = (tmp_path / "out" / "stages.yaml").read_text()
+    for wrong in ("keep: 0.25", "keep: 0.0"):
+        (tmp_path / "out" / "stages.yaml").write_text(text.replace("keep: 0.5", wrong))
+        with pytest.raises(UserError, match=f"'recalibrated' has {wrong.replace(': ', '=')[:-1]}") as refused:
+            train(None, tmp_path / "out", resume=True)
     with pytest.raises(UserError, match="a folder of images"):
         resolve({**small("source-only", tmp_path).model_dump(), "target": None, "deploy": {"statistics": "target"}})
+
+
+def follow(said: str, keep: str, root: Path) -> None:
+    """Make the other student that a message tells of."""
+    words = shlex.split(said.partition(": ssrseg ")[2].replace("NEW", str(root / "new")))
+    assert keep in " ".join(words)
+    done = CliRunner().invoke(app, [*words, "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+
+
+def test_a_stage_of_ones_own_keeps_the_share_it_was_made_with(tmp_path: Path) -> None:
+    own = {"stages": [{"name": "trained"}, {"name": "mine", "does": "recalibrate", "keep": 0.25}]}
+    settings = small("source-only", tmp_path, loader={"rare_class": None}, val=None, selection=None, **own)
+    train(settings, tmp_path / "out")
+    stages = tmp_path / "out" / "stages.yaml"
+    stages.write_text(stages.read_text().replace("keep: 0.25", "keep: 0.75"))
+    with pytest.raises(UserError, match=r"'mine' has keep=0.75, and cannot: its model has 0.25") as refused:
+        train(None, tmp_path / "out", resume=True)
+    follow(str(refused.value), "--keep 0.75", tmp_path)
+
+
+def test_a_single_run_becomes_no_recipe(tmp_path: Path) -> None:
+    settings = small("source-only", tmp_path, loader={"rare_class": None}, val=None, selection=None)
+    RunFolder(tmp_path / "out").create(settings, {})  # killed before its first checkpoint
+    other = resolve({**settings.model_dump(), "deploy": {"statistics": "target"}})
+    with pytest.raises(UserError, match="is a single run") as refused:
+        train(other, tmp_path / "out", resume=True)
+    train(None, tmp_path / "out", resume=True)
+    follow(str(refused.value), "--keep 0", tmp_path)
 
 
 def test_mistakes_are_said_before_anything_is_trained(tmp_path: Path) -> None:

@@ -193,3 +193,16 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "runs" / "g" / "seed-2" / "config.yaml").write_text("source: {root: nowhere}\n")
     printed = ssrseg("train", "--resume", "--out", "runs/g", cwd=tmp_path, code=1)
     assert "seed 2 failed: " in printed
+
+
+def test_seeds_whose_students_get_the_statistics_of_the_target(tmp_path: Path) -> None:
+    for name in ("game", "camera", "val"):
+        write_pairs(tmp_path / name)
+    data = ["--source", "game", "--target", "camera", "--val", "val", "--out", "g", *TINY, "deploy.statistics=blend"]
+    said = " ".join(ssrseg("train", "--seeds", "0,1", *data, cwd=tmp_path).split())
+    assert said.count("mIoU by seed: 0: ") == 2  # as trained and recalibrated
+    assert "seed 1 already" in ssrseg("train", "--seeds", "1", *data, cwd=tmp_path, code=2)
+    said = ssrseg("train", "--resume", "--out", "g", "deploy.statistics=target", cwd=tmp_path, code=2)
+    assert "cannot change deploy.statistics: blend -> target" in said
+    assert "recalibrate g/seed-N/trained/student-last.safetensors" in said
+    assert "mIoU by seed" in ssrseg("train", "--resume", "--out", "g", cwd=tmp_path)  # nothing was changed

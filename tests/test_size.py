@@ -7,7 +7,7 @@ from pathlib import Path
 import ssrseg
 
 ROOT = Path(ssrseg.__file__).parent
-LINES, FILES = 16_689, 123
+LINES, FILES = 16_748, 123
 CORE_LINES = 3_886
 CORE = (
     "config/method.py",

@@ -85,7 +85,7 @@ def resumed(out: Path, words: list[str]) -> settings_of.Settings | None:
 
 def _train_group(settings: settings_of.Settings | None, out: Path, seeds: str | None, resume: bool) -> None:
     """Train a group; a failed seed is exit code 1, and the others are trained nevertheless."""
-    from ssrseg.reporting import compare_records, overview, print_table, read_run
+    from ssrseg.reporting import compare_records, members, overview, print_table, read_run
     from ssrseg.training import train_seeds
 
     try:
@@ -95,7 +95,7 @@ def _train_group(settings: settings_of.Settings | None, out: Path, seeds: str | 
         raise UserError(f"--seeds takes whole numbers with commas between them, {example}; found {seeds!r}.") from error
     group = train_seeds(settings, out, wanted, resume=resume, console=Console())
     if group.finished:
-        print_table(overview(compare_records([read_run(run) for run in GroupFolder(out).runs()])), Console())
+        print_table(overview(compare_records([read_run(run) for run in members(out)])), Console())
     typer.echo(f"{group.folder}")
     for seed, why in group.failed.items():
         typer.echo(f"seed {seed} failed: {why}\nContinue the group with --resume --out {out}", err=True)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -174,3 +175,14 @@ class GroupFolder(Folder):
     def runs(self) -> list[Path]:
         """List the run folders in which training has begun, by seed."""
         return [run.path for run in map(self.run, self.seeds()) if run.exists]
+
+
+def whole(folder: Path) -> Path:
+    """Climb from a run to the recipe, and from there to the group, of which it is a part: what is resumed."""
+    part = folder.parent != folder and (RecipeFolder(folder.parent).exists or GroupFolder(folder.parent).exists)
+    return whole(folder.parent) if part else folder
+
+
+def resume_command(folder: Path) -> str:
+    """Write the command that goes on with a run, as a shell takes it."""
+    return f"ssrseg train --resume --out {quote(str(whole(folder)))}"

@@ -15,10 +15,11 @@ from ssrseg.config import Settings, flatten, read_yaml, resolve
 from ssrseg.data import refuse_bad_data
 from ssrseg.errors import UserError
 from ssrseg.runs.atomic import write_text, writing
-from ssrseg.runs.folder import GroupFolder, RunFolder
+from ssrseg.runs.folder import TRAINED, GroupFolder, RecipeFolder, RunFolder
 from ssrseg.training.observers.trackers import check_trackers
 from ssrseg.training.resume import steps_left
 from ssrseg.training.setup import Extensions
+from ssrseg.training.stages import deployed, refuse_other_statistics
 from ssrseg.training.train import finish
 
 
@@ -58,7 +59,11 @@ def train_seeds(
     folder = GroupFolder(Path(out))
     if resume and not folder.exists:
         raise UserError(f"There is no group of runs in {folder.path} (no {folder.config.name}): nothing to resume.")
-    settings = resolve(read_yaml(folder.config)) if resume and settings is None else settings
+    if resume:
+        own = resolve(read_yaml(folder.config))
+        settings = settings or own
+        path = folder.path / f"seed-N/{TRAINED}" if deployed(own).stages else folder.path / "seed-N"
+        refuse_other_statistics(own, settings, str(RunFolder(path).student_last))
     if settings is None:
         raise UserError("Training needs settings: a preset, a YAML file, or key.path=value words.")
     wanted = sorted(set(seeds if seeds is not None else folder.seeds()))
@@ -107,7 +112,8 @@ def _refuse(settings: Settings, seeds: Sequence[int], folder: GroupFolder, share
         if settings.train.seed:
             raise UserError("train.seed is what the runs of a group differ in: add one with --resume --seeds N.")
         return
-    if taken := [str(seed) for seed in seeds if folder.run(seed).exists]:
+    runs = {seed: folder.run(seed) for seed in seeds}
+    if taken := [str(seed) for seed, run in runs.items() if run.exists or RecipeFolder(run.path).exists]:
         raise UserError(
             f"{folder.path} holds a run of seed {', '.join(taken)} already. "
             "Continue the group with --resume, or give other seeds or another --out."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 import yaml
@@ -17,7 +18,7 @@ from ssrseg.inference import Predictor, evaluate, recalibrate
 from ssrseg.label_shift import adjust, estimate_priors, label_target, labelled_by
 from ssrseg.models.classes import check_classes
 from ssrseg.models.weights import load
-from ssrseg.runs.atomic import write_json, write_text
+from ssrseg.runs.atomic import read_json, write_json, write_text
 from ssrseg.runs.folder import ADJUSTED, PRIORS, RECALIBRATED, REFINED, TRAINED, RecipeFolder, RunFolder
 from ssrseg.training.checkpoint import environment
 from ssrseg.training.resume import listed, unlike
@@ -65,6 +66,35 @@ def deployed(settings: Settings) -> Settings:
     return settings.model_copy(update={"stages": (*stages, RecalibrateStage(name=RECALIBRATED, keep=keep))})
 
 
+def another_student(model: str, settings: Settings, keep: float | None = None) -> str:
+    """Say how a trained model gets statistics that a run, once begun, does not give it."""
+    keep, data = KEEP.get(settings.deploy.statistics, 1.0) if keep is None else keep, settings.target
+    target = "FOLDER" if data is None else quote(str(data.root)) + f" spec={data.spec}"
+    return (
+        "Put back what was. The other student is made of the trained one, in a file of its own: "
+        f"ssrseg recalibrate {quote(model)} NEW.safetensors --keep {keep:g} --target {target}"
+    )
+
+
+def refuse_other_statistics(was: Settings, now: Settings, model: str) -> None:
+    """Raise `UserError` where settings to go on with ask for other statistics than those of the start."""
+    if was.deploy != now.deploy:
+        found = listed({"deploy.statistics": (was.deploy.statistics, now.deploy.statistics)})
+        raise UserError(f"--resume cannot change {found}. {another_student(model, now)}")
+
+
+def _refuse_edited(stage: RecalibrateStage, settings: Settings, left: Path) -> None:
+    """Raise `UserError` where the statistics of a stage are not those that it was made with, or that are asked for."""
+    made = read_json(RunFolder(left.parent).environment).get("keep", stage.keep) if left.exists() else stage.keep
+    asked = KEEP.get(settings.deploy.statistics, stage.keep) if stage.name == RECALIBRATED else stage.keep
+    if not made == asked == stage.keep:
+        wanted = asked if stage.keep == made else stage.keep
+        raise UserError(
+            f"Stage {stage.name!r} has keep={stage.keep:g}, and cannot: its model has {made:g}, and deploy.statistics="
+            f"{settings.deploy.statistics} asks for {asked:g}. {another_student(stage.model or '', settings, wanted)}"
+        )
+
+
 def train_stages(
     settings: Settings | None, out: Path, finish: Callable[[Settings, Path], Run], *, resume: bool, console: Console
 ) -> Run:
@@ -77,7 +107,9 @@ def train_stages(
     """
     recipe = RecipeFolder(out)
     if resume:
-        settings = settings or resolve(read_yaml(recipe.config))
+        own = resolve(read_yaml(recipe.config))
+        refuse_other_statistics(own, settings or own, str(recipe.stage(TRAINED).student_last))
+        settings = settings or own
     elif recipe.exists:
         raise UserError(f"{out} holds a recipe already. Continue it with --resume or give another --out.")
     assert settings is not None
@@ -89,6 +121,8 @@ def train_stages(
                 f"Stage {stage.name!r} is finished, and others start from it: {listed(found)} could not be in force. "
                 f"Put back what was; to change a stage that is not finished, set its own `settings` in {recipe.config}."
             )
+        if isinstance(stage, RecalibrateStage):
+            _refuse_edited(stage, settings, left)
     recipe.path.mkdir(parents=True, exist_ok=True)
     write_text(recipe.config, dump(settings))
     last: Run | None = None
@@ -116,7 +150,8 @@ def _correct(stage: AdjustStage | RecalibrateStage, settings: Settings, left: Pa
     """Write the corrected model and its scores, in a run folder, unless they are there."""
     folder, device = RunFolder(left.parent), settings.train.accelerator
     if not left.exists():
-        folder.create(settings, environment(settings))
+        made_with = {"keep": stage.keep} if isinstance(stage, RecalibrateStage) else {}
+        folder.create(settings, environment(settings) | made_with)
         if isinstance(stage, AdjustStage):
             adjust(stage.model or "", stage.priors or "", left)
         else:

@@ -10,7 +10,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from shlex import quote
 
 import torch
 from rich.console import Console
@@ -23,7 +22,7 @@ from ssrseg.errors import OutOfMemory, UserError, first_line, out_of_memory
 from ssrseg.inference.sliding_window import build_inference
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.runs.atomic import FULL
-from ssrseg.runs.folder import RecipeFolder, RunFolder
+from ssrseg.runs.folder import RecipeFolder, RunFolder, resume_command
 from ssrseg.training.checkpoint import CheckpointWriter, ResumePoint, changes, environment, load_checkpoint
 from ssrseg.training.distributed import Interrupted, StepTimeout, Stop, signals_noted
 from ssrseg.training.loop import Observer, fit
@@ -36,7 +35,7 @@ from ssrseg.training.observers.trackers import check_trackers, start_trackers
 from ssrseg.training.rehearsal import rehearse
 from ssrseg.training.resume import Continuation, agree, readable, steps_left
 from ssrseg.training.setup import Extensions, RunContext, build_context
-from ssrseg.training.stages import deployed, train_stages
+from ssrseg.training.stages import another_student, deployed, train_stages
 
 
 @dataclass(frozen=True)
@@ -82,14 +81,19 @@ def train(
     folder = RunFolder(out)
     if resume:
         own = folder.settings()
-        settings = settings or own
+        settings = settings or deployed(own)
+        if settings.stages:
+            raise UserError(
+                f"{folder.path} is a single run: --resume makes no recipe with stages of it, as deploy.statistics="
+                f"{settings.deploy.statistics} asks. {another_student(str(folder.student_last), settings)}"
+            )
     elif settings is None:
         raise UserError("Training needs settings: a preset, a YAML file, or key.path=value words.")
     elif folder.exists:
         raise UserError(f"{folder.path} holds a run already. Continue it with --resume or give another --out.")
     check_trackers(settings.train)
     if resume and not steps_left(folder, settings):
-        more = f"ssrseg train --resume --out {quote(str(folder.path))} train.steps=N"
+        more = f"{resume_command(folder.path)} train.steps=N"
         text = f"The run in {folder.path} is finished: nothing to resume. Train it longer with: {more}"
         console.print(text, soft_wrap=True, markup=False)
         return Run(folder.path, load_segmenter(folder.student_last))
@@ -155,7 +159,8 @@ def observed(
     states of `others`, the user's observers, are kept by their place. Raises `UserError` when the disk is full.
     """
     folder, start, first, train = context.folder, point.step, context.fabric.is_global_zero, context.settings.train
-    how_to_resume = f"Continue with: ssrseg train --resume --out {quote(str(folder.path))}"
+    resume = resume_command(folder.path)
+    how_to_resume = f"Continue with: {resume}"
     try:
         with ExitStack() as stack:
             screen = stack.enter_context(closing(Screen(console if first else None, train.steps, start)))
@@ -200,7 +205,7 @@ def observed(
                     f"Memory ran out {place(error, context.method)}: {first_line(error)}\nTo need less, in this order: "
                     "train.activation_checkpointing=true; train.precision=bf16; loader.batch=1 with train.accumulate; "
                     "a smaller loader.crop; inference.mode=slide for evaluations. `ssrseg plan` with the words of this "
-                    f"run says what each saves. Set them in {folder.config}. {how_to_resume}"
+                    f"run says what each saves. Continue with them: {resume} train.activation_checkpointing=true"
                 ) from error
     except OSError as error:
         if error.errno not in FULL:

@@ -19,6 +19,7 @@ from ssrseg.config import OptimConfig
 from ssrseg.data.loader import RawBatch
 from ssrseg.errors import UserError
 from ssrseg.runs.atomic import write_atomically, write_json
+from ssrseg.runs.folder import resume_command
 from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.journal import Journal
 from ssrseg.training.setup import RunContext
@@ -279,18 +280,18 @@ class Guard(Observer):
         found = f"the loss was {loss:.3g} before this step (untrained {self.untrained:.3g})"
         if large:
             found += f", and the largest weight is {weight:.3g} (at first {self.first_weight:.3g})"
+        lower = f"{min(self._lr / 10, OptimConfig().lr):g}"
         saved, again = (self._completed - 1) // self._checkpoint_every * self._checkpoint_every, "Start anew with"
         if self._folder.checkpoint.exists() and 0 < saved < self.sound:  # the loss after it was not high
-            again = f"The checkpoint of step {saved} is from before: lower optim.lr in {self._folder.config}, and "
-            again += f"`ssrseg train --resume --out {self._folder.path}` goes on from there. Or start anew with"
+            go_on = f"{resume_command(self._folder.path)} optim.lr={lower}"
+            again = f"The checkpoint of step {saved} is from before: `{go_on}` goes on from there. Or start anew with"
         return (
             f"It has diverged: {found}. The weights are spoiled: they were not saved, and the same settings lead here "
-            f"again, resumed or with steps skipped. {again} optim.lr={min(self._lr / 10, OptimConfig().lr):g} (now "
-            f"{self._lr:g}) and another --out."
+            f"again, resumed or with steps skipped. {again} optim.lr={lower} (now {self._lr:g}) and another --out."
         )
 
     def _how_to_go_on(self) -> str:
-        go_on = f"`ssrseg train --resume --out {self._folder.path}` goes on after this step"
+        go_on = f"`{resume_command(self._folder.path)}` goes on after this step"
         if self.row > 1:
             return (
                 f"{go_on}, but the {self.row} steps up to it were all so: this is no matter of one image. Look for a "
