@@ -13,13 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ssrseg
 from factories import CLASSES
-from ssrseg.config import Settings, merge, resolve
+from ssrseg.config import Settings, merge, resolve, with_words
 from ssrseg.errors import UserError
 from ssrseg.models import build_backbone
 from ssrseg.planning import plan
 from ssrseg.planning.counters import SAVED, WORKING, Flops, LiveBytes
 from ssrseg.planning.fake_step import StepCost, fake_step
-from ssrseg.planning.plan import GIB, Plan, with_words
+from ssrseg.planning.plan import GIB, Plan
 from test_cli import ssrseg as command
 
 TREE: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ from factories import CLASSES, random_image, random_labels, tiny_segmenter, writ
 from ssrseg import Predictor, load, resolve, train
 from ssrseg.adapt import FeatureDistance, View, build_encoder
 from ssrseg.adapt.terms import downscale_labels
-from ssrseg.config import Settings, merge
+from ssrseg.config import Settings, merge, with_words
 from ssrseg.config.method import FoundationConfig
+from ssrseg.data import resolve_space
 from ssrseg.errors import UserError
 from ssrseg.inference.sliding_window import slide, whole
 from ssrseg.models import Description, Segmenter, build_backbone, build_segmenter, load_segmenter, save_segmenter
-from ssrseg.training.rehearsal import find_misfit, rehearse, with_word
+from ssrseg.models.segmenter import take_bands
+from ssrseg.training import rehearsal, setup
+from ssrseg.training.deterministic import refuse_nondeterministic
+from ssrseg.training.rehearsal import find_misfit, rehearse
 
 ODD = 97, 131
 SWIN, COAT, DLA = (f"timm:{name}" for name in ("swin_tiny_patch4_window7_224", "coat_lite_tiny", "dla46_c"))
@@ -151,17 +156,76 @@ def test_a_batch_of_one_is_refused_with_sizes_that_work(tmp_path: Path) -> None:
         train(small, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     words = str(said.value).splitlines()[1].removeprefix("This works: ").rstrip(".").split(" or ")
-    assert words == ["loader.batch=2", "loader.crop=[64, 64]"]
+    assert words == ["loader.batch=2", "'loader.crop=[64, 64]'"]
     for word in words:
-        rehearse(with_word(small, word))
-    train(with_word(small, words[0]), tmp_path / "run")
+        rehearse(with_words(small, shlex.split(word)))
+    train(with_words(small, words[:1]), tmp_path / "run")
 
 
 def test_a_block_larger_than_the_crop_is_refused_with_one_that_works(tmp_path: Path) -> None:
     hidden = settings(tmp_path, method={"masked": {"block": 200}})
     with pytest.raises(UserError, match=r"blocks of 200 pixels: .*\nThis works: method.masked.block=32\."):
         rehearse(hidden)
-    rehearse(with_word(hidden, "method.masked.block=32"))
+    rehearse(with_words(hidden, ["method.masked.block=32"]))
+
+
+def test_words_that_break_another_rule_are_not_advised(tmp_path: Path) -> None:
+    method = {"masked": {"images_of": "both"}}
+    small = settings(tmp_path, loader={"crop": [32, 32], "target_crop": [32, 32], "batch": 1}, method=method)
+    with pytest.raises(UserError, match=r"crops, 1 of 32x32 .*\nThis works: loader.batch=2\."):
+        rehearse(small)
+
+
+def test_advice_is_tried_with_data_where_an_operation_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = Segmenter.encode
+
+    def on_data(self: Segmenter, images: torch.Tensor) -> list[torch.Tensor]:
+        if images.is_meta:
+            raise NotImplementedError("not without data")
+        return encode(self, images)
+
+    monkeypatch.setattr(Segmenter, "encode", on_data)
+    monkeypatch.setattr(rehearsal, "SMALL", 0)
+    with pytest.raises(UserError, match=r"Expected more than 1 value.*\nThis works: loader.batch=2 or "):
+        rehearse(settings(tmp_path, loader={"crop": [32, 32], "batch": 1}, model={"head_channels": 9}))
+
+
+def test_too_little_memory_says_nothing_about_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Segmenter, images: torch.Tensor) -> list[torch.Tensor]:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+
+    monkeypatch.setattr(Segmenter, "encode", full)
+    assert find_misfit(settings(tmp_path), [ODD], "cpu") is None
+
+
+def test_the_teacher_is_run_at_the_size_of_the_target(tmp_path: Path) -> None:
+    loader = {"crop": [64, 64], "target_crop": [32, 32], "batch": 1}
+    labelled = settings(tmp_path, loader=loader, method={"mixed": None, "alignment": {}})
+    found = find_misfit(labelled, [])
+    assert found is not None
+    assert found.setting == "loader.target_crop"
+
+
+def test_a_network_to_start_from_is_run_as_it_was_built(
+    coat: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_segmenter(coat, tmp_path / "coat.safetensors")
+    sizes, loads = list[Any](), list[Any]()
+    monkeypatch.setattr(setup, "build_segmenter", lambda *a, **k: sizes.append(k["size"]) or build_segmenter(*a, **k))
+    monkeypatch.setattr(setup, "load", lambda name: loads.append(name) or load(name))
+    again = settings(
+        tmp_path, loader={"crop": [32, 32]}, model={"backbone": COAT, "start": str(tmp_path / "coat.safetensors")}
+    )
+    setup.build_student(again, resolve_space(again.classes, again.source))
+    assert len(loads) == 1
+    assert find_misfit(again, [], "cpu") is None
+    assert sizes == [(64, 64), (64, 64)]
+
+
+def test_whether_four_bands_can_be_deterministic_is_asked_of_four_bands() -> None:
+    network = tiny_segmenter()
+    take_bands(network, 4)
+    refuse_nondeterministic(network, torch.device("cpu"), (64, 64))
 
 
 def test_whole_images_that_cannot_pass_are_found(tmp_path: Path) -> None:

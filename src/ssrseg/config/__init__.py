@@ -36,4 +36,5 @@ from ssrseg.config.trees import (
     presets as presets,
     read_preset as read_preset,
     read_yaml as read_yaml,
+    with_words as with_words,
 )

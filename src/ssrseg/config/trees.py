@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ssrseg.config.settings import nearest
+from ssrseg.config.settings import Settings, nearest, resolve
 from ssrseg.errors import UserError
 
 DATA = ("classes", "source", "target", "val")
@@ -148,6 +148,11 @@ def assignments(words: Sequence[str]) -> dict[str, Any]:
             branch = {key: branch}
         tree = merge(tree, branch)
     return tree
+
+
+def with_words(settings: Settings, words: Sequence[str]) -> Settings:
+    """Change some `key.path=value` of the settings; raises `UserError` where the result is not valid."""
+    return resolve(merge(settings.model_dump(mode="json"), assignments(words)))
 
 
 def _meant(path: str, value: str, rest: Sequence[str]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ssrseg.config import Settings, assignments, merge, resolve
+from ssrseg.config import Settings, with_words
 from ssrseg.data import RawBatch
 from ssrseg.planning.fake_step import fake_step, noise
 from ssrseg.runs.folder import RunFolder
@@ -169,11 +169,6 @@ def advise(settings: Settings, device: str, peak: int, limit: float) -> tuple[Ch
             changes.append(Change(words, effect, lower))
             settings, peak = changed, lower
     return tuple(changes)
-
-
-def with_words(settings: Settings, words: tuple[str, ...]) -> Settings:
-    """Change some `key.path=value` of the settings."""
-    return resolve(merge(settings.model_dump(mode="json"), assignments(words)))
 
 
 def _candidates(settings: Settings, device: str) -> Iterator[tuple[tuple[str, ...], str]]:

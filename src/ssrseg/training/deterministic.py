@@ -27,7 +27,7 @@ def refuse_nondeterministic(student: Segmenter, device: torch.device, crop: tupl
         layer.register_forward_pre_hook(partial(_entered, reached, named))
         layer.register_forward_hook(partial(_left, reached, named))
     try:
-        network(torch.zeros(1, 3, *crop, device=device)).sum().backward()
+        network(torch.zeros(1, student.in_channels, *crop, device=device)).sum().backward()
     except RuntimeError as error:
         operation, refused, _ = str(error).partition(REFUSAL)
         if not refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from shlex import quote
 from typing import Any, cast
 
 import torch
@@ -14,16 +15,19 @@ from ssrseg.adapt.batch import View
 from ssrseg.adapt.methods import build_method
 from ssrseg.adapt.terms import Term
 from ssrseg.adapt.views import BlockMask
-from ssrseg.config import Settings, assignments, merge, resolve
+from ssrseg.config import Settings, with_words
 from ssrseg.data import find_images, resolve_space
 from ssrseg.data.checks.inspect import read_header
 from ssrseg.data.transforms import rescale_size
-from ssrseg.errors import UserError
+from ssrseg.errors import UserError, out_of_memory
 from ssrseg.inference.sliding_window import Size, build_inference
-from ssrseg.training.setup import build_student
+from ssrseg.training.deterministic import REFUSAL
+from ssrseg.training.setup import build_student, built_size
 
 HEADERS = 8
 """Images of each data set whose size is looked up, evenly spread."""
+SMALL = 2**15
+"""Pixels up to which a network runs faster with data on the CPU than without."""
 STEPS = (32, 64, 128, 224)
 """Nearest crops are looked for among multiples of these."""
 
@@ -44,36 +48,57 @@ class Misfit:
 def rehearse(settings: Settings, *, regularized: bool = True) -> None:
     """Run student, teacher, terms and frozen encoders as training will, and the inference of whole images.
 
-    No weights are read, and of the data the headers of a few files. The regularizer is left out unless `regularized`.
+    No pretrained weights are read, and of the data the headers of a few files. The regularizer is left out unless
+    `regularized`, and where its encoder sees every crop at a size of its own.
 
     Raises:
         UserError: a size cannot pass; the message names the nearest settings with which all can.
     """
-    if not regularized:
+    regularizer = settings.method.regularizer
+    side = regularizer and regularizer.foundation.input_size
+    if not regularized or (isinstance(side, int) and side % 32 == 0):
         settings = settings.model_copy(update={"method": settings.method.model_copy(update={"regularizer": None})})
     sizes = sorted(set(_image_sizes(settings)) - {settings.loader.crop})
     images = sizes[:1] + sizes[1:][-1:]  # the least tall and the tallest
     names = resolve_space(settings.classes, settings.source).names
     key = settings.model_dump_json(include={"model", "method", "loader", "inference"}) + str((names, images))
-    if key in _fitting or find_misfit(settings, images) is None:
+    if key in _fitting:
+        return
+    if (found := _confirmed(settings, images)) is None:
         _fitting.add(key)
         return
-    found = find_misfit(settings, images, "cpu")  # with data: there may be operations that do not run without
-    if found is None:
-        return
-    other = (word for word in _alternatives(settings, found) if find_misfit(with_word(settings, word), images) is None)
+    other = (quote(word) for word in _alternatives(settings, found) if _works(settings, word, images))
     works = " or ".join(islice(other, 2))
     raise UserError(f"{found.text}\n" + (f"This works: {works}." if works else "Choose another backbone or head."))
 
 
+def _confirmed(settings: Settings, images: Sequence[Size]) -> Misfit | None:
+    """Find what cannot pass without data, where that is faster, and with it: some operations run on data alone."""
+    loader = settings.loader
+    crops = (loader.batch * height * width for height, width in (loader.crop, loader.of_target))
+    small = max(*crops, *(height * width for height, width in images)) <= SMALL
+    found = None
+    for device in ("cpu",) if small else ("meta", "cpu"):
+        if (found := find_misfit(settings, images, device)) is None:
+            break
+    return found
+
+
+def _works(settings: Settings, word: str, images: Sequence[Size]) -> bool:
+    try:
+        return _confirmed(with_words(settings, [word]), images) is None
+    except UserError:  # it breaks another rule of the settings
+        return False
+
+
 def find_misfit(settings: Settings, images: Sequence[Size], device: str = "meta") -> Misfit | None:
     """Find the first size that cannot pass: of crops, then of whole `images`."""
-    settings, loader = without_weights(settings), settings.loader
+    size, settings, loader = built_size(settings), without_weights(settings), settings.loader
     space, masked = resolve_space(settings.classes, settings.source), settings.method.masked
     if masked is not None and (why := _reason(BlockMask(Generator(), 0.5, masked.block), (1, 3, *loader.of_target))):
         return Misfit(f"No mask has blocks of {masked.block} pixels: {why}", "method.masked.block", loader.of_target)
-    with torch.device(device), torch.no_grad():
-        student, _ = build_student(settings, space)
+    with torch.random.fork_rng([]), torch.device(device), torch.no_grad():
+        student, _ = build_student(settings, space, size)
         unmasked = settings.method.model_copy(update={"masked": None})  # its maker has data; `_views` makes the view
         # The ImageNet features are those of the student's own backbone at the size that it has seen.
         method = build_method(
@@ -87,10 +112,13 @@ def find_misfit(settings: Settings, images: Sequence[Size], device: str = "meta"
             count, _, height, width = view.images.shape
             named = cast(Mapping[str, Term], method.learner.terms)
             terms = {name for name, term in named.items() if view.name in term.views}
+            teacher = method.teacher.segmenter if view.name == "target" else None
+            terms |= {"segmentation"} if teacher is not None else set()  # it is the student's network
             if terms <= done.get((height, width), set()):
                 continue
-            done[height, width] = terms
-            if why := _reason(method.learner, view):
+            done.setdefault((height, width), set()).update(terms)
+            why = _reason(method.learner, view)
+            if why := why or (_reason(teacher, view.images) if teacher is not None else ""):
                 setting = "loader.target_crop" if loader.target_crop == (height, width) else "loader.crop"
                 what = f"The student cannot train on crops, {count} of {height}x{width} pixels ({view.name}): {why}"
                 return Misfit(what, setting, (height, width))
@@ -120,8 +148,7 @@ def _views(settings: Settings, bands: int) -> Iterator[View]:
 def _image_sizes(settings: Settings) -> Iterator[Size]:
     """Yield (height, width) of some images that will be labelled whole."""
     for data in (settings.val, settings.target if settings.selection is not None else None):
-        paths = [] if data is None else find_images(data)
-        for path in paths[:: max(1, len(paths) // HEADERS)]:
+        for path in () if data is None else find_images(data, at_most=HEADERS):
             width, height = read_header(path).shown
             if data is not None and data.resize is not None:
                 width, height = rescale_size(width, height, data.resize)
@@ -132,7 +159,9 @@ def _reason(function: Callable[..., Any], *inputs: Any) -> str:
     """Run a function; return why that is not possible, in a line, empty if it is."""
     try:
         function(*inputs)
-    except (RuntimeError, ValueError, AssertionError, IndexError, UserError) as error:
+    except (RuntimeError, ValueError, AssertionError, IndexError, UserError, MemoryError) as error:
+        if out_of_memory(error) or REFUSAL in str(error):  # it is not the size, or not on the run's own device
+            return ""
         return str(error).strip().partition("\n")[0] or type(error).__name__
     return ""
 
@@ -154,14 +183,11 @@ def _alternatives(settings: Settings, misfit: Misfit) -> Iterator[str]:
         yield f"{misfit.setting}={[*size]}"
 
 
-def with_word(settings: Settings, word: str) -> Settings:
-    """Change one `key.path=value` of the settings."""
-    return resolve(merge(settings.model_dump(mode="json"), assignments([word])))
-
-
 def without_weights(settings: Settings) -> Settings:
     """Ask for the same networks with random weights: they cost the same, and no file is needed."""
-    over: dict[str, Any] = {"model": {"pretrained": "none", "start": None}}
-    if settings.method.regularizer is not None:
-        over["method"] = {"regularizer": {"foundation": {"weights": "none"}}}
-    return resolve(merge(settings.model_dump(mode="json"), over))
+    model, method = settings.model.model_copy(update={"pretrained": "none", "start": None}), settings.method
+    if (regularizer := method.regularizer) is not None:
+        foundation = regularizer.foundation.model_copy(update={"weights": "none"})
+        regularizer = regularizer.model_copy(update={"foundation": foundation})
+    method = method.model_copy(update={"regularizer": regularizer})
+    return settings.model_copy(update={"model": model, "method": method})

@@ -105,15 +105,24 @@ def build_context(
     return RunContext(fabric, settings, space, folder, method, optimizer, notes)
 
 
-def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str]:
+def built_size(settings: Settings, start: Segmenter | None = None) -> tuple[int, int]:
+    """Return the (height, width) that a student is built for: that of `model.start`, else what holds all crops."""
+    config, crops = settings.model, (settings.loader.crop, settings.loader.of_target)
+    size = max(height for height, _ in crops), max(width for _, width in crops)
+    if config.start is None or config.backbone in BACKBONES:
+        return size
+    return (start or load(str(config.start))).backbone.sizes.built or size
+
+
+def build_student(settings: Settings, space: LabelSpace, size: tuple[int, int] | None = None) -> tuple[Segmenter, str]:
     """Build the student with the weights of a model file or a pretrained backbone; returns a note about them too.
+
+    It is built for images of `size`, (height, width), or `built_size` when absent.
 
     Raises `UserError` where weights cannot be loaded, or `model.start` is another network or has other classes.
     """
-    config, crops = settings.model, (settings.loader.crop, settings.loader.of_target)
-    size = max(height for height, _ in crops), max(width for _, width in crops)
-    if config.start is not None and config.backbone not in BACKBONES:
-        size = load(str(config.start)).backbone.sizes.built or size
+    config = settings.model
+    start = None if config.start is None else load(str(config.start))
     student = build_segmenter(
         config.backbone,
         config.head,
@@ -122,15 +131,15 @@ def build_student(settings: Settings, space: LabelSpace) -> tuple[Segmenter, str
         drop_path=config.drop_path,
         dropout=config.dropout,
         align_corners=config.align_corners,
-        size=size,
+        size=size or built_size(settings, start),
     )
     bands = (config.in_channels, config.mean, config.std)
-    if config.start is None:
+    if start is None:
         note = load_pretrained(student, config.pretrained, config.backbone, config.pretrained_part)
         take_bands(student, *bands)
     else:
         take_bands(student, *bands)
-        note = start_from(student, config, space.names)
+        note = start_from(student, start, config, space.names)
     bound = (settings.target or settings.source).resize
     parts = config.head_channels, config.align_corners
     if isinstance(bound, ExactSize):

@@ -8,16 +8,14 @@ from ssrseg.config import ModelConfig
 from ssrseg.errors import UserError
 from ssrseg.models.classes import classifier_weights, copy_weights, differing, matching
 from ssrseg.models.segmenter import Segmenter, take_bands
-from ssrseg.models.weights import load
 
 
-def start_from(student: Segmenter, config: ModelConfig, classes: tuple[str, ...]) -> str:
-    """Give the student of `classes` the weights of `model.start`; returns a note about what became of its classes.
+def start_from(student: Segmenter, start: Segmenter, config: ModelConfig, classes: tuple[str, ...]) -> str:
+    """Give the student of `classes` the weights of `start`, which is `model.start`; returns a note on its classes.
 
     Raises:
-        UserError: there is no such model, it is another network, or `model.start_classes` does not allow its classes.
+        UserError: it is another network, or `model.start_classes` does not allow its classes.
     """
-    start = load(str(config.start))
     _refuse_other_network(student, start, config)
     known = start.description.classes if start.description else ()
     rows = matching(classes, known)
