@@ -107,3 +107,18 @@ def test_devices() -> None:
     for wrong in ("gpu", "cuda:99"):
         with pytest.raises(UserError, match=f"{wrong}.*cannot be used"):
             pick_device(wrong)
+
+
+@pytest.mark.parametrize(("variable", "rank", "chosen"), [("LOCAL_RANK", "1", 1), ("SLURM_LOCALID", "5", 1)])
+def test_every_process_of_a_machine_has_a_gpu_of_its_own(
+    variable: str, rank: str, chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str]()
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv(variable, rank)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: asked.append(str(device)) or torch.zeros(0))
+    for name in ("auto", "cuda", "cuda:0", "cpu"):
+        pick_device(name)
+    assert asked == [f"cuda:{chosen}"] * 2 + ["cuda:0", "cpu"]

@@ -54,6 +54,7 @@ COMMANDS: dict[str, list[str]] = {
     "predict": ["model.safetensors", "game/images", "--out", "out"],
     "evaluate": ["model.safetensors", "game", NAMES],
     "export": ["model.safetensors", "model.onnx"],
+    "recalibrate": ["model.safetensors", "new.safetensors", "--target", "game"],
     "estimate-priors": ["model.safetensors", *ROOTS],
     "plan": [*ROOTS, "model.backbone=timm:test_resnet", "loader.crop=[64, 64]", "train.accelerator=cpu"],
 }

@@ -14,6 +14,7 @@ from ssrseg import recalibrate
 from ssrseg.cli import app
 from ssrseg.errors import UserError
 from ssrseg.inference.recalibrate import batches_of_one_size, blend_statistics
+from ssrseg.models.pyramids import ImageSizes
 from ssrseg.models.segmenter import Description, build_segmenter, load_segmenter, save_segmenter
 
 
@@ -57,6 +58,21 @@ def test_nothing_but_running_means_and_variances_changes() -> None:
     held = {name: value.clone() for name, value in segmenter.state_dict().items()}
     blend_statistics(segmenter, [images(dim=4)], 1.0)
     assert all(held[name].equal(value) for name, value in segmenter.state_dict().items())
+
+
+def test_no_padding_counts_and_large_images_are_seen_in_windows() -> None:
+    boxes = [(slice(y, y + 48), slice(x, x + 48)) for y in (0, 16) for x in (0, 16)]
+    for sizes, pictures, seen in (
+        (ImageSizes(multiple=(32, 32)), images()[..., :60, :28], [images()[..., :32, :28]]),
+        (ImageSizes(multiple=(48, 48), largest=(48, 48)), images(), [images()[..., y, x] for y, x in boxes]),
+    ):
+        bounded, free = tiny_segmenter(), tiny_segmenter()
+        bounded.backbone.sizes = sizes
+        if pictures.shape[-1] < 32:  # inevitable
+            free.backbone.sizes = sizes
+        blend_statistics(bounded, [pictures], 0.0)
+        blend_statistics(free, seen, 0.0)
+        assert all(torch.allclose(value, bounded.state_dict()[name]) for name, value in free.state_dict().items())
 
 
 def test_batches_hold_images_of_one_size_in_order() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import ssrseg
 
 ROOT = Path(ssrseg.__file__).parent
-LINES, FILES = 16_782, 123
+LINES, FILES = 16_796, 123
 CORE_LINES = 3_895
 CORE = (
     "config/method.py",

@@ -34,6 +34,7 @@ LESS_MEMORY = {
     "predict": SLIDE,
     "evaluate": SLIDE,
     "estimate-priors": "inference.mode=slide looks at one window after another; target.resize makes images smaller",
+    "recalibrate": "'resize=[1024, 512]' makes the images smaller",
     "plan": "--no-probe estimates without running the step",
     "train": "fewer loader.workers need less; `ssrseg plan` with the same words says what a step needs",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -55,9 +56,15 @@ def open_engine(segmenter: Segmenter, name: str = "auto", *, images: int = 1) ->
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """Choose a device: `auto` (CUDA, else MPS, else the CPU) or one of torch's; raises `UserError` if absent."""
+    """Choose a device: `auto` (CUDA, else MPS, else the CPU) or one of torch's; raises `UserError` if absent.
+
+    Of several processes of a machine, each gets a GPU of its own for `auto` and `cuda`.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", ""))
+    if str(name) == "cuda" and rank.isdigit() and (count := torch.cuda.device_count()):
+        name = f"cuda:{int(rank) % count}"  # one of several processes: its own
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -18,6 +18,7 @@ from ssrseg.errors import UserError
 from ssrseg.inference.engines import pick_device
 from ssrseg.inference.evaluate import evaluating
 from ssrseg.inference.predict import prefetch
+from ssrseg.inference.sliding_window import whole
 from ssrseg.models.segmenter import Segmenter, save_segmenter
 from ssrseg.models.weights import load
 from ssrseg.runs.atomic import writing
@@ -87,8 +88,13 @@ def blend_statistics(network: Segmenter, batches: Iterable[Tensor], keep: float)
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean over the batches
             norm.train()
+        steps = (1, 1) if network.backbone.sizes.largest else network.backbone.sizes.multiple  # windows need no cut
         for batch in batches if norms else ():
-            network(batch.to(network.mean.device).float() / 255)
+            height, width = (
+                max(side // step * step, min(side, step))  # padding would count as a colour of the domain
+                for side, step in zip(batch.shape[-2:], steps, strict=True)
+            )
+            whole(network, batch[..., :height, :width].to(network.mean.device).float() / 255)
         for norm, (momentum, old) in zip(norms, before, strict=True):
             mean, var = norm.running_mean, norm.running_var
             assert mean is not None  # it tracks them
