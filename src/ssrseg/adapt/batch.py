@@ -15,11 +15,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Hold the images and labels of one step; images are RGB in [0, 1]."""
+    """Hold the images and labels of one step; images are in [0, 1], of C bands: 3 for RGB."""
 
-    source: Tensor  # (B, 3, H, W)
+    source: Tensor  # (B, C, H, W)
     labels: Tensor  # (B, H, W) int64, IGNORE where unlabelled
-    target: Tensor  # (B', 3, H, W); B' is 0 for a method without a target
+    target: Tensor  # (B', C, H, W); B' is 0 for a method without a target
     valid: Tensor  # (B', H, W) bool: where a pseudo-label may be used (not on the own car, say)
     source_inside: Tensor | None = None  # (B, H, W) bool: no padding of images smaller than the crop; all if absent
     target_inside: Tensor | None = None  # (B', H, W) bool: likewise
@@ -47,7 +47,7 @@ class View:
     """
 
     name: str
-    images: Tensor  # (B, 3, H, W) in [0, 1]
+    images: Tensor  # (B, C, H, W) in [0, 1]
     labels: Tensor  # (B, H, W) int64
     trust: Tensor | None = None  # (B, H, W) in [0, 1]; 1 everywhere when absent
     inside: Tensor | None = None  # (B, H, W) bool: not padding; everywhere when absent

@@ -57,11 +57,11 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, valid: Tensor, inside: Tensor | None = None) -> Pseudo:
-        """Label target images (B, 3, H, W) in [0, 1]; the trust is 0 where not `valid`; see `pseudo_label`."""
+        """Label target images (B, C, H, W) in [0, 1]; the trust is 0 where not `valid`; see `pseudo_label`."""
         return pseudo_label(self.logits(images), valid, self.threshold, inside)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return the logits (B, K, H, W) of images (B, 3, H, W) in [0, 1]."""
+        """Return the logits (B, K, H, W) of images (B, C, H, W) in [0, 1]."""
         logits: Tensor = self.segmenter(images)
         return logits
 

@@ -41,7 +41,7 @@ DECODERS: dict[tuple[str | None, str], Callable[[bytes], npt.NDArray[Any]]] = {
 
 
 def read_image(path: Path, bands: int = 3) -> Tensor:
-    """Read an image as RGB bytes (3, H, W), whatever it was: grey, palette, RGBA, CMYK, 16-bit, EXIF-rotated.
+    """Read an image as bytes (C, H, W) of C = `bands`; as RGB, whatever it was: grey, RGBA, CMYK, 16-bit, EXIF-rotated.
 
     With other `bands` than 3, it is as it is stored and must have so many. Raises `UserError` when it has not, or the
     file is missing, truncated or no image.
@@ -80,7 +80,7 @@ def read_bands(path: Path) -> Pixels:
 
 
 def read_pixels(path: Path, bound: Bound | None = None, bands: int = 3) -> tuple[Pixels, tuple[int, int]]:
-    """Read an image as RGB bytes (H, W, 3); see `read_image`.
+    """Read an image as bytes (H, W, C) of C = `bands`, RGB for 3; see `read_image`.
 
     Args:
         path: the file.
@@ -136,7 +136,7 @@ def orientation_of(file: Image.Image, tail: bytes) -> int:
 
 
 def to_tensor(pixels: Pixels) -> Tensor:
-    """(H, W, 3) -> (3, H, W), contiguous."""
+    """(H, W, C) -> (C, H, W), contiguous."""
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 

@@ -35,11 +35,11 @@ POLL = 5
 
 @dataclass(frozen=True)
 class RawBatch:
-    """A batch as the loader gives it: bytes."""
+    """A batch as the loader gives it: bytes; C is `model.in_channels`, 3 for RGB."""
 
-    source: Tensor  # (B, 3, H, W) uint8
+    source: Tensor  # (B, C, H, W) uint8
     labels: Tensor  # (B, H, W) uint8
-    target: Tensor  # (B', 3, H, W) uint8; B' is 0 without a target
+    target: Tensor  # (B', C, H, W) uint8; B' is 0 without a target
     valid: Tensor  # (B', H, W) bool
     names: tuple[str, ...]
     """Image files, source then target, for messages."""

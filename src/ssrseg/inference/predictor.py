@@ -106,7 +106,7 @@ class Predictor:
     def logits(self, images: Tensor, size: Size | None = None) -> Tensor:
         """Compute logits (B, K, *size), on the predictor's device, of images that have the network's size already.
 
-        They are (B, 3, h, w), bytes or floats in [0, 1]; `size` is (h, w) when absent.
+        They are (B, C, h, w) of the network's C bands, bytes or floats in [0, 1]; `size` is (h, w) when absent.
         """
         images = images.to(self.device)
         return self.infer(self.network, images.float() / 255 if images.dtype == torch.uint8 else images, size)

@@ -17,9 +17,9 @@ from ssrseg.models.segmenter import Segmenter
 Size = tuple[int, int]
 """(height, width)."""
 Network = Callable[[Tensor], Tensor]
-"""Images (B, 3, H, W) in [0, 1] -> logits (B, K, H, W)."""
+"""Images (B, C, H, W) in [0, 1] -> logits (B, K, H, W)."""
 Infer = Callable[[Network, Tensor, Size | None], Tensor]
-"""Network, images (B, 3, H, W) in [0, 1], size or `None` for (H, W) -> logits (B, K, *size)."""
+"""Network, images (B, C, H, W) in [0, 1], size or `None` for (H, W) -> logits (B, K, *size)."""
 
 
 def whole(model: Network, images: Tensor, size: Size | None = None) -> Tensor:
@@ -111,7 +111,7 @@ def build_inference(config: InferenceConfig) -> Infer:
 
 
 def predict_ids(model: Network, image: Tensor, infer: Infer, size: Size) -> Tensor:
-    """Predict class ids (H, W), `size` = (H, W), of one image of RGB bytes (3, h, w) on the model's device."""
+    """Predict class ids (H, W), `size` = (H, W), of one image of bytes (C, h, w) on the model's device."""
     return infer(model, image[None].float() / 255, size)[0].argmax(dim=0)
 
 

@@ -80,7 +80,7 @@ BACKBONES: dict[str, Architecture] = {
 class Backbone(nn.Module):
     """The last four levels of a timm pyramid.
 
-    Takes images normalised by `mean` and `std` (B, 3, H, W) and gives four maps (B, C_i, h_i, w_i), finest first.
+    Takes images normalised by `mean` and `std` (B, C, H, W) and gives four maps (B, C_i, h_i, w_i), finest first.
     Images that do not have one of its `sizes` are padded with the mean colour, and the maps cut back.
     """
 

@@ -57,7 +57,9 @@ class Segmenter(
     pipeline_tag="image-segmentation",
     tags=["semantic-segmentation", "domain-adaptation"],
 ):
-    """RGB in [0, 1] (B, 3, H, W) -> logits (B, K, H, W). Knows nothing of how it was trained.
+    """Images in [0, 1] (B, C, H, W) -> logits (B, K, H, W). Knows nothing of how it was trained.
+
+    C is `in_channels`: 3 for RGB.
 
     `save_pretrained(folder)` and `push_to_hub("user/model")` write model.safetensors, config.json (the description)
     and README.md; what stands in the last is `model_card_kwargs={"card": ssrseg.model_card(run)}`.
