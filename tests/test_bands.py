@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from PIL import Image
 import ssrseg
 from factories import CLASSES, random_image, random_labels, small_segmenter, tiny_frozen, tiny_segmenter
 from ssrseg.adapt.augment import ADJUSTMENTS
-from ssrseg.config import Settings, assignments, merge, resolve
+from ssrseg.config import DataConfig, Settings, assignments, merge, resolve
 from ssrseg.data import read_image, refuse_bad_data, resolve_space
+from ssrseg.data.cache import ScaledFiles
 from ssrseg.data.images import as_rgb
+from ssrseg.data.pack import pack
 from ssrseg.errors import UserError
 from ssrseg.inference import graph_signature
-from ssrseg.models import load_segmenter
+from ssrseg.models import Segmenter, load_segmenter, save_segmenter
 from ssrseg.models.segmenter import take_bands
 from ssrseg.training.setup import Extensions, build_student
 
@@ -90,7 +94,8 @@ def test_bands_are_read_as_they_are_stored(count: int, suffix: str, tmp_path: Pa
     assert torch.equal(read_image(tmp_path / f"a{suffix}", count), torch.from_numpy(pixels).permute(2, 0, 1))
     if (count, suffix) not in ((1, ".png"), (4, ".png")):  # which RGB can be made of
         with pytest.raises(
-            UserError, match=rf"a\{suffix} has {count} bands, expected 3: set model.in_channels={count} if"
+            UserError,
+            match=rf"a\{suffix} has {count} bands, expected 3: convert it, or train with model.in_channels={count},",
         ):
             read_image(tmp_path / f"a{suffix}")
 
@@ -139,6 +144,64 @@ def test_a_run_from_files_to_onnx(count: int, suffix: str, tmp_path: Path) -> No
     scores = ssrseg.evaluate(tmp_path / "run" / "student-last.safetensors", tmp_path / "val")
     assert scores.miou is not None
     assert len(ssrseg.predict(model, tmp_path / "target" / "images", tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize("count", [3, 4])
+@pytest.mark.parametrize("name", ["model.safetensors", "folder"])
+def test_the_backbone_alone_of_a_model_brings_its_bands(count: int, name: str, tmp_path: Path) -> None:
+    model = small_segmenter()
+    mean, std = tuple(0.1 * (i + 1) for i in range(count)), (0.3,) * count
+    take_bands(model, count, mean, std)
+    assert model.description is not None
+    model.description = replace(model.description, in_channels=count, mean=mean, std=std)
+    model.save_pretrained(tmp_path / "folder")
+    save_segmenter(model, tmp_path / "model.safetensors")
+    network = [f"model.in_channels={count}", f"model.backbone={model.description.backbone}", "model.head=deeplabv2"]
+    start = f"model.start={tmp_path / name}"
+    with pytest.raises(UserError, match="is another network") as refused:
+        student_of(tmp_path, *network, start)
+    (way,) = re.findall(r"^  (model\.start=null .*): its backbone alone", str(refused.value), re.M)
+    student = student_of(tmp_path, *network, *shlex.split(way))
+    assert student.description is not None
+    assert student.description.mean == pytest.approx(mean)
+    assert student.mean.flatten().tolist() == pytest.approx(mean)
+    for one, other in zip(student.backbone.parameters(), model.backbone.parameters(), strict=True):
+        assert torch.equal(one, other)
+    if count == 4:
+        with pytest.raises(UserError, match=r"for images of 4 bands, not 3: set model\.in_channels=4\."):
+            student_of(tmp_path, *network, *shlex.split(way), "model.in_channels=3")
+
+
+def student_of(root: Path, *words: str) -> Segmenter:
+    run = run_of(root, *words)
+    return build_student(run, resolve_space(run.classes, run.source))[0]
+
+
+def test_a_folder_of_other_files_is_never_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_domain(tmp_path / "owner" / "name", 3, ".png", images=1)
+    with pytest.raises(UserError, match=r"found the folder owner/name without a \*\.safetensors file"):
+        student_of(tmp_path, "model.pretrained=owner/name")
+
+
+@pytest.mark.parametrize(("count", "suffix"), [(1, ".png"), (2, ".npy"), (4, ".png"), (4, ".tif"), (5, ".tif")])
+def test_a_pack_keeps_the_bands(count: int, suffix: str, tmp_path: Path) -> None:
+    write_domain(tmp_path / "game", count, suffix, images=1)
+    name = Path("images") / f"0{suffix}"
+    expected = read_image(tmp_path / "game" / name, count)
+    pack(DataConfig(root=tmp_path / "game"), tmp_path / "whole.zip")
+    assert torch.equal(read_image(tmp_path / "whole.zip" / name, count), expected)
+    small = DataConfig(root=tmp_path / "game", resize=(32, 32))
+    if suffix == ".png":
+        pack(small, tmp_path / "small.zip")
+        resized = ScaledFiles((32, 32), bands=count).image(tmp_path / "game" / name).whole()
+        assert torch.equal(read_image(tmp_path / "small.zip" / name, count), resized)
+        assert torch.equal(read_image(tmp_path / "small.zip" / name), as_rgb(resized[:3]))
+    else:
+        with pytest.raises(UserError, match=rf"0\{suffix} \({count} bands\) cannot become a PNG.*: pack without"):
+            pack(small, tmp_path / "small.zip")
 
 
 def test_the_graph_of_an_export_takes_the_bands() -> None:

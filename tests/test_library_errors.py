@@ -19,11 +19,13 @@ from factories import CLASSES, small_segmenter, write_pairs
 from ssrseg.adapt import View
 from ssrseg.adapt.terms import Segmentation
 from ssrseg.cli import main
-from ssrseg.config import Settings
-from ssrseg.errors import OutOfMemory, out_of_memory, remedy
+from ssrseg.config import Settings, resolve
+from ssrseg.errors import OutOfMemory, UserError, out_of_memory, remedy
+from ssrseg.inference.engines import pick_device
 from ssrseg.models import Segmenter, save_segmenter
-from ssrseg.planning import what_to_change
+from ssrseg.planning import plan, what_to_change
 from ssrseg.planning.fake_step import StepCost
+from ssrseg.runs.folder import RunFolder
 from ssrseg.training import train
 from test_cli import ssrseg as command
 from test_guards import PLAIN
@@ -101,6 +103,10 @@ LIBRARIES = {
     "DataLoader worker (pid 71) is killed by signal: Bus error. It is out of shared memory.": "--shm-size",
     "received 0 items of ancdata": "ulimit -n",
     "avg_pool2d_backward_out_cuda does not have a deterministic implementation": "Leave train.deterministic out",
+    "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it.": "train.accelerator=cpu",
+    "ncclUnhandledCudaError: Call to CUDA function failed.": "NCCL_DEBUG=INFO",
+    "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED": "nvidia-smi",
+    "unable to open shared memory object </torch_7> in read-write mode": "--shm-size",
     "The operator 'aten::x' is not implemented for the MPS device.": "PYTORCH_ENABLE_MPS_FALLBACK=1",
 }
 
@@ -115,11 +121,31 @@ def test_what_a_library_says_is_shown_with_what_to_do(
     assert LIBRARIES[words] in said
 
 
-def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, deployed: Path) -> None:
-    monkeypatch.setattr("ssrseg.inference.predict", raising(RuntimeError("Sizes of tensors must match")))
+FAULTS = [
+    "Sizes of tensors must match",
+    "Expected all tensors to be on the same device, but found at least two devices, mps:0 and cpu!",
+    "No backend type associated with device type cpu: the group is of nccl",
+    "Caught KeyError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):",
+    "cudnn RNN backward can only be called in training mode",
+    "CUDA error: device-side assert triggered",
+    "the relationship error of two arrays that live in shared memory",
+]
+
+
+@pytest.mark.parametrize("words", FAULTS)
+def test_a_fault_of_the_program_keeps_its_traceback(
+    words: str, monkeypatch: pytest.MonkeyPatch, deployed: Path
+) -> None:
+    monkeypatch.setattr("ssrseg.inference.predict", raising(RuntimeError(words)))
     monkeypatch.setattr("sys.argv", ["ssrseg", "predict", "model.safetensors", "game", "--out", "out"])
-    with pytest.raises(RuntimeError, match="Sizes"):
+    with pytest.raises(RuntimeError, match=re.escape(words)):
         main()
+
+
+def test_an_error_without_words_has_its_name_in_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.empty", raising(RuntimeError()))
+    with pytest.raises(UserError, match="cannot be used here: RuntimeError"):
+        pick_device("cpu")
 
 
 def exhausted_at(view: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +161,7 @@ def exhausted_at(view: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Segmentation, "forward", exhausting)
 
 
-def halved_by_checkpointing(settings: Settings, device: str, *, flops: bool) -> StepCost:
+def halved_by_checkpointing(settings: Settings, device: str, *, flops: bool = True) -> StepCost:
     """Estimates in no time; the true ones are tested elsewhere."""
     return StepCost({}, {}, {"all": 2**30 if settings.train.activation_checkpointing else 2**31})
 
@@ -177,6 +203,41 @@ def test_what_goes_on_is_the_recipe_or_the_group_of_a_run_that_does_not_fit(
     command(*words_after("Continue with them: ssrseg ", said), cwd=tmp_path)
     (left,) = (tmp_path / "a run").rglob("recalibrated/student-last.safetensors")
     assert left.parent.parent.name == ("seed-3" if seeds else "a run")
+
+
+def failing(*words: Any, **over: Any) -> Any:
+    raise OutOfMemory("Memory ran out in step 2")
+
+
+@pytest.mark.parametrize("begun", ["run/aligned", "run", ""])
+def test_the_plan_is_of_the_run_or_stage_that_failed(
+    begun: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(tmp_path)
+    if begun:
+        RunFolder(tmp_path / begun).create(settings, {})
+    monkeypatch.setattr(sys.modules[train.__module__], "train", failing)
+    monkeypatch.setattr(sys.modules[what_to_change.__module__], "fake_step", halved_by_checkpointing)
+    monkeypatch.chdir(tmp_path)
+    words = ["--source", "game", "--target", "camera", NAMES, "--out", "run"]
+    said = command("train", *words, cwd=tmp_path, code=2).rstrip("\n").split("\n")
+    assert said[0] == "error: Memory ran out in step 2"
+    assert [line.partition(" for ")[0] for line in said[1:]] == ["`ssrseg plan` estimates 2.00 GiB"] * bool(begun)
+
+
+def test_what_the_process_itself_holds_of_the_card_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "get_device_name": "card",
+        "is_available": True,
+        "mem_get_info": (2**30, 2**33),
+        "memory_reserved": 2**32,
+    }.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda value=value: value)
+    monkeypatch.setattr(sys.modules[what_to_change.__module__], "fake_step", halved_by_checkpointing)
+    settings = resolve({"classes": ["a"], "source": {"root": "x"}, "train": {"accelerator": "cuda"}})
+    planned = plan(settings, probe=False)
+    assert planned.available == 2**30 + 2**32
+    assert planned.fits
 
 
 @pytest.mark.parametrize(("part", "place"), [("teacher", "none yet"), ("evaluation", "in the evaluation after step 2")])

@@ -14,21 +14,28 @@ REMEDIES = {
     "no cuda gpus|not compiled with cuda|no nvidia driver|driver .*(too old|insufficient)|cuda unknown error": "See "
     "nvidia-smi: driver and torch must be for the same CUDA. For the CPU: --device cpu, in a training "
     "train.accelerator=cpu.",
-    "nccl": "NCCL_DEBUG=INFO says more. Every process needs a GPU of its own, and several machines a network that "
-    "NCCL_SOCKET_IFNAME names.",
+    r"nccl (error|warn)|nccl\w*error|worknccl": "NCCL_DEBUG=INFO says more. Every process needs a GPU of its own, and "
+    "several machines a network that NCCL_SOCKET_IFNAME names.",
     "deterministic (implementation|algorithm)": "Leave train.deterministic out: torch cannot do this operation so "
     "(docs/reproducibility.md).",
     "too many open files|items of ancdata": "Allow more (ulimit -n 4096), or set loader.workers lower.",
-    "shared memory|bus error": "Workers hand over batches in /dev/shm, which is too small: docker run --shm-size=8g, "
-    "or loader.workers=0.",
-    "dataloader worker": "Most often memory runs out: set loader.workers lower; 0 loads in the main process.",
-    "backendcompilerfailed|inductorerror|compileerror": "Go on without compilation: train.compile=off, --engine torch.",
-    "cuda error|cudnn|cublas|cusolver|hip error": "It may be of an earlier operation, which CUDA_LAUNCH_BLOCKING=1 "
-    "names. nvidia-smi and the system's log say whether the card is at fault. A training goes on with --resume.",
-    r"\bmps\b": "PYTORCH_ENABLE_MPS_FALLBACK=1 lets the CPU do what MPS cannot. For the CPU alone: --device cpu, in a "
-    "training train.accelerator=cpu.",
+    "(out of|open|allocate) shared memory|bus error": "Workers hand over batches in /dev/shm, which is too small: "
+    "docker run --shm-size=8g, or loader.workers=0.",
+    r"dataloader worker \(pid": "Most often memory runs out: set loader.workers lower; 0 loads in the main process.",
+    "backendcompilerfailed|inductorerror|compileerror|outofresources": "Go on without compilation: "
+    "train.compile=off, --engine torch.",
+    r"cuda error(?!: device-side assert)|\bhip error|cu(dnn|blas|solver|fft|sparse)\w*[ _](error|status)": "It may "
+    "be of an earlier operation, which CUDA_LAUNCH_BLOCKING=1 names. nvidia-smi and the system's log say whether the "
+    "card is at fault. A training goes on with --resume.",
+    "not (currently )?(implemented|supported) (for|on) (the )?mps|mps (backend|framework)": "PYTORCH_ENABLE_"
+    "MPS_FALLBACK=1 lets the CPU do what MPS cannot. For the CPU alone: --device cpu, in a training "
+    "train.accelerator=cpu.",
 }
-"""What to do, by the library's words, the more special before the general."""
+"""What to do, by the library's words, the more special before the general.
+
+They are words of a limit or a failure, not a library's name alone: a fault of the program that names it keeps its
+traceback.
+"""
 
 
 class UserError(Exception):
@@ -51,6 +58,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of a library's message, else the name of the error."""
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "its content is of no known image format"  # Pillow's own words name a buffer
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

@@ -69,10 +69,11 @@ def train(
     except OutOfMemory as error:
         from ssrseg import planning
 
-        planned = ""
+        said = [str(error)]
         with suppress(Exception):  # an addition, when memory is short
-            planned = planning.what_to_change(RunFolder(out).settings())
-        raise OutOfMemory(f"{error}\n{planned}") from error
+            begun = filter(lambda run: run.exists and not run.finished, map(RunFolder, (out, *sorted(out.iterdir()))))
+            said.append(planning.what_to_change(next(begun).settings()))  # of a recipe, the stage that failed
+        raise OutOfMemory("\n".join(said)) from error
     if finished.first:
         typer.echo(f"{finished.folder}")
 

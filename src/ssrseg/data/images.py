@@ -17,7 +17,7 @@ from torch import Tensor
 from ssrseg.config.data import Bound
 from ssrseg.data.storage import read_bytes
 from ssrseg.data.transforms import rescale_size
-from ssrseg.errors import UserError
+from ssrseg.errors import UserError, first_line
 
 BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for files that are no image, or half of one."""
@@ -95,7 +95,8 @@ def read_pixels(path: Path, bound: Bound | None = None, bands: int = 3) -> tuple
     if bands != 3 or path.suffix.lower() == ".npy" or _strange(encoded):
         pixels = read_bands(path)
         if (found := pixels.shape[2]) != bands:
-            raise UserError(f"{path} has {found} bands, expected {bands}: set model.in_channels={found} if all have.")
+            train = f"train with model.in_channels={found}, if all images have so many"
+            raise UserError(f"{path} has {found} bands, expected {bands}: convert it, or {train}.")
         return pixels, (pixels.shape[1], pixels.shape[0])
     try:
         with Image.open(io.BytesIO(encoded)) as file:
@@ -138,13 +139,6 @@ def orientation_of(file: Image.Image, tail: bytes) -> int:
 def to_tensor(pixels: Pixels) -> Tensor:
     """(H, W, C) -> (C, H, W), contiguous."""
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    if isinstance(error, UnidentifiedImageError):
-        return "its content is of no known image format"  # Pillow's own words name a buffer
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _to_rgb(pixels: npt.NDArray[Any]) -> Pixels:

@@ -13,11 +13,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ssrseg.data.images import BROKEN, decode, first_line
+from ssrseg.data.images import BROKEN, decode
 from ssrseg.data.label_mapping import LabelCode, map_ids
 from ssrseg.data.label_spaces import IGNORE, TABLES, Color
 from ssrseg.data.storage import read_bytes
-from ssrseg.errors import UserError
+from ssrseg.errors import UserError, first_line
 
 Pixels = npt.NDArray[np.integer]
 MODES = ("L", "LA", "P", "I", "I;16", "1", "RGB", "RGBA")

@@ -12,7 +12,9 @@ import imagecodecs
 import numpy as np
 
 from ssrseg.config import DataConfig
+from ssrseg.config.data import Bound
 from ssrseg.data.cache import ScaledFiles
+from ssrseg.data.checks.inspect import read_header
 from ssrseg.data.images import Pixels, read_image
 from ssrseg.data.label_files import is_colored, read_raw_labels
 from ssrseg.data.layouts import find_images, find_pairs
@@ -66,15 +68,24 @@ def pack(data: DataConfig, out: Path, *, images_only: bool = False) -> int:
                 if not images_only:
                     label = pairs[number].label
                     add(name_below(label, data.labels_root or data.root), *_label(label, data))
-                pixels = ScaledFiles(data.resize).image(image).whole()  # a broken one is found now
-                content = read_bytes(image) if data.resize is None else _png(pixels.permute(1, 2, 0).numpy())
-                add(name_below(image, data.root), content)
+                add(name_below(image, data.root), _image(image, data.resize))
             counted = {name: entry for name, entry in index.items() if entry[1] is not None}
             archive.writestr(zipfile.ZipInfo(INDEX), json.dumps(counted))
 
     with writing(out):
         write_atomically(out, write)
     return len(images)
+
+
+def _image(path: Path, bound: Bound | None) -> bytes:
+    """Return a file as it is, or its bands in a PNG of that size; a broken one raises `UserError`."""
+    header = read_header(path)
+    if bound is not None and (not header.mode or header.bands > 4):
+        raise UserError(f"{path} ({header.bands} bands) cannot become a PNG, which resize makes of it: pack without.")
+    as_stored = header.mode in ("L", "I;16", "LA", "RGBA", "RGBX")  # else RGB, as of a palette and CMYK
+    if header.mode:  # otherwise it was decoded for its bands
+        pixels = ScaledFiles(bound, bands=header.bands if bound and as_stored else 3).image(path).whole()
+    return read_bytes(path) if bound is None else _png(pixels.permute(1, 2, 0).numpy())
 
 
 def _label(path: Path, data: DataConfig) -> tuple[bytes, Counts]:
@@ -90,4 +101,5 @@ def _label(path: Path, data: DataConfig) -> tuple[bytes, Counts]:
 
 
 def _png(pixels: Pixels) -> bytes:
-    return bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
+    grey = pixels.shape[2:] == (1,)
+    return bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels[..., 0] if grey else pixels)))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssrseg.errors import UserError
+from ssrseg.errors import UserError, first_line
 from ssrseg.inference.sliding_window import Network
 from ssrseg.models.fused import fuse
 from ssrseg.models.pyramids import ImageSizes
@@ -68,8 +68,9 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"The device {str(name)!r} cannot be used here: {reason} Try `cpu` or `auto`.") from error
+        raise UserError(
+            f"The device {str(name)!r} cannot be used here: {first_line(error)} Try `cpu` or `auto`."
+        ) from error
 
 
 @torch.no_grad()
@@ -83,7 +84,7 @@ def _checked(name: str, segmenter: Segmenter) -> Network | None:
         expected = segmenter(picture)
         difference = float((network(picture) - expected).abs().max() / expected.abs().max().clamp(min=1))
     except Exception as error:  # a runtime's own; the plain model remains
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
     else:
         if difference <= TOLERANCE:
             return network

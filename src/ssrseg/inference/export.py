@@ -18,7 +18,7 @@ from torch import nn
 from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssrseg.errors import UserError, out_of_memory
+from ssrseg.errors import UserError, first_line, out_of_memory
 from ssrseg.inference.sliding_window import Size
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.models.weights import load
@@ -133,7 +133,7 @@ def _trace(segmenter: Segmenter, size: Size, dynamic: bool) -> Any:
         if error.__cause__ is not None and out_of_memory(error.__cause__):
             raise error.__cause__ from None
         hint = " Some backbones take one size only: try dynamic=False." if dynamic else ""
-        reason = str(error.__cause__ or error).partition("\n")[0]
+        reason = first_line(error.__cause__ or error)
         raise UserError(f"torch cannot export this model to ONNX: {reason}{hint}") from error
 
 

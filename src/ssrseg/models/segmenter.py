@@ -188,6 +188,9 @@ def take_bands(
     if bands != segmenter.in_channels:
         layers = (layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d))
         first = next(layers, None)
+        if first is not None and first.in_channels == segmenter.in_channels != 3:
+            known = segmenter.in_channels
+            raise UserError(f"The weights are for images of {known} bands, not {bands}: set model.in_channels={known}.")
         if first is None or first.in_channels != 3 or first.groups != 1:
             raise UserError(
                 "This backbone does not begin with a convolution of RGB: it takes model.in_channels=3 only."
@@ -224,6 +227,13 @@ def _description(segmenter: Segmenter) -> str:
     return json.dumps(dataclasses.asdict(segmenter.description))
 
 
+def read_description(path: Path) -> Description:
+    """Read what a file of `save_segmenter` says of itself; raises `KeyError` and others where it is none."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    return TypeAdapter(Description).validate_json(metadata["ssrseg"])
+
+
 def load_segmenter(path: Path) -> Segmenter:
     """Load a segmenter from a file of `save_segmenter`, in eval mode.
 
@@ -231,9 +241,7 @@ def load_segmenter(path: Path) -> Segmenter:
         UserError: no such file, or not one of ours.
     """
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        description = TypeAdapter(Description).validate_json(metadata["ssrseg"])
+        description = read_description(path)
     except FileNotFoundError as error:
         raise UserError(f"There is no model file {path}.") from error
     except (SafetensorError, KeyError, OSError, ValidationError) as error:

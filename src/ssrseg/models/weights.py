@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from torch import nn
 
-from ssrseg.errors import UserError
+from ssrseg.errors import UserError, first_line
 from ssrseg.models.backbones import Architecture, architecture, build_backbone
 from ssrseg.models.published import LoadReport, load_published
-from ssrseg.models.segmenter import WEIGHTS, Segmenter, load_segmenter
+from ssrseg.models.segmenter import WEIGHTS, Segmenter, load_segmenter, read_description, take_bands
 from ssrseg.models.weight_names import DIALECTS
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -35,18 +38,14 @@ def load(model: Segmenter | Path | str) -> Segmenter:
         return model
     path = Path(model)
     if path.is_dir():
-        if not (path / WEIGHTS).is_file():
-            inside = sorted(str(found) for found in path.glob("*.safetensors"))
-            names = f": give one of {', '.join(inside)}." if inside else " without a *.safetensors file."
-            raise UserError(f"Expected a model file, found the folder {path}{names}")
-        return load_segmenter(path / WEIGHTS)
+        return load_segmenter(_in_folder(path))
     if path.exists() or path.suffix in SUFFIXES or not HUB_ID.fullmatch(str(model)):
         return load_segmenter(path)
     try:
         path = _from_hub(str(model), WEIGHTS)
     except (OSError, ValueError) as error:  # the Hub's own errors are OSErrors
         raise UserError(
-            f"There is neither a model file {model} nor such a model on the Hub: {str(error).splitlines()[0]}\n"
+            f"There is neither a model file {model} nor such a model on the Hub: {first_line(error)}\n"
             "Give a path, or owner/name[@revision] of a Hub repository that holds a model of ssrseg."
         ) from error
     return load_segmenter(path)
@@ -57,7 +56,8 @@ def load_pretrained(segmenter: Segmenter, spec: str, backbone: str, part: str | 
 
     Args:
         segmenter: changed in place.
-        spec: `none`, `hub` (the published weights of `backbone`), `owner/name[@revision]`, or a local file.
+        spec: `none`, `hub` (the published weights of `backbone`), `owner/name[@revision]`, a local file,
+            or a folder of `save_pretrained`.
         backbone: the name under which the backbone was built.
         part: which network of a file (`load_published`).
 
@@ -70,7 +70,8 @@ def load_pretrained(segmenter: Segmenter, spec: str, backbone: str, part: str | 
     if spec == "none":
         return f"{backbone}: random weights. Published results start from ImageNet weights (model.pretrained: hub)."
     record = architecture(backbone)
-    if (path := Path(spec).expanduser()).is_file():
+    if spec != "hub" and (path := Path(spec).expanduser()).exists():
+        path = _in_folder(path) if path.is_dir() else path
         return f"{backbone}: {spec}: {_load_backbone(segmenter, path, record, part)}"
     spec = record.hub or spec if spec == "hub" else spec
     if spec != "hub" and (not HUB_ID.fullmatch(spec) or Path(spec).suffix in SUFFIXES):
@@ -85,7 +86,7 @@ def load_pretrained(segmenter: Segmenter, spec: str, backbone: str, part: str | 
         file = _from_hub(spec, "model.safetensors", "pytorch_model.bin")
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{what} cannot be downloaded: {str(error).splitlines()[0]}\n"
+            f"{what} cannot be downloaded: {first_line(error)}\n"
             "Fetch the weights file by hand where there is a network, and set model.pretrained to its path; "
             "model.pretrained: none starts from random weights."
         ) from error
@@ -95,12 +96,24 @@ def load_pretrained(segmenter: Segmenter, spec: str, backbone: str, part: str | 
 
 def _load_backbone(segmenter: Segmenter, file: Path, record: Architecture, part: str | None) -> LoadReport:
     setting = "model.pretrained_part="
+    with suppress(SafetensorError, KeyError, OSError, ValidationError):  # not a model of ours
+        its = read_description(file)
+        take_bands(segmenter, its.in_channels, its.mean, its.std)
     report = load_published(segmenter, file, part=part, backbone_only=True, fresh=record.fresh, setting=setting)
     turned = report.dialect == "ssrseg" or "bgr" in DIALECTS[report.dialect]  # a model of ours, or above
     if record.bgr and not turned:  # published for blue, green, red
         first = next(layer for layer in segmenter.backbone.modules() if isinstance(layer, nn.Conv2d))
         first.weight.data = first.weight.data.flip(1)
     return report
+
+
+def _in_folder(path: Path) -> Path:
+    """Return the model file in a folder of `save_pretrained`; raises `UserError` for another one."""
+    if not (path / WEIGHTS).is_file():
+        inside = sorted(str(found) for found in path.glob("*.safetensors"))
+        names = f": give one of {', '.join(inside)}." if inside else " without a *.safetensors file."
+        raise UserError(f"Expected a model file, found the folder {path}{names}")
+    return path / WEIGHTS
 
 
 def _from_hub(spec: str, *names: str) -> Path:

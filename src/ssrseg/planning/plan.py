@@ -120,7 +120,8 @@ def plan(settings: Settings, *, probe: bool = True, memory: float | None = None)
 def memory_of(device: str) -> int | None:
     """Ask what is free on the card, or for the machine's memory, in bytes; nothing where that is not known."""
     if device == "cuda":
-        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+        held = torch.cuda.memory_reserved  # by this process: of a step that failed, too
+        return torch.cuda.mem_get_info()[0] + held() if torch.cuda.is_available() else None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
 
 

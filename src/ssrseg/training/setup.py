@@ -133,7 +133,7 @@ def build_student(settings: Settings, space: LabelSpace, size: tuple[int, int] |
         align_corners=config.align_corners,
         size=size or built_size(settings, start),
     )
-    bands = (config.in_channels, config.mean, config.std)
+    bands, usual = (config.in_channels, config.mean, config.std), (student.backbone.mean, student.backbone.std)
     if start is None:
         note = load_pretrained(student, config.pretrained, config.backbone, config.pretrained_part)
         take_bands(student, *bands)
@@ -145,8 +145,8 @@ def build_student(settings: Settings, space: LabelSpace, size: tuple[int, int] |
     if isinstance(bound, ExactSize):
         bound = bound.exact
     description = Description(config.backbone, config.head, space.names, space.colors, bound, *parts)
-    if bands != (3, None, None) or config.start is not None:
-        own = student.backbone
+    own = student.backbone
+    if config.in_channels != 3 or (own.mean, own.std) != usual:
         description = replace(description, in_channels=config.in_channels, mean=own.mean, std=own.std)
     student.description = replace(description, image_size=student.backbone.sizes.built)
     return student, note

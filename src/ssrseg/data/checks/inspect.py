@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ssrseg.config.data import Bound
 from ssrseg.data.checks.problems import Problem
-from ssrseg.data.images import BROKEN, TAIL, as_rgb, bands_beyond_pillow, first_line, orientation_of, read_image
+from ssrseg.data.images import BROKEN, TAIL, as_rgb, bands_beyond_pillow, orientation_of, read_image
 from ssrseg.data.label_files import polygons_size, read_labels, read_raw_labels
 from ssrseg.data.label_mapping import LabelCode, map_ids
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.storage import open_file, read_bytes
 from ssrseg.data.transforms import rescale_size
-from ssrseg.errors import UserError
+from ssrseg.errors import UserError, first_line
 
 SAMPLES = 277
 """The TIFF tag that counts bands."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssrseg.config import TrainConfig, flatten
-from ssrseg.errors import UserError
+from ssrseg.errors import UserError, first_line
 from ssrseg.runs.atomic import read_json, write_json
 from ssrseg.training.setup import RunContext
 
@@ -123,5 +123,4 @@ def start_trackers(context: RunContext) -> tuple[list[Tracker], list[str]]:
 
 
 def _warning(name: str, error: Exception) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return f"{name} failed ({lines[0]}); training goes on, and metrics.jsonl and TensorBoard have everything."
+    return f"{name} failed ({first_line(error)}); training goes on, and metrics.jsonl and TensorBoard have everything."
