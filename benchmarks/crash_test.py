@@ -182,6 +182,7 @@ def differences(one: Path, other: Path) -> Iterator[str]:
         yield "metrics"
     states = [torch.load(run.checkpoint, weights_only=True) for run in (mine, theirs)]
     for state in states:
+        del state["settings"]["loader"]["workers"]  # another number each time
         del state["observers"]["journal"]  # a length in bytes: the clock's numbers have more digits or fewer
     yield from (f"checkpoint: {key}" for key in states[0] if not equal(states[0][key], states[1][key]))
     yield from (str(left.relative_to(other)) for left in other.rglob(f"*{PARTIAL}"))

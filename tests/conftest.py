@@ -23,6 +23,8 @@ def pytest_addoption(parser):
 def pytest_configure():
     """One thread: the tensors are tiny, and two threads that share busy cores wait for each other."""
     torch.set_num_threads(1)
+    # Autograd counts the devices at its first backward pass: those of `fake_cuda` must be known by then.
+    torch._C._ensureCUDADeviceGuardSet()
 
 
 @pytest.fixture(autouse=True, scope="session")

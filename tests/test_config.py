@@ -161,7 +161,10 @@ def test_the_kind_of_an_optimiser_may_be_left_out() -> None:
         ({"method": {"regularizer": {"foundation": {"input_size": 0}}}}, "input_size: Input should be greater than 0"),
         ({"method": {"regularizer": {"foundation": {"input_size": "big"}}}}, "input_size: Input should be 'native'"),
         ({"optim": "sgd"}, "optim: Input should be a valid group of `key: value` (found 'sgd')"),
-        ({"stages": [{"name": "a", "does": "fly"}]}, "stages.0.does: choose train or priors or adjust or label"),
+        (
+            {"stages": [{"name": "a", "does": "fly"}]},
+            "does: choose train or priors or adjust or recalibrate or label",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_without_the_validators_own_words(group: dict[str, Any], said: str) -> None:

@@ -374,6 +374,39 @@ def all_labels_are_all_ignored(at: At) -> Settled:
         Image.fromarray(np.full((64, 64), 255, np.uint8)).save(file)
 
 
+@faults(kinds="source: one class in all labels", says="game show road alone", together=False)
+def all_labels_show_one_class(at: At) -> Settled:
+    for file in (at.root / "game" / "labels").iterdir():
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(file)
+    return None
+
+
+@faults(kinds="source: images never drawn", says="of 5 source images will never be drawn", together=False)
+def most_images_lack_the_rare_class(at: At) -> Settled:
+    for file in (at.root / "game" / "labels").iterdir():
+        ids = np.zeros((64, 64), np.uint8)
+        ids[:16, : 16 if file.stem in ("00", "01") else 0] = 1
+        Image.fromarray(ids).save(file)
+    for file in (at.root / "street" / "labels").iterdir():
+        Image.fromarray(np.asarray(Image.open(file)) % 2).save(file)
+    return {"classes": ["ground", "crack"], "loader": {"rare_class": {"any_image": 0, "min_pixels": 8}}}
+
+
+@faults(kinds="source: class below min_pixels", says="no image shows more than 5000 pixels", together=False)
+def rare_classes_need_more_pixels_than_images_have(at: At) -> Settled:
+    return {"loader": {"rare_class": {"min_pixels": 5000}}}
+
+
+@faults(
+    kinds="source: class that never occurs; val: class that never occurs; source: no thing in any label",
+    says="boat: in none of the labels",
+    together=False,
+)
+def no_label_shows_a_thing(at: At) -> Settled:
+    distance = {"feature_distance": {"classes": ["boat"]}}
+    return {"classes": [*CLASSES, "boat"], "method": {"teacher": {}, "mixed": {}, **distance}}
+
+
 @faults(kinds="source: class that never occurs; val: class that never occurs", says="no pixel of boat", together=False)
 def a_class_never_occurs(at: At) -> Settled:
     return {"classes": [*CLASSES, "boat"]}
@@ -387,7 +420,7 @@ def a_label_is_black_and_white(at: At) -> Settled:
 # --- images of other kinds
 
 
-@faults()
+@faults(kinds="source: band that is not used", says="has 4 bands: the fourth is not used")
 def an_image_has_an_alpha_channel(at: At) -> Settled:
     Image.fromarray(at.pixels()).convert("RGBA").save(at.image)
 

@@ -245,7 +245,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     write_pairs(tmp_path, 1)
     with pytest.raises(UserError, match="Which classes"):
         evaluate(tiny_segmenter(), tmp_path, device="cpu")
-    with pytest.raises(UserError, match="predicts 4 classes, but the labels have 2"):
+    with pytest.raises(UserError, match="predicts 4 classes; `classes` are a, b"):
         evaluate(tiny_segmenter(), tmp_path, classes=["a", "b"], device="cpu")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"Cannot write .*scores\.json"):

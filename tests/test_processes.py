@@ -185,6 +185,8 @@ def test_slurm_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch
         placement(TrainConfig(devices=2))
 
 
-def test_the_settings_say_it_without_a_launcher() -> None:
+def test_the_settings_say_it_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     assert placement(TrainConfig()) == (1, 1)
+    for name, value in {"MASTER_ADDR": "first", "MASTER_PORT": "29500", "NODE_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
     assert placement(TrainConfig(devices=8, nodes=4)) == (8, 4)

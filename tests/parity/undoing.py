@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from factories import TinyPyramid
 from parity.steps import _summary
 from ssrseg.adapt import Batch, adapt, build_method
 from ssrseg.adapt.alignment import Discriminator, domain_loss, soft_classes
@@ -23,6 +24,7 @@ from ssrseg.inference.sliding_window import averaged, whole
 from ssrseg.label_shift import published_priors
 from ssrseg.label_shift.priors import fold_shift, image_scores
 from ssrseg.models import Segmenter, build_segmenter, load_published
+from ssrseg.models.backbones import Backbone
 from ssrseg.models.deeplab import frozen_norms
 from ssrseg.models.heads import Resize
 from ssrseg.training.optim import build_optimizer, learning_rate, set_learning_rates
@@ -394,7 +396,7 @@ class Given(Segmenter):
         nn.Module.__init__(self)
         classes = logits.shape[1]
         self.num_classes, self.resize, self.logits = classes, ALIGNED, logits
-        self.head = nn.Module()
+        self.backbone, self.head = Backbone(TinyPyramid(), (0.5,) * 3, (0.5,) * 3), nn.Module()
         self.head.classifier = nn.Conv2d(classes, classes, 1).double()
         self.head.classifier.weight.data = torch.eye(classes).double()[:, :, None, None]
         self.head.classifier.bias.data.zero_()

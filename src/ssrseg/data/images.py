@@ -67,7 +67,7 @@ def read_bands(path: Path) -> Pixels:
             with Image.open(io.BytesIO(encoded)) as file:
                 upright = ImageOps.exif_transpose(file)
                 pixels = np.array(upright.convert("RGB") if upright.mode in ("P", "1") else upright)
-    except (*BROKEN, imagecodecs.TiffError, EOFError) as error:
+    except (*BROKEN, imagecodecs.TiffError, EOFError, IndexError) as error:
         raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
     if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3):
         raise UserError(
