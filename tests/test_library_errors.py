@@ -254,8 +254,8 @@ def test_the_place_is_said_outside_of_the_terms_too(
 
 
 def predict_with_little_memory(words: list[str], said: Path) -> None:
-    """Predict with 64 MiB more than this process has by now."""
-    resource.setrlimit(resource.RLIMIT_AS, (64 * 2**20 + in_use(), resource.RLIM_INFINITY))
+    """Predict with 256 MiB more than this process has by now."""
+    resource.setrlimit(resource.RLIMIT_AS, (2**28 + in_use(), resource.RLIM_INFINITY))
     sys.stderr = said.open("w", encoding="utf-8")
     sys.argv = ["ssrseg", "predict", "model.safetensors", "large/images", "--out", "out", *words]
     main()
@@ -269,7 +269,7 @@ def in_use() -> int:
 def test_memory_that_really_runs_out_is_a_message_and_its_advice_runs(
     deployed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_pairs(deployed / "large", 1, height=704, width=768)
+    write_pairs(deployed / "large", 1, height=1408, width=1536)
     monkeypatch.chdir(deployed)
     process = multiprocessing.get_context("spawn").Process(
         target=predict_with_little_memory, args=([], deployed / "said.txt")
