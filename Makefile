@@ -1,7 +1,9 @@
 # Needs Python (3.10 to 3.13) and make; everything else is installed into .venv when missing or out of date.
 PYTHON ?= python3
 BIN := .venv/bin
-# Not compiled ahead: Python compiles the modules it imports as it imports them, which are few of torch's.
+# Not compiled ahead: Python compiles the modules it imports as it imports them, which are few of torch's. Containers
+# forbid it to keep them, and every process would compile them anew.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --editable
 
 .PHONY: demo test check format clean

@@ -1,9 +1,16 @@
 """Options of the test suite."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+# Containers set it, and each process that a test starts would compile torch anew, which takes longer than the test.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+import torch  # noqa: E402
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 
