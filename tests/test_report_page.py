@@ -81,7 +81,9 @@ def test_an_images_iou_is_that_of_the_classes_it_holds() -> None:
     # Class 0: 1 of 2; class 1: 1 of 1 (the pixel without a label counts nowhere); class 2 is not in the labels.
     scores = image_scores(labels, ids, ("road", "car", "train"))
     assert scores == {"miou": 0.75, "pixel_accuracy": pytest.approx(2 / 3), "iou": [0.5, 1.0, None]}
-    nothing = image_scores(torch.full((2, 2), 255, dtype=torch.uint8), torch.zeros(2, 2), ("road", "car"))
+    nothing = image_scores(
+        torch.full((2, 2), 255, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.int64), ("road", "car")
+    )
     assert nothing == {"miou": None, "pixel_accuracy": None, "iou": [None, None]}
 
 

@@ -13,14 +13,13 @@ import torch
 from rich.table import Table
 from torch import nn
 from torch.utils.data import Dataset
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ssrseg.config import ClassConfig, DataConfig, InferenceConfig, Strict, resolve_group
 from ssrseg.config.data import Classes
 from ssrseg.data import SPACES, LabelledImage, eval_samples, resolve_space
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.errors import UserError
-from ssrseg.inference.metrics import Scores, check_names
+from ssrseg.inference.metrics import Scores, check_names, confusion_matrix
 from ssrseg.inference.predict import prefetch
 from ssrseg.inference.predictor import Predictor
 from ssrseg.inference.sliding_window import Infer, Network, predict_ids
@@ -100,9 +99,7 @@ def evaluate_model(
     processes. Raises `UserError` where a label is none of the classes.
     """
     count = len(classes)
-    # Each process scores the images that it is given, with its own weights: no sum over processes.
-    confusion = MulticlassConfusionMatrix(count, ignore_index=IGNORE, validate_args=False, sync_on_compute=False)
-    confusion = confusion.to(device)
+    confusion = torch.zeros(count, count, dtype=torch.int64, device=device)
     item: LabelledImage
     with evaluating(network) if isinstance(network, nn.Module) else torch.inference_mode():
         for item in prefetch(dataset[index] for index in range(len(cast(Sized, dataset)))):
@@ -113,8 +110,8 @@ def evaluate_model(
                 )
             height, width = item.labels.shape
             ids = predict_ids(network, item.image.to(device), infer, (height, width))
-            confusion.update(ids, item.labels.to(device))
-    return Scores(tuple(classes), confusion.compute().cpu())
+            confusion += confusion_matrix(item.labels.to(device), ids, count)
+    return Scores(tuple(classes), confusion.cpu())
 
 
 @contextmanager

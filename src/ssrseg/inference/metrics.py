@@ -7,13 +7,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ssrseg.data import SPACES
+from ssrseg.data.label_spaces import IGNORE
 from ssrseg.errors import UserError
 
 PUBLISHED_SUBSETS = ("synthia16", "synthia13")
 """Label spaces over which those who adapt from SYNTHIA report means."""
+
+
+def confusion_matrix(labels: Tensor, ids: Tensor, num_classes: int) -> Tensor:
+    """Count pixels (K, K), int64: a row per true class, a column per predicted one; a label of 255 is not counted."""
+    known = labels != IGNORE
+    pairs = labels[known].long() * num_classes + ids[known]
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ from ssrseg.config import DataConfig, SelectionConfig
 from ssrseg.data import find_images, read_image
 from ssrseg.data.datasets import bounded
 from ssrseg.inference import Scores, evaluate_model, evaluating
+from ssrseg.inference.metrics import confusion_matrix
 from ssrseg.inference.sliding_window import Infer
 from ssrseg.models.segmenter import Segmenter, save_segmenter
 from ssrseg.runs.atomic import read_json, write_atomically, write_json
@@ -148,8 +149,7 @@ class CriteriaAccumulator:
         self._parts.append(torch.stack([entropy(probabilities).mean(), density, confidence.mean(), share]).tolist())
         self._means.append(probabilities.mean(dim=0).cpu().double())
         if teacher is not None:
-            pairs = teacher.flatten() * self._num_classes + student  # a row per class that the teacher gives
-            self._confusion += torch.bincount(pairs, minlength=self._num_classes**2).view_as(self._confusion).cpu()
+            self._confusion += confusion_matrix(teacher.flatten(), student, self._num_classes).cpu()
 
     def criteria(self) -> tuple[dict[str, float | None], ...]:
         """Return the criteria by their names in `CRITERIA`, and their parts and figures that are journaled beside them.

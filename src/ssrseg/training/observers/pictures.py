@@ -18,9 +18,9 @@ from ssrseg.adapt.batch import View
 from ssrseg.data import LabelledImages
 from ssrseg.data.datasets import LabelledImage
 from ssrseg.data.images import as_rgb
-from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.transforms import resize_image
 from ssrseg.inference import Scores, evaluating
+from ssrseg.inference.metrics import confusion_matrix
 from ssrseg.inference.sliding_window import Infer, predict_ids
 from ssrseg.runs.atomic import write_atomically, write_json
 from ssrseg.training.loop import Observer
@@ -92,9 +92,7 @@ def image_scores(labels: Tensor, ids: Tensor, classes: Sequence[str]) -> dict[st
     Only classes that the labels (H, W; 255 where there is none) hold have an IoU: a stray pixel of another class would
     count as a whole class of zero. Its pixels still lower the IoU of the class in whose place they stand.
     """
-    count, known = len(classes), labels != IGNORE
-    pairs = labels[known].long() * count + ids[known].long()
-    scores = Scores(tuple(classes), torch.bincount(pairs, minlength=count * count).view(count, count))
+    scores = Scores(tuple(classes), confusion_matrix(labels, ids, len(classes)))
     iou = [None if held is None else value for value, held in zip(scores.iou, scores.accuracy, strict=True)]
     held = [value for value in iou if value is not None]
     accuracy = scores.pixel_accuracy if held else None
