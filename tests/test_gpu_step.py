@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,17 +84,19 @@ def test_the_table_says_what_the_figures_say(script: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_dry_run_goes_the_whole_way(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--dry-run", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_a_dry_run_goes_the_whole_way(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_step.py", "--dry-run", "--out", str(tmp_path)])
+    script.main()
+    printed = capsys.readouterr().out
     found = json.loads((tmp_path / "gpu-step.json").read_text())
     assert list(found) == ["fp32, eager", "fp32, compiled", "bf16, eager", "bf16, compiled"]
     losses = {name: row["losses"] for name, row in found.items()}
     assert losses["fp32, eager"] == losses["fp32, compiled"]  # on the CPU `auto` compiles nothing
     assert losses["bf16, eager"] != losses["fp32, eager"] == pytest.approx(losses["bf16, eager"], rel=0.2)
-    assert "| bf16, compiled |" in done.stdout
-    assert "these are no measurements" in done.stdout
+    assert "| bf16, compiled |" in printed
+    assert "these are no measurements" in printed
     for row in found.values():
         assert row["device"] == "cpu"
         assert row["peak_bytes"] is row["waits_per_step"] is None

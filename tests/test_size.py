@@ -7,8 +7,8 @@ from pathlib import Path
 import ssrseg
 
 ROOT = Path(ssrseg.__file__).parent
-LINES, FILES = 16_836, 123
-CORE_LINES = 3_905
+LINES, FILES = 16_840, 123
+CORE_LINES = 3_914
 CORE = (
     "config/method.py",
     "adapt/*.py",
