@@ -7,7 +7,7 @@ from pathlib import Path
 import ssrseg
 
 ROOT = Path(ssrseg.__file__).parent
-LINES, FILES = 16_840, 123
+LINES, FILES = 17_161, 124
 CORE_LINES = 3_914
 CORE = (
     "config/method.py",

@@ -6,6 +6,7 @@ from ssrseg.reporting.formats import comparison_text, format_of, print_compariso
 from ssrseg.reporting.grouping import members
 from ssrseg.reporting.page import report
 from ssrseg.reporting.text_tables import overview
+from ssrseg.reporting.verdict import verdict
 from ssrseg.runs.records import RunRecord, method_name, read_run
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "read_run",
     "report",
     "table_markdown",
+    "verdict",
 ]

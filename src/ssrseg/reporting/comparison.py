@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +74,15 @@ class Group:
         """Compute mean and deviation of a class's IoU over seeds."""
         return over_seeds(self.ious(name))
 
+    def differing(self, other: Group) -> list[str]:
+        """List the settings in which another group differs."""
+        keys = dict.fromkeys([*self.settings, *other.settings])
+        return [key for key in keys if self.settings.get(key) != other.settings.get(key)]
+
+    def nearest(self, others: Sequence[Group]) -> Group | None:
+        """Find the group with the fewest other settings; `None` for no groups."""
+        return min(others, key=lambda other: len(self.differing(other)), default=None)
+
     def mean_over(self, names: Sequence[str]) -> Seeded:
         """Collect (seed, mean IoU of some classes); without the seeds that lack a score of one of them."""
         each = [dict(self.ious(name)) for name in names]
@@ -127,13 +136,7 @@ class Comparison:
         """Find, for a group with SSR, that of the same method without it whose other settings are closest."""
         if not group.method.endswith(" + SSR"):
             return None
-        without = [other for other in self.groups if other.method == group.method.removesuffix(" + SSR")]
-
-        def distance(other: Group) -> int:
-            one, two = other.settings, group.settings
-            return sum(one.get(key) != two.get(key) for key in one.keys() | two.keys())
-
-        return min(without, key=distance, default=None)
+        return group.nearest([other for other in self.groups if other.method == group.method.removesuffix(" + SSR")])
 
 
 def compare(
@@ -201,24 +204,24 @@ def compare_records(
         if group is not base and group.mious and base.mious:
             contrast = Contrast(group, base, difference(base.mious, group.mious))
             seen.setdefault(frozenset((group.name, base.name)), contrast)
-    ps = {key: each.miou.p for key, each in seen.items() if each.miou.p is not None}
-    adjusted = dict(zip(ps, holm(list(ps.values())), strict=True))
-    return replace(found, contrasts=tuple(replace(each, adjusted_p=adjusted.get(key)) for key, each in seen.items()))
+    return replace(found, contrasts=corrected(seen.values()))
+
+
+def corrected(contrasts: Iterable[Contrast]) -> tuple[Contrast, ...]:
+    """Give contrasts their p, corrected for all of them."""
+    found = list(contrasts)
+    adjusted = iter(holm([each.miou.p for each in found if each.miou.p is not None]))
+    return tuple(each if each.miou.p is None else replace(each, adjusted_p=next(adjusted)) for each in found)
 
 
 def _with_scores(runs: Sequence[RunRecord], network: Network, allow: bool) -> tuple[list[RunRecord], list[str]]:
     """Split off the runs that have no scores, or are refused; with notes on them."""
 
-    def is_unfinished(run: RunRecord) -> bool:
-        seen, wanted = run.steps  # a student made without steps (adjusted priors) has ended
-        reached = run.last.step if run.last else seen
-        return wanted is not None and reached < wanted and (seen > 0 or run.last is None)
-
     def listed(runs: Sequence[RunRecord]) -> str:
         shown = [f"{run.folder} ({run.steps[0]} of {run.steps[1]} steps)" for run in runs[:5]]
         return ", ".join([*shown, f"and {len(runs) - 5} more"] if len(runs) > 5 else shown)
 
-    unfinished = [run for run in runs if is_unfinished(run)]
+    unfinished = [run for run in runs if run.unfinished]
     if unfinished and not allow:
         raise UserError(
             f"Not finished: {listed(unfinished)}. Go on with `ssrseg train --resume --out RUN`, or compare what "

@@ -28,6 +28,7 @@ from ssrseg.reporting.text_tables import (
     sentence,
     signed,
 )
+from ssrseg.reporting.verdict import verdict
 
 TEMPLATES = {"markdown": "compare.md.jinja", "latex": "compare.tex.jinja", "html": "compare.html.jinja"}
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html"}
@@ -59,6 +60,7 @@ def comparison_text(comparison: Comparison, format: str = "markdown") -> str:
     return fill(
         TEMPLATES[format],
         tables=[*paper_tables(comparison), *ours, *map(class_differences, comparison.contrasts)],
+        verdict=verdict(comparison),
         statements=[*map(sentence, comparison.contrasts)],
         caveats=comparison.caveats,
         groups=[group.name for group in comparison.groups],
@@ -148,7 +150,10 @@ def fill(template: str, **values: Any) -> str:
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print the paper's tables, scores, and the differences in words; the formats have every class and interval."""
+    """Print the verdict, the paper's tables, scores, and the differences; the formats have every class and interval."""
+    for line in verdict(comparison):
+        console.print(line, markup=False, highlight=False)
+    console.print()
     for table in [*paper_tables(comparison), scores(comparison)]:
         print_table(table, console)
         console.print()

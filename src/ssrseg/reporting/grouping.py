@@ -47,9 +47,9 @@ def members(folder: Path) -> list[Path]:
 def grouped(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str, list[RunRecord], dict[str, Any]]]:
     """Put runs together that differ in nothing that can change the result but the seed, in the order of their first.
 
-    Yields name, method, runs and `essentials` of each group. `oracle` is the method of one that trains with labels on
-    what is a target elsewhere among them. A name is the method; those of one method add the settings in which they
-    are unusual, the first three unless these leave two names equal.
+    Yields name, method, runs and `essentials` of each group. `oracle` is the method of one that trains with the labels
+    of another's target (or of what that is scored on), and is scored on the same data. A name is the method; those of
+    one method add the settings in which they are unusual, the first three unless these leave two names equal.
     """
     parts: dict[str, list[RunRecord]] = {}
     settings: dict[str, dict[str, Any]] = {}
@@ -59,11 +59,12 @@ def grouped(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str, list[RunRecor
         settings[key] = settings.get(key, own)
         parts.setdefault(key, []).append(run)
     firsts = {key: part[0] for key, part in parts.items()}
-    targets = [data for run in firsts.values() for role in ("target", "val") if (data := _data(run, role)) is not None]
     whose = {key: _method(run) for key, run in firsts.items()}
-    for key, run in firsts.items():
-        if whose[key] == "source-only" and _data(run, "source") in targets:
-            whose[key] = "oracle"
+    data = {key: tuple(dataset_of(run, role) for role in ("source", "target", "val")) for key, run in firsts.items()}
+    aims = {(aim, val) for source, target, val in data.values() for aim in (target, val) if aim not in (source, None)}
+    for key, (source, _, val) in data.items():
+        if whose[key].startswith("source-only") and (source, val) in aims:
+            whose[key] = whose[key].replace("source-only", "oracle")
     long, short = {}, {}
     for key, method in whose.items():
         words = list(_unusual(settings[key], [other for each, other in settings.items() if whose[each] == method]))
@@ -117,7 +118,8 @@ def _method(run: RunRecord) -> str:
     return whole if training and stage == training[-1] else f"{whole}: {stage}"
 
 
-def _data(run: RunRecord, role: str) -> tuple[Any, ...] | None:
+def dataset_of(run: RunRecord, role: str) -> tuple[Any, ...] | None:
+    """Tell which data a run has as source, target or val, wherever they lie; `None` for none."""
     data = setting(run.config, role)
     if data is None:
         return None

@@ -23,6 +23,7 @@ from ssrseg.reporting.formats import fill, table_markdown
 from ssrseg.reporting.grouping import members
 from ssrseg.reporting.statistics import spearman
 from ssrseg.reporting.text_tables import ABSENT, data_of, legend, overview, statements, subsets
+from ssrseg.reporting.verdict import verdict
 from ssrseg.runs.records import RunRecord, read_run, setting
 
 BUDGET = 8_000_000
@@ -82,6 +83,7 @@ def render(runs: Sequence[RunRecord]) -> str:
         caveats=comparison.caveats,
         subsets=subsets(comparison),
         legend=legend(comparison),
+        verdict=verdict(comparison),
         statements=statements(comparison),
         markdown=table_markdown(table),
         settings=summary(groups),

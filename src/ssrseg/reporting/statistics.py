@@ -27,7 +27,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference of two means, with a two-sided 95% interval where both have at least two seeds."""
+    """Difference of two means, or a sum of weighted ones; its 95% interval, where each has two seeds, is two-sided."""
 
     mean: float
     half_width: float | None = None
@@ -71,25 +71,55 @@ def difference(base: Seeded, other: Seeded) -> Difference:
     Paired over the seeds that both ran, if these are at least two, which takes out what a seed does to both. Else
     Welch's interval, which does not assume equal variances (Welch 1947), over all seeds.
     """
-    one, two = dict(base), dict(other)
-    distinct = len(one) == len(base) and len(two) == len(other)
-    common = [seed for seed in one if seed is not None and seed in two] if distinct else []
-    resampled = None
-    if (n := len(common)) >= 2:
-        gaps, seeds = [two[seed] - one[seed] for seed in common], max(len(one), len(two))
-        mean, error, freedom = fmean(gaps), stdev(gaps) / math.sqrt(n), float(n - 1)
-        test = f"paired by seed, n = {n}" + (f" in common of {seeds}" if n < seeds else "")
-        resampled = bootstrap(gaps) if n >= ENOUGH_TO_RESAMPLE else None
+    return _weighted((base, other), (-1, 1))
+
+
+def share_of_gap(base: Seeded, other: Seeded, top: Seeded) -> Difference | None:
+    """Estimate (other - base) / (top - base), none empty: 0 is `base`, 1 is `top`; paired or not as a `difference`.
+
+    The interval is the delta method's: that of the mean of other - share * top - (1 - share) * base, which is zero,
+    over the gap. It takes the gap for known, so it is no good where the gap is not clear of zero; `None` without a gap.
+    """
+    groups = _paired((base, other, top)) or (base, other, top)
+    low, mean, high = (fmean(value for _, value in group) for group in groups)
+    if low == high:
+        return None
+    share = (mean - low) / (high - low)
+    error = _weighted(groups, (share - 1, 1, -share))
+    half_width = None if error.half_width is None else error.half_width / abs(high - low)
+    return Difference(share, half_width, error.test)
+
+
+def _paired(groups: Sequence[Seeded]) -> list[Seeded] | None:
+    """Restrict groups to the seeds that all ran, each once, in one order; `None` where these are fewer than two."""
+    known = [dict(group) for group in groups]
+    common = [seed for seed in known[0] if seed is not None and all(seed in values for values in known)]
+    distinct = all(len(values) == len(group) for values, group in zip(known, groups, strict=True))
+    return [[(seed, values[seed]) for seed in common] for values in known] if distinct and len(common) > 1 else None
+
+
+def _weighted(groups: Sequence[Seeded], weights: Sequence[float]) -> Difference:
+    """Estimate the sum of weighted means."""
+    counts, resampled = [len(group) for group in groups], None
+    if (paired := _paired(groups)) is not None:
+        sums = [
+            math.fsum(weight * value for weight, (_, value) in zip(weights, row, strict=True))
+            for row in zip(*paired, strict=True)
+        ]
+        n, most = len(sums), max(counts)
+        mean, error, freedom = fmean(sums), stdev(sums) / math.sqrt(n), float(n - 1)
+        test = f"paired by seed, n = {n}" + (f" in common of {most}" if n < most else "")
+        resampled = bootstrap(sums) if n >= ENOUGH_TO_RESAMPLE else None
     else:
-        both = [[value for _, value in group] for group in (base, other)]
-        mean = fmean(both[1]) - fmean(both[0])
-        if min(map(len, both)) < 2:
+        values = [[value for _, value in group] for group in groups]
+        mean = math.fsum(weight * fmean(each) for weight, each in zip(weights, values, strict=True))
+        if min(counts) < 2:
             return Difference(mean)
-        parts = [variance(group) / len(group) for group in both]
-        apart = sum(part**2 / (len(group) - 1) for part, group in zip(parts, both, strict=True))
+        parts = [weight**2 * variance(each) / len(each) for weight, each in zip(weights, values, strict=True)]
+        apart = sum(part**2 / (count - 1) for part, count in zip(parts, counts, strict=True))
         error, freedom = math.sqrt(sum(parts)), sum(parts) ** 2 / apart if any(parts) else 1.0
         spreads = "" if any(parts) else "no spread at all, "
-        test = f"Welch, not paired, {spreads}n = {len(base)} and {len(other)}"
+        test = f"Welch, not paired, {spreads}n = {' and '.join(map(str, counts))}"
     from scipy.stats import t  # not its tests, which warn where a group has no spread, as one seed apart has none
 
     p = float(2 * t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)

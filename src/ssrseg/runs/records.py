@@ -121,6 +121,13 @@ class RunRecord:
         logged = [entry.step for kind in kinds for entry in kind]
         return max(logged, default=0), self.stopped or setting(self.config, "train.steps")
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether steps are missing; a student made without any (adjusted priors) has ended."""
+        seen, wanted = self.steps
+        reached = self.last.step if self.last else seen
+        return wanted is not None and reached < wanted and (seen > 0 or self.last is None)
+
 
 def read_run(path: Path) -> RunRecord:
     """Read a run folder; an unfinished run, a half-written line and missing scores are fine.
