@@ -31,6 +31,8 @@ EXTREME = 8
 """Ratio of the long to the short side above which an image is reported."""
 PIXELS = 256
 """Rows and columns, about, from which the colour statistics of an image are computed."""
+CELL = 4
+"""Pixels across for which SegFormer's and DAFormer's heads decide once (DeepLabV2 even for 8): their output stride."""
 LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue in perceived brightness (ITU-R BT.601)."""
 
@@ -79,6 +81,8 @@ def read_header(path: Path) -> Header:
         raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
 
 
+Ids = npt.NDArray[np.uint8]
+
 Moments = npt.NDArray[np.float64]
 """Colours of an image (2 C + 3,): means of its C bands in 0..255, means of their squares, mean and standard deviation
 of the luma (ITU-R BT.601), and mean saturation: (max - min) / max, as in HSV; these of the bands shown as RGB."""
@@ -115,6 +119,29 @@ def colour_facts(moments: Sequence[Moments]) -> dict[str, Any] | None:
     }
 
 
+def run_lengths(ids: Ids) -> npt.NDArray[np.int64]:
+    """Count, for each pixel (H, W), how many of its row are of its class without a gap."""
+    begins = np.ones(ids.shape, bool)
+    begins[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    lengths = np.diff(np.flatnonzero(begins), append=ids.size)
+    return np.repeat(lengths, lengths).reshape(ids.shape)
+
+
+def thickness_counts(ids: Ids, size: tuple[int, int], num_classes: int) -> Tensor:
+    """Count the pixels of each class by thickness (K, 100 `CELL` + 1): in hundredths, as if resized to `size`.
+
+    The thickness of a class at a pixel of `ids` (H, W) is the shorter of its two runs through it, along the row and
+    along the column: the width of a pole, the height of a kerb, up to 1.4 times that of what lies aslant. The last
+    count is of all that is as thick as `CELL`. `size` is (width, height).
+    """
+    across = run_lengths(ids) * (size[0] / ids.shape[1])
+    down = run_lengths(np.ascontiguousarray(ids.T)).T * (size[1] / ids.shape[0])
+    hundredths = np.minimum(100 * np.minimum(across, down) + 1e-6, 100 * CELL).astype(np.int64)
+    shape = 256, 100 * CELL + 1
+    counts = np.bincount((ids * np.int64(shape[1]) + hundredths).ravel(), minlength=shape[0] * shape[1])
+    return torch.from_numpy(counts.reshape(shape)[:num_classes])
+
+
 @dataclass(frozen=True)
 class Expected:
     """Requirements on the files of a data set."""
@@ -146,6 +173,8 @@ class Inspection:
     colour: Moments | None = None
     pixels: Tensor | None = None
     """Per class (K,) int64."""
+    thickness: Tensor | None = None
+    """`thickness_counts` at the training size."""
     digest: bytes | None = None
     """Of the image file."""
 
@@ -154,8 +183,13 @@ class Inspection:
         self.problems.append(Problem(kind, self.expected.domain, path, text))
 
 
-def inspect_files(image: Path, label: Path | None, expected: Expected, *, whole: bool) -> Inspection:
-    """Examine an image and its label: decode them if `whole`, else read the headers, unless a file seems cut off."""
+def inspect_files(
+    image: Path, label: Path | None, expected: Expected, *, whole: bool, measured: bool = False
+) -> Inspection:
+    """Examine an image and its label: decode them if `whole`, else read the headers, unless a file seems cut off.
+
+    How thick its classes are is only `measured` in a label that is decoded.
+    """
     seen = Inspection(image, label, expected)
     headers: dict[str, Header] = {}
     for name, path in (("image", image), ("label", label)):
@@ -175,7 +209,7 @@ def inspect_files(image: Path, label: Path | None, expected: Expected, *, whole:
         if header.format in ("JPEG", "MPO"):
             seen.report("label is a JPEG", label, f"{label} is a JPEG.")
         elif whole or not header.complete:
-            _check_label(seen, label, header)
+            _check_label(seen, label, header, measured)
     return seen
 
 
@@ -233,7 +267,7 @@ def _check_image(seen: Inspection, header: Header) -> None:
             seen.report("looks like a label map", seen.image, f"{seen.image} holds values of classes only.")
 
 
-def _check_label(seen: Inspection, label: Path, header: Header) -> None:
+def _check_label(seen: Inspection, label: Path, header: Header, measured: bool) -> None:
     code, count, strange = seen.expected.code, seen.expected.num_classes, list[int]()
     try:
         if code is not None and header.mode in ("RGB", "RGBA") and code.colors is not None:
@@ -249,6 +283,9 @@ def _check_label(seen: Inspection, label: Path, header: Header) -> None:
         seen.report("label cannot be read", label, str(error))
         return
     seen.pixels = torch.bincount(ids.flatten(), minlength=256)[:count]
+    if measured:
+        size, resize = (ids.shape[1], ids.shape[0]), seen.expected.resize
+        seen.thickness = thickness_counts(ids.numpy(), rescale_size(*size, resize) if resize else size, count)
     shown = int((seen.pixels > 0).sum())
     if strange:
         listed = ", ".join(map(str, strange[:5])) + (" ..." if len(strange) > 5 else "")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +17,8 @@ from rich.progress import track
 from torch import Tensor
 
 from ssrseg.config import DataConfig, Settings
-from ssrseg.data.checks.inspect import Expected, Inspection, inspect_files
+from ssrseg.config.data import ExactSize
+from ssrseg.data.checks.inspect import CELL, Expected, Inspection, inspect_files
 from ssrseg.data.checks.problems import EFFECTS, Problem, notes, refuse
 from ssrseg.data.class_statistics import ClassStatistics, class_statistics, save_statistics
 from ssrseg.data.label_mapping import code_for, resolve_space
@@ -23,12 +26,14 @@ from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.layouts import Pair, listing_of, no_image, spec_of
 from ssrseg.data.loader import rare_class_sampler
 from ssrseg.data.samplers import RareClassSampler
+from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
 
 NEVER = 0.01
 """Draws of an image that are to be expected in a run, or in an epoch where that is longer: below, it is never drawn."""
 DECODED = 50
-"""Files of each data set that are decoded before training; of the others only header and last bytes are read."""
+"""Files of each data set that are decoded before training; of the others only header and last bytes are read. So many
+labels at most are measured for how thick their classes are, by check-data too."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def survey(settings: Settings, *, some: int | None = None, console: Console | No
         problems += (found for one in files for found in one.problems)
         if domain != "target" and expected.code is not None:
             problems += _check_classes(sets[domain], domain, space, settings)
-    problems += _between(sets, contents=some is None)
+    problems += [*_between(sets, contents=some is None), *_check_thickness(sets["source"], space)]
     drawn: dict[str, float] = {}
     if not any(one.fatal for one in problems) and (some is None or settings.loader.rare_class is not None):
         statistics = _count_all(sets["source"])
@@ -153,10 +158,12 @@ def _list(domain: str, data: DataConfig, problems: list[Problem]) -> list[tuple[
 def _inspect_all(
     files: Sequence[tuple[Path, Path | None]], expected: Expected, some: int | None, console: Console | None
 ) -> list[Inspection]:
+    sample = max(1, -(-len(files) // DECODED))
     step = 1 if some is None else max(1, -(-len(files) // some))
 
     def inspect(number: int) -> Inspection:
-        return inspect_files(*files[number], expected, whole=number % step == 0)
+        measured = expected.domain == "source" and number % sample == 0
+        return inspect_files(*files[number], expected, whole=number % step == 0, measured=measured)
 
     quiet = console is None or not console.is_terminal
     with ThreadPoolExecutor((os.cpu_count() or 1) + 2) as pool:
@@ -212,6 +219,29 @@ def _check_classes(data: InspectedData, domain: str, space: LabelSpace, settings
         found.append(Problem("no thing in any label", domain, root, f"{listed}: in none of the labels looked at."))
     text = f"no pixel of {', '.join(absent)} in the {len(pixels)} labels looked at in {root}."
     return [Problem("class that never occurs", domain, root, text), *found]
+
+
+def _check_thickness(data: InspectedData, space: LabelSpace) -> Iterator[Problem]:
+    """Report classes of which half of the pixels lie where they are thinner than `CELL`, and a size that mends it."""
+    counts = [one.thickness for one in data.files if one.thickness is not None]
+    sizes = Counter(one.size for one in data.files if one.size is not None)
+    if not (counts and sizes):
+        return
+    total, (size, _), resize = torch.stack(counts).sum(0), sizes.most_common(1)[0], data.config.resize
+    medians = (2 * total.cumsum(1) < total.sum(1, keepdim=True)).sum(1) / 100
+    trained = rescale_size(*size, resize) if resize else size
+
+    def described(name: str, thickness: float) -> str:
+        width, height = (math.ceil(side * CELL / max(thickness, 0.01)) for side in trained)
+        bound = f"{{exact: [{width}, {height}]}}" if isinstance(resize, ExactSize) else f"[{width}, {height}]"
+        beyond = ", larger than the images" if width > size[0] or height > size[1] else ""
+        return f"{name} {thickness:.1f} ({CELL} at resize={bound}{beyond})"
+
+    found = [(m, name) for m, name, own in zip(medians.tolist(), space.names, total, strict=True) if own.any()]
+    if thin := [described(name, median) for median, name in sorted(found) if round(median, 1) < CELL]:
+        what = f"median thickness of some classes is less than {CELL} px: {', '.join(thin)}."
+        where = f"At {trained[0]}x{trained[1]}, the size in training, the"
+        yield Problem("thin class", "source", data.config.root, f"{where} {what}")
 
 
 def _between(sets: dict[str, InspectedData], *, contents: bool) -> list[Problem]:
