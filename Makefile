@@ -11,8 +11,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile --editable
 demo: .venv/.installed
 	$(BIN)/ssrseg demo
 
+# In the order of their names: the files of one long test each, which are last else, are not left to one process.
 test: .venv/.dev
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/.dev
 	$(BIN)/ruff check
