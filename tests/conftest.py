@@ -35,6 +35,14 @@ def pytest_configure():
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _files_in_memory_are_enough():
+    """No file is waited for until the disk has it: only a power loss would tell, and each of thousands takes ms."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _own_cache_folder(tmp_path_factory):
     """Class statistics that runs share lie in a folder of the test session, not in the user's."""
     with pytest.MonkeyPatch.context() as patch:
