@@ -1,4 +1,4 @@
-"""A run of several processes, as a program: `python several.py WHAT FOLDER`. Fabric starts the second one."""
+"""Runs of several processes, as a program: `python several.py FOLDER WHAT ...`. Fabric starts the second one."""
 
 from __future__ import annotations
 
@@ -49,11 +49,12 @@ class Recorder(Observer):
 class Confusions(Evaluation):
     """Scores as in a run; the matrices are kept instead of written."""
 
-    found: list[Tensor]
+    found: tuple[Tensor, ...] = ()
+    """Of the first process alone."""
 
     def _write(self, step: int, student: Scores, teacher: Scores | None) -> None:
         assert teacher is not None
-        self.found = [*getattr(self, "found", []), student.confusion, teacher.confusion]
+        self.found = (*self.found, student.confusion, teacher.confusion)
 
 
 def record(settings: Settings, root: Path) -> dict[str, Any]:
@@ -83,6 +84,15 @@ def adapting(root: Path, devices: int) -> Settings:
         method={"teacher": {"threshold": 0.7}},
         train={"devices": devices, "steps": 3, "evaluate_every": 3},
     )
+
+
+def adapted(root: Path) -> None:
+    """Record in double precision, into a file."""
+    torch.set_default_dtype(torch.float64)
+    kept = record(adapting(root, 2), root)
+    torch.set_default_dtype(torch.float32)
+    if os.environ["LOCAL_RANK"] == "0":
+        torch.save(kept, root / "record.pt")
 
 
 def hold(norm: nn.Module) -> None:
@@ -119,11 +129,8 @@ def faulty(root: Path, kind: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    what, folder = sys.argv[1], Path(sys.argv[2])
-    if what == "adapt":
-        torch.set_default_dtype(torch.float64)
-        kept = record(adapting(folder, 2), folder)
-        if os.environ["LOCAL_RANK"] == "0":
-            torch.save(kept, folder / "record.pt")
-    else:
-        faulty(folder, what)
+    for what in sys.argv[2:]:
+        if what == "adapt":
+            adapted(Path(sys.argv[1]))
+        else:
+            faulty(Path(sys.argv[1]), what)

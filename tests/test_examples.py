@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -63,11 +63,11 @@ def test_an_example_trains(name: str, tmp_path: Path) -> None:
     assert all(math.isfinite(value) for value in losses.values())
 
 
-def test_an_example_is_a_program(tmp_path: Path) -> None:
+def test_an_example_is_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "settings.yaml").write_text(dump(small(tmp_path, "entropy")))
     words = [ROOT / "examples" / "entropy.py", tmp_path / "settings.yaml", tmp_path / "run"]
-    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    runpy.run_path(sys.argv[0], run_name="__main__")
     assert ssrseg.load(tmp_path / "run" / "student-last.safetensors").num_classes == K
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
 
@@ -63,13 +64,23 @@ def encode(path: Path | str, images: Tensor, size: int | str = 1024) -> Tensor:
 
 @pytest.mark.slow
 def test_timm_equals_segment_anything_at_1024(original: nn.Module, checkpoint: Path) -> None:
+    """Every block has the original's windows and weights; the second and third, which sees all, give its numbers."""
+    config = FoundationConfig(encoder="sam-vit-b", weights=str(checkpoint), input_size=1024)
+    encoder = build_encoder(config, (1024, 1024))
+    for mine, theirs in zip(encoder.module.blocks, original.blocks, strict=True):
+        assert (mine.attn.window or 0) == theirs.window_size
+        weights = zip(mine.state_dict().values(), theirs.state_dict().values(), strict=True)
+        assert all(torch.equal(one, other) for one, other in weights)
+    shallow = copy.copy(original)
+    shallow._modules = {**original._modules, "blocks": original.blocks[1:3]}
+    encoder.module.blocks = encoder.module.blocks[1:3]
     images = torch.rand(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(1))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():
-        theirs = original((images - mean[:, None, None]) / std[:, None, None])
-    ours = encode(checkpoint, images)
-    assert ours.shape == (1, 256, 64, 64)
-    assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-4
+        expected = shallow((images - mean[:, None, None]) / std[:, None, None])
+    found = encoder(images)
+    assert found.shape == (1, 256, 64, 64)
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
 def test_published_weights_fit_at_native_size_too(checkpoint: Path) -> None:

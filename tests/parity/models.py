@@ -140,12 +140,18 @@ def _inference(test_cfg):
 def parameter_counts(case, same):
     """Parameters, tensors and buffers of every network."""
     for arch, stored in case.table["backbones"].items():
-        same.exactly(arch, _sizes(build_backbone(arch)), stored)
+        same.exactly(arch, _sizes(_shaped(build_backbone, arch)), stored)
     for label, stored in case.table["heads"].items():
         name, _, suffix = label.rpartition("_")
         arch = "resnet101v1c" if suffix == "r101" else f"mit_{suffix}"
-        head = build_head(head_name(name), build_backbone(arch).channels, CLASSES)
+        head = _shaped(build_head, head_name(name), _shaped(build_backbone, arch).channels, CLASSES)
         same.exactly(label, _sizes(head, DEAD.get(name, {})), stored)
+
+
+def _shaped(build, *words):
+    """A network of sizes and names alone."""
+    with torch.device("meta"):
+        return build(*words)
 
 
 def _sizes(module, dead=None):
@@ -160,7 +166,7 @@ def _sizes(module, dead=None):
 def checkpoint_names(case, same):
     """Official names and shapes of everything we own."""
     params, table = case.params, case.table
-    segmenter = segmenter_of(params)
+    segmenter = _shaped(segmenter_of, params)
     ours = {official_name(key, segmenter): list(value.shape) for key, value in segmenter.state_dict().items()}
     ours |= DEAD.get(params["head"], {})
     same.exactly("names and shapes", ours, table["state"])
