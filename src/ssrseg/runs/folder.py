@@ -58,6 +58,8 @@ class RunFolder(Folder):
         self.checkpoint = path / "checkpoints" / "last.ckpt"  # the complete state, for `--resume`
         self.student_last = path / "student-last.safetensors"
         """The deployable model after the last step: written last of all, so where it lies the run is finished."""
+        self.teacher_last = path / "teacher-last.safetensors"
+        """The averaged teacher beside it, where the method has one."""
         self.student_best = path / "student-best.safetensors"
         """The model with the best score on labelled target images, where there are any: an oracle's choice."""
         self.priors = path / "priors.json"  # class priors of source and target: of a stage that estimates them

@@ -76,8 +76,10 @@ class CheckpointWriter(Observer):
             raise Interrupted(signum, result.step)
 
     def finished(self) -> None:
-        """Save the last student; its file exists only when all steps are done."""
+        """Save the last teacher and student; the student's file exists only when all steps are done."""
         if self._context.fabric.is_global_zero:
+            if (teacher := self._context.method.teacher.segmenter) is not None:
+                save_segmenter(teacher, self._context.folder.teacher_last)
             save_segmenter(self._context.method.learner.student, self._context.folder.student_last)
 
     def save(self, step: int) -> None:
