@@ -13,15 +13,15 @@ from torch import Tensor, tensor
 
 from factories import tiny_frozen
 from ssrseg.config import CRITERIA, resolve
-from ssrseg.models import load_segmenter
-from ssrseg.runs.folder import RunFolder
-from ssrseg.training import Extensions, train
-from ssrseg.training.loop import Observer, StepResult
-from ssrseg.training.observers.evaluation import (
+from ssrseg.inference.criteria import (
     CriteriaAccumulator,
     entropy,
     soft_neighborhood_density,
 )
+from ssrseg.models import load_segmenter
+from ssrseg.runs.folder import RunFolder
+from ssrseg.training import Extensions, train
+from ssrseg.training.loop import Observer, StepResult
 from test_training import records, run, settings_for, weights
 
 LN2 = math.log(2)

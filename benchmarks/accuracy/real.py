@@ -50,7 +50,7 @@ def folder(root: Path, split: Path, resize: tuple[int, int] | None = None) -> di
 
 
 def tasks(data: Path) -> dict[str, Task]:
-    """The three tasks, below a folder of data; a further target and a direction for a recipe that was tuned on those."""
+    """The three tasks below a folder of data, and a further target for a recipe that was tuned on those."""
     camvid = {"root": str(data / "camvid"), "spec": "camvid", "split": "train", "resize": [320, 240]}
     streets = {
         part: {**camvid, "stems": str(data / "camvid" / "splits" / f"{stems}.txt")}
