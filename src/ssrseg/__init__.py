@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ssrseg.errors import UserError as UserError
     from ssrseg.inference import (
         Predictor as Predictor,
+        choose as choose,
         evaluate as evaluate,
         export as export,
         predict as predict,
@@ -39,7 +40,7 @@ _NAMES = {
     "data.checks.report": ("check_data",),
     "data.pack": ("pack",),
     "errors": ("UserError",),
-    "inference": ("Predictor", "evaluate", "export", "predict", "recalibrate"),
+    "inference": ("Predictor", "choose", "evaluate", "export", "predict", "recalibrate"),
     "label_shift": ("adjust", "estimate_priors"),
     "models": ("load",),
     "models.convert": ("convert",),

@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 for command in (
     *(train.train, train.check_data, train.estimate_priors, train.adjust, train.plan, train.presets),
-    *(use.evaluate, use.predict, use.recalibrate, use.pack, use.export, use.convert),
+    *(use.evaluate, use.predict, use.recalibrate, use.choose, use.pack, use.export, use.convert),
     *(use.report, use.compare, use.card, train.demo),
 ):
     app.command()(command)
@@ -34,6 +34,7 @@ LESS_MEMORY = {
     "predict": SLIDE,
     "evaluate": SLIDE,
     "estimate-priors": "inference.mode=slide looks at one window after another; target.resize makes images smaller",
+    "choose": "'resize=[1024, 512]' makes the images smaller",
     "recalibrate": "'resize=[1024, 512]' makes the images smaller",
     "plan": "--no-probe estimates without running the step",
     "train": "fewer loader.workers need less; `ssrseg plan` with the same words says what a step needs",

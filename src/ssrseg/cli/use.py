@@ -100,6 +100,29 @@ def recalibrate(
     typer.echo(f"{found.layers} BatchNorm layers, {found.images} images: {found.path}")
 
 
+def choose(
+    out: Annotated[Path, typer.Argument(help="the new model file")],
+    models: Annotated[list[str], typer.Argument(help="model files, or names on the Hub; the source-only one first")],
+    target: Annotated[Path, typer.Option(help="unlabelled images of the domain that the model is to work in")],
+    images: Annotated[int, typer.Option(min=1, help="how many are looked at, evenly spread")] = 32,
+    mode: Mode = None,
+    device: Device = "auto",
+) -> None:
+    """Choose among models, and BatchNorm statistics for each, by unlabelled target images: no training, no label.
+
+    Settings among the models are those of the data, e.g. spec=camvid.
+    """
+    from ssrseg import inference as use
+
+    files, words = [name for name in models if "=" not in name], [name for name in models if "=" in name]
+    tree = settings_of.merge({"root": str(target)}, settings_of.assignments(words))
+    data = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
+    inference = inference_from({}, mode)
+    found = use.choose({file: file for file in files}, data, out, images=images, device=device, inference=inference)
+    Console().print(use.choice_table(found))
+    typer.echo(f"{found.path}")
+
+
 def pack(
     data: Annotated[Path, typer.Argument(help="folder with images, and labels; or a URL")],
     out: Annotated[Path, typer.Argument(help="a new .zip file")],

@@ -65,6 +65,14 @@ class RecalibrateStage(ModelStage):
     """Share of the model's own statistics."""
 
 
+class ChooseStage(StageConfig):
+    """Choose among models and their BatchNorm statistics by unlabelled images of the target."""
+
+    does: Literal["choose"] = "choose"
+    models: dict[str, str] | None = None
+    """File by name; when absent, students and teachers of all trainings before it, and what the first started from."""
+
+
 class LabelStage(ModelStage):
     """Label the target with a model."""
 
@@ -72,7 +80,7 @@ class LabelStage(ModelStage):
 
 
 RecipeStage = Annotated[
-    TrainStage | PriorsStage | AdjustStage | RecalibrateStage | LabelStage,
+    TrainStage | PriorsStage | AdjustStage | RecalibrateStage | ChooseStage | LabelStage,
     Field(discriminator="does"),
     by_default(does="train"),
 ]
@@ -81,9 +89,10 @@ RecipeStage = Annotated[
 class DeployConfig(Strict):
     """What the model that a run leaves carries of the target, beside what it learned."""
 
-    statistics: Literal["as-trained", "blend", "target"] = "as-trained"
+    statistics: Literal["as-trained", "blend", "target", "auto"] = "as-trained"
     """BatchNorm's: a mixture of all views as the references leave it, half of it with the target's, or those alone;
-    after the last stage, in a stage of its own (`docs/target-statistics.md`)."""
+    `auto` chooses without labels, and student, teacher or start with it. All but the first are made after the last
+    stage, in a stage of their own (`docs/target-statistics.md`)."""
 
 
 class Settings(Strict):

@@ -1,5 +1,6 @@
 """A trained model, used: on single images and batches, folders, videos and labelled sets, and exported."""
 
+from ssrseg.inference.choose import Choice, choice_table, choose
 from ssrseg.inference.evaluate import evaluate, evaluate_model, evaluating, scores_table
 from ssrseg.inference.export import ExportReport, export, graph_signature
 from ssrseg.inference.metrics import Scores
@@ -10,6 +11,7 @@ from ssrseg.inference.sliding_window import build_inference
 from ssrseg.inference.video import LabelledVideo, is_video, predict_video
 
 __all__ = [
+    "Choice",
     "ExportReport",
     "LabelledVideo",
     "Predictions",
@@ -17,6 +19,8 @@ __all__ = [
     "Recalibrated",
     "Scores",
     "build_inference",
+    "choice_table",
+    "choose",
     "evaluate",
     "evaluate_model",
     "evaluating",

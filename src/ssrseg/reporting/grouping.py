@@ -13,7 +13,7 @@ import yaml
 
 from ssrseg.config import affects_result, flatten, read_yaml, resolve
 from ssrseg.errors import UserError
-from ssrseg.runs.folder import ADJUSTED, RECALIBRATED, REFINED, TRAINED, GroupFolder, RecipeFolder, RunFolder
+from ssrseg.runs.folder import ADJUSTED, CHOSEN, RECALIBRATED, REFINED, TRAINED, GroupFolder, RecipeFolder, RunFolder
 from ssrseg.runs.records import RunRecord, method_name, setting
 
 PLACES = re.compile(r"(source|target|val)\.(root|stems|labels_root)|.*\.weights|model\.pretrained")
@@ -23,8 +23,14 @@ LEFT_BY_RUNS = re.compile(r"model\.start|method\.segmentation\.priors")
 COMMON = {"train", "val", "test", "images", "labels", "data", "source", "target"}
 """Names of folders that say too little without the one above."""
 
-CORRECTIONS = {TRAINED: "", ADJUSTED: " + IA", REFINED: " + CR", RECALIBRATED: " + target statistics"}
-"""Stages of a prior correction after any method: the training itself, then the correction that they make."""
+CORRECTIONS = {
+    TRAINED: "",
+    ADJUSTED: " + IA",
+    REFINED: " + CR",
+    RECALIBRATED: " + target statistics",
+    CHOSEN: ", chosen without labels",
+}
+"""Stages after any method: the training itself, then what a correction or a choice makes of it."""
 
 
 def members(folder: Path) -> list[Path]:

@@ -18,8 +18,8 @@ from ssrseg.runs.atomic import PARTIAL, read_json, write_json, write_text, writi
 
 TRAINED, PRIORS, ADJUSTED, REFINED = "trained", "priors", "adjusted", "refined"
 """Names of the stages of a prior correction: the training, the priors, and the corrected students."""
-RECALIBRATED = "recalibrated"
-"""Name of the stage that gives the student the target's BatchNorm statistics."""
+RECALIBRATED, CHOSEN = "recalibrated", "chosen"
+"""Names of the stages that give the student the target's BatchNorm statistics, and that choose among models."""
 
 VIEW_PICTURE = re.compile(r"step-(?P<step>\d+)-(?P<view>.+)\.png")
 """File name of a picture of a view."""
@@ -63,6 +63,7 @@ class RunFolder(Folder):
         self.student_best = path / "student-best.safetensors"
         """The model with the best score on labelled target images, where there are any: an oracle's choice."""
         self.priors = path / "priors.json"  # class priors of source and target: of a stage that estimates them
+        self.choice = path / "choice.json"  # candidates, best first: of a stage that chooses among models
         self.labels = path / "labels"  # label files for the target images: of a stage that predicts them
 
     def student_best_by(self, criterion: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any, TypeVar
@@ -11,15 +11,15 @@ import yaml
 from rich.console import Console
 
 from ssrseg.config import DataConfig, Settings, dump, merge, read_yaml, resolve
-from ssrseg.config.settings import AdjustStage, PriorsStage, RecalibrateStage, RecipeStage, TrainStage
+from ssrseg.config.settings import AdjustStage, ChooseStage, PriorsStage, RecalibrateStage, RecipeStage, TrainStage
 from ssrseg.data import resolve_space
 from ssrseg.errors import UserError
-from ssrseg.inference import Predictor, evaluate, recalibrate
+from ssrseg.inference import Predictor, choice_table, choose, evaluate, recalibrate
 from ssrseg.label_shift import adjust, estimate_priors, label_target, labelled_by
 from ssrseg.models.classes import check_classes
 from ssrseg.models.weights import load
 from ssrseg.runs.atomic import read_json, write_json, write_text
-from ssrseg.runs.folder import ADJUSTED, PRIORS, RECALIBRATED, REFINED, TRAINED, RecipeFolder, RunFolder
+from ssrseg.runs.folder import ADJUSTED, CHOSEN, PRIORS, RECALIBRATED, REFINED, TRAINED, RecipeFolder, RunFolder
 from ssrseg.training.checkpoint import environment
 from ssrseg.training.resume import listed, unlike
 
@@ -60,19 +60,23 @@ KEEP = {"blend": 0.5, "target": 0.0}
 
 def deployed(settings: Settings) -> Settings:
     """Add the last stage that `deploy.statistics` asks for, where it is not there yet."""
-    keep, stages = KEEP.get(settings.deploy.statistics), settings.stages or (TrainStage(name=TRAINED),)
-    if keep is None or stages[-1].name == RECALIBRATED:
+    how, stages = settings.deploy.statistics, settings.stages or (TrainStage(name=TRAINED),)
+    if how == "as-trained" or stages[-1].name in (RECALIBRATED, CHOSEN):
         return settings
-    return settings.model_copy(update={"stages": (*stages, RecalibrateStage(name=RECALIBRATED, keep=keep))})
+    last = ChooseStage(name=CHOSEN) if how == "auto" else RecalibrateStage(name=RECALIBRATED, keep=KEEP[how])
+    return settings.model_copy(update={"stages": (*stages, last)})
 
 
 def another_student(model: str, settings: Settings, keep: float | None = None) -> str:
     """Say how a trained model gets statistics that a run, once begun, does not give it."""
     keep, data = KEEP.get(settings.deploy.statistics, 1.0) if keep is None else keep, settings.target
     target = "FOLDER" if data is None else quote(str(data.root)) + f" spec={data.spec}"
+    command = f"recalibrate {quote(model)} NEW.safetensors --keep {keep:g}"
+    if settings.deploy.statistics == "auto":
+        command = f"choose NEW.safetensors {quote(model)}"
     return (
         "Put back what was. The other student is made of the trained one, in a file of its own: "
-        f"ssrseg recalibrate {quote(model)} NEW.safetensors --keep {keep:g} --target {target}"
+        f"ssrseg {command} --target {target}"
     )
 
 
@@ -139,21 +143,25 @@ def train_stages(
             if not left.exists():
                 estimate_priors(stage.model or "", resolved, out=left, device=device)
         else:
-            _correct(stage, resolved, left)
+            _correct(stage, resolved, left, console)
             last = finish(resolved, left.parent)
     if last is None:
         raise UserError("No stage of the recipe trains.")
     return last
 
 
-def _correct(stage: AdjustStage | RecalibrateStage, settings: Settings, left: Path) -> None:
-    """Write the corrected model and its scores, in a run folder, unless they are there."""
+def _correct(
+    stage: AdjustStage | RecalibrateStage | ChooseStage, settings: Settings, left: Path, console: Console
+) -> None:
+    """Write the corrected or chosen model and its scores, in a run folder, unless they are there."""
     folder, device = RunFolder(left.parent), settings.train.accelerator
     if not left.exists():
         made_with = {"keep": stage.keep} if isinstance(stage, RecalibrateStage) else {}
         folder.create(settings, environment(settings) | made_with)
         if isinstance(stage, AdjustStage):
             adjust(stage.model or "", stage.priors or "", left)
+        elif isinstance(stage, ChooseStage):
+            _choose(stage, settings, left, console)
         else:
             assert settings.target is not None  # `planned` has looked
             recalibrate(stage.model or "", settings.target, left, keep=stage.keep, device=device)
@@ -161,6 +169,16 @@ def _correct(stage: AdjustStage | RecalibrateStage, settings: Settings, left: Pa
         scores = evaluate(left, settings.val, classes=settings.classes, inference=settings.inference, device=device)
         record = {"step": 0, "student": scores.to_dict(), "teacher": None}
         write_json(folder.scores, {"classes": scores.classes, "last": record})
+
+
+def _choose(stage: ChooseStage, settings: Settings, left: Path, console: Console) -> None:
+    """Write the chosen model, and beside it all candidates."""
+    assert settings.target is not None  # `planned` has looked
+    models, device = stage.models or {}, settings.train.accelerator
+    found = choose(models, settings.target, left, device=device, inference=settings.inference)
+    rows = [vars(each) | {"score": score} for each, score in zip(found.candidates, found.scores, strict=True)]
+    write_json(RunFolder(left.parent).choice, {"images": found.images, "candidates": rows})
+    console.print(choice_table(found))
 
 
 def _labelled(settings: Settings, folder: Path) -> DataConfig:
@@ -185,7 +203,7 @@ def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, 
         place = {"priors": folder.priors, "label": folder.labels}.get(stage.does, folder.student_last)
         over = stage.settings if stage.does == "train" else {}
         resolved = resolve(merge(base, _filled(over, left, stage.name)))
-        if stage.does == "recalibrate" and resolved.target is None:
+        if stage.does in ("recalibrate", "choose") and resolved.target is None:
             raise UserError(f"Stage {stage.name!r} looks at the target: set target.root to a folder of images.")
         files: dict[str, str] = {}
         for kind in ("model", "priors"):
@@ -194,6 +212,11 @@ def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, 
                 if file is None:
                     raise UserError(f"Stage {stage.name!r} needs a {kind} file, and no stage before it leaves one.")
                 files[kind] = file
+        if isinstance(stage, ChooseStage):
+            chosen = _filled(stage.models, left, stage.name) if stage.models else dict(_trained(plan))
+            if not chosen:
+                raise UserError(f"Stage {stage.name!r} has nothing to choose from: no stage before it trains.")
+            stage = stage.model_copy(update={"models": chosen})
         plan.append((stage.model_copy(update=files), resolved, place))
         if stage.does == "label":
             left[stage.name] = yaml.safe_load(_labelled(resolved, place).model_dump_json())
@@ -201,6 +224,19 @@ def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, 
             left[stage.name] = str(place)
             latest["priors" if stage.does == "priors" else "model"] = str(place)
     return plan
+
+
+def _trained(plan: Sequence[tuple[RecipeStage, Settings, Path]]) -> Iterator[tuple[str, str]]:
+    """Yield name and file of what trainings start from and leave, the oldest first."""
+    trainings = [
+        (stage.name, settings, RunFolder(left.parent)) for stage, settings, left in plan if stage.does == "train"
+    ]
+    for number, (name, settings, folder) in enumerate(trainings):
+        if number == 0 and settings.model.start is not None:
+            yield "start", str(settings.model.start)
+        yield name, str(folder.student_last)
+        if settings.method.teacher is not None:
+            yield f"{name} (teacher)", str(folder.teacher_last)
 
 
 def _filled(value: Any, left: Mapping[str, Any], stage: str) -> Any:
