@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from factories import CLASSES, small_segmenter, write_pairs
+from factories import CLASSES, small_segmenter, tiny_segmenter, write_pairs
 from ssrseg import choose
 from ssrseg.cli import app
 from ssrseg.errors import UserError
-from ssrseg.inference.choose import consistency
+from ssrseg.inference.choose import average, consistency
 from ssrseg.inference.sliding_window import whole
 from ssrseg.models.segmenter import Segmenter, load_segmenter, save_segmenter
 from ssrseg.reporting import compare
@@ -115,7 +115,7 @@ def test_models_of_other_classes_and_none_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "new.safetensors").exists()
 
 
-def test_a_run_ends_with_a_choice_among_start_student_and_teacher(tmp_path: Path) -> None:
+def test_a_run_ends_with_a_choice_between_its_start_and_the_average_with_its_teacher(tmp_path: Path) -> None:
     start = tmp_path / "start.safetensors"
     before = small("source-only", tmp_path)
     train(before, tmp_path / "before")
@@ -125,7 +125,7 @@ def test_a_run_ends_with_a_choice_among_start_student_and_teacher(tmp_path: Path
     out = tmp_path / "out"
     assert train(settings, out).folder == out / "chosen"
     record = json.loads((out / "chosen" / "choice.json").read_text())
-    assert {row["name"] for row in record["candidates"]} == {"start", "trained", "trained (teacher)"}
+    assert {row["name"] for row in record["candidates"]} == {"start", "average of start and teacher"}
     assert {row["statistics"] for row in record["candidates"]} == {"as-trained", "blend", "target"}
     assert [row["score"] for row in record["candidates"]] == sorted(
         (row["score"] for row in record["candidates"]), reverse=True
@@ -136,6 +136,23 @@ def test_a_run_ends_with_a_choice_among_start_student_and_teacher(tmp_path: Path
     (out / "chosen" / "student-last.safetensors").unlink()  # killed while choosing
     train(None, out, resume=True)
     assert (out / "chosen" / "student-last.safetensors").read_bytes() == written
+
+
+def test_with_a_start_the_models_themselves_are_no_candidates(tmp_path: Path) -> None:
+    target, start, adapted = write_pairs(tmp_path / "target"), small_segmenter(seed=0), small_segmenter(seed=1)
+    found = choose({"adapted": adapted}, target, tmp_path / "new.safetensors", start=start)
+    assert {each.name for each in found.candidates} == {"start", "average of start and adapted"}
+    halfway, one, other = (each.state_dict() for each in (average(start, adapted), start, adapted))
+    assert all(torch.allclose(halfway[name], (one[name] + other[name]) / 2, atol=1e-6) for name in one)
+    with pytest.raises(UserError, match="different networks"):
+        average(start, tiny_segmenter())
+
+
+def test_without_a_start_student_and_teacher_are(tmp_path: Path) -> None:
+    settings = small("daformer", tmp_path, loader={"rare_class": None}, deploy={"statistics": "auto"})
+    train(settings, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "chosen" / "choice.json").read_text())
+    assert {row["name"] for row in record["candidates"]} == {"student", "teacher"}
 
 
 def test_the_word(tmp_path: Path) -> None:

@@ -102,8 +102,9 @@ def recalibrate(
 
 def choose(
     out: Annotated[Path, typer.Argument(help="the new model file")],
-    models: Annotated[list[str], typer.Argument(help="model files, or names on the Hub; the source-only one first")],
+    models: Annotated[list[str], typer.Argument(help="model files, or names on the Hub")],
     target: Annotated[Path, typer.Option(help="unlabelled images of the domain that the model is to work in")],
+    start: Annotated[str | None, typer.Option(help="the source-only model that they were adapted from")] = None,
     images: Annotated[int, typer.Option(min=1, help="how many are looked at, evenly spread")] = 32,
     mode: Mode = None,
     device: Device = "auto",
@@ -118,7 +119,8 @@ def choose(
     tree = settings_of.merge({"root": str(target)}, settings_of.assignments(words))
     data = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
     inference = inference_from({}, mode)
-    found = use.choose({file: file for file in files}, data, out, images=images, device=device, inference=inference)
+    named = {file: file for file in files}
+    found = use.choose(named, data, out, start=start, images=images, device=device, inference=inference)
     Console().print(use.choice_table(found))
     typer.echo(f"{found.path}")
 

@@ -70,7 +70,9 @@ class ChooseStage(StageConfig):
 
     does: Literal["choose"] = "choose"
     models: dict[str, str] | None = None
-    """File by name; when absent, students and teachers of all trainings before it, and what the first started from."""
+    """File by name; when absent, the last training's teacher and student, or the teacher alone where it has a start."""
+    start: str | None = None
+    """The file of a source-only model; that which the last training went on from when absent."""
 
 
 class LabelStage(ModelStage):

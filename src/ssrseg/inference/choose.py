@@ -29,6 +29,7 @@ from ssrseg.runs.atomic import writing
 STATISTICS = {"as-trained": 1.0, "blend": 0.5, "target": 0.0}
 """What a candidate may be deployed with: the share of its own BatchNorm statistics that it keeps, by name."""
 SCALE = 1.25
+START = "start"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def choose(
     target: DataConfig | Path | str,
     out: Path,
     *,
+    start: Path | str | Segmenter | None = None,
     images: int = 32,
     device: str = "auto",
     inference: InferenceConfig | None = None,
@@ -64,23 +66,32 @@ def choose(
     """Write the model, and with it the BatchNorm statistics, that is most consistent on unlabelled images.
 
     Candidates are all models as they are, and with the statistics of the target or half of them (`recalibrate`); one
-    without BatchNorm stands once. Of equals the earlier wins: name the source-only model first.
+    without BatchNorm stands once. Of equals the earlier wins.
+
+    Where the source-only `start` of the models is known, the candidates are it and the `average` of it with each of
+    them, but not they themselves: adaptation trains for consistency, so that it would choose them where they harm.
 
     Args:
         models: where they lie, as in `ssrseg.Predictor`, by the name that each is to have; all have the same classes.
         target: unlabelled images of the domain that the model is to work in, or their folder; they are resized as the
             first model's description says, unless the data do.
         out: the new model file.
+        start: the model that their training went on from.
         images: how many are looked at, evenly spread over all.
         device: `auto` or a device of torch's.
         inference: how an image becomes logits: whole when absent.
 
     Raises:
-        UserError: no model, models of different classes, no image, or something cannot be read or written.
+        UserError: no model, models of different classes or networks, no image, or a file cannot be read or written.
     """
     if not models:
         raise UserError("There is nothing to choose from: give one model or more.")
     trained = {name: load(model) for name, model in models.items()}
+    if start is not None:
+        source = load(start)
+        trained = {START: source} | {
+            f"average of {START} and {name}": average(source, m) for name, m in trained.items()
+        }
     first, *others = trained.values()
     for other in others:
         if first.description is not None:
@@ -102,6 +113,31 @@ def choose(
     with writing(out):
         save_segmenter(found[order[0]][1], out)
     return Choice(Path(out), tuple(found[n][0] for n in order), tuple(scores[n] for n in order), len(pixels))
+
+
+def average(first: Segmenter, second: Segmenter) -> Segmenter:
+    """Return a segmenter half way between two: the mean of their weights and running statistics.
+
+    Between a model and what fine-tuning made of it, it is often better than both on other domains, and seldom much
+    worse than the better one: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, section 3.
+
+    Raises:
+        UserError: they are different networks.
+    """
+    halfway, one = copy.deepcopy(second), first.state_dict()
+    other = halfway.state_dict()
+    if [(name, each.shape) for name, each in one.items()] != [(name, each.shape) for name, each in other.items()]:
+        described = [
+            model.description and f"{model.description.backbone}, {model.description.head}" for model in (first, second)
+        ]
+        raise UserError(
+            f"Weights of different networks have no average: {described[0]} and {described[1]}. "
+            "Give as start the model that the training went on from, or none."
+        )
+    halfway.load_state_dict(
+        {name: one[name].lerp(each, 0.5) if each.is_floating_point() else each for name, each in other.items()}
+    )
+    return halfway
 
 
 def consistency(network: Segmenter, images: Sequence[Tensor], infer: Infer) -> tuple[float | None, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any, TypeVar
@@ -175,7 +175,7 @@ def _choose(stage: ChooseStage, settings: Settings, left: Path, console: Console
     """Write the chosen model, and beside it all candidates."""
     assert settings.target is not None  # `planned` has looked
     models, device = stage.models or {}, settings.train.accelerator
-    found = choose(models, settings.target, left, device=device, inference=settings.inference)
+    found = choose(models, settings.target, left, start=stage.start, device=device, inference=settings.inference)
     rows = [vars(each) | {"score": score} for each, score in zip(found.candidates, found.scores, strict=True)]
     write_json(RunFolder(left.parent).choice, {"images": found.images, "candidates": rows})
     console.print(choice_table(found))
@@ -213,10 +213,7 @@ def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, 
                     raise UserError(f"Stage {stage.name!r} needs a {kind} file, and no stage before it leaves one.")
                 files[kind] = file
         if isinstance(stage, ChooseStage):
-            chosen = _filled(stage.models, left, stage.name) if stage.models else dict(_trained(plan))
-            if not chosen:
-                raise UserError(f"Stage {stage.name!r} has nothing to choose from: no stage before it trains.")
-            stage = stage.model_copy(update={"models": chosen})
+            stage = _with_models(stage, left, plan)
         plan.append((stage.model_copy(update=files), resolved, place))
         if stage.does == "label":
             left[stage.name] = yaml.safe_load(_labelled(resolved, place).model_dump_json())
@@ -226,17 +223,24 @@ def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, 
     return plan
 
 
-def _trained(plan: Sequence[tuple[RecipeStage, Settings, Path]]) -> Iterator[tuple[str, str]]:
-    """Yield name and file of what trainings start from and leave, the oldest first."""
-    trainings = [
-        (stage.name, settings, RunFolder(left.parent)) for stage, settings, left in plan if stage.does == "train"
-    ]
-    for number, (name, settings, folder) in enumerate(trainings):
-        if number == 0 and settings.model.start is not None:
-            yield "start", str(settings.model.start)
-        yield name, str(folder.student_last)
-        if settings.method.teacher is not None:
-            yield f"{name} (teacher)", str(folder.teacher_last)
+def _with_models(
+    stage: ChooseStage, left: Mapping[str, Any], plan: Sequence[tuple[RecipeStage, Settings, Path]]
+) -> ChooseStage:
+    """Fill in the models that a stage chooses among: its own, or those of the last training before it."""
+    if stage.models:
+        return stage.model_copy(
+            update={key: _filled(getattr(stage, key), left, stage.name) for key in ("models", "start")}
+        )
+    trainings = [(settings, file) for each, settings, file in plan if each.does == "train"]
+    if not trainings:
+        raise UserError(f"Stage {stage.name!r} has nothing to choose from: no stage before it trains.")
+    settings, student = trainings[-1]
+    start = _filled(stage.start, left, stage.name) or settings.model.start
+    models = {"student": str(student)}
+    if settings.method.teacher is not None:
+        teacher = {"teacher": str(RunFolder(student.parent).teacher_last)}
+        models = teacher if start else teacher | models
+    return stage.model_copy(update={"models": models, "start": start and str(start)})
 
 
 def _filled(value: Any, left: Mapping[str, Any], stage: str) -> Any:
