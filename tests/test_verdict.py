@@ -16,7 +16,7 @@ from rich.console import Console
 from ssrseg.reporting import compare, compare_records, comparison_text, print_comparison, read_run
 from ssrseg.reporting.statistics import share_of_gap
 from ssrseg.reporting.verdict import ALARMS, verdict
-from test_compare import change, group
+from test_compare import change, group, recipe
 from test_reporting import PARTS, append, page, write_run
 
 PRAISE = re.compile(r"helped|gained (?!none)|beats (?!beyond)|closed \d|rose")
@@ -75,7 +75,7 @@ def test_a_gain_is_said_with_its_interval_and_the_students_worth_deploying(tmp_p
         "(95% +9.2 to +12.1, paired by seed, n = 3)."
     ) in text
     assert "Deploy the DAFormer student" in text
-    assert not re.search("oracle|target statistics|Besides|one seed|No labels|never finds|failure|Not ended", text)
+    assert not re.search("oracle|target statistics|Besides|one seed|No labels|never found|failure|Not ended", text)
 
 
 def test_noise_is_never_praised_and_the_cheapest_student_is_advised(tmp_path: Path) -> None:
@@ -221,13 +221,13 @@ def test_classes_that_changed_beyond_noise_are_named(tmp_path: Path) -> None:
 
 def test_classes_at_zero_are_named_where_labels_have_them(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / str(seed), seed=seed, iou=(0.9, 0.0, 0.0)) for seed in (0, 1)]
-    assert "DAFormer never finds car, train: IoU 0." in said(runs)
+    assert "Classes that are never found (IoU 0): DAFormer: car, train." in said(runs)
     for run in runs:
         scores = json.loads((run / "scores.json").read_text())
         scores["last"]["student"]["confusion"] = [[9, 0, 1], [1, 0, 0], [0, 0, 0]]
         (run / "scores.json").write_text(json.dumps(scores))
-    assert "DAFormer never finds car: IoU 0." in said(runs)  # no label has a train
-    assert "never finds" not in said([write_run(tmp_path / "found", iou=(0.9, 0.01, None)), runs[0]][:1])
+    assert "(IoU 0): DAFormer: car." in said(runs)  # no label has a train
+    assert "never found" not in said([write_run(tmp_path / "found", iou=(0.9, 0.01, None)), runs[0]][:1])
 
 
 @pytest.mark.parametrize(
@@ -262,6 +262,8 @@ def test_without_labels_the_criteria_speak_and_what_they_mean_is_said(tmp_path: 
     assert "student-teacher agreement 0.9 at step 100, 0.6 at step 300." in text
     assert "not right ones: a model that is sure and wrong pleases them all" in text
     assert "mIoU" not in text
+    one = said([select(unlabelled(write_run(tmp_path / "one")), im=(0.7,))])
+    assert "information maximisation 0.7 at step 100, its only value." in one
     assert "No labels" not in said([write_run(tmp_path / "labelled")])
 
 
@@ -293,6 +295,19 @@ def test_runs_that_have_not_ended_are_counted(tmp_path: Path) -> None:
     text = said([write_run(tmp_path / "begun", miou=None), write_run(tmp_path / "ended", seed=1)])
     assert "Not ended: 1 of 2 runs." in text
     assert said([tmp_path / "begun"]).endswith("DAFormer has no final score: at step 200 its mIoU was 24.0.")
+
+
+def test_a_student_made_without_steps_has_ended_and_a_stage_on_the_way_is_no_method(tmp_path: Path) -> None:
+    (run,) = recalibrated(tmp_path / "statistics", (0.5,))
+    (run / "metrics.jsonl").write_text("")
+    (run / "scores.json").unlink()
+    assert "Not ended" in said([run])
+    (run / "student-last.safetensors").touch()
+    assert "Not ended" not in said([run])
+    stages = recipe(tmp_path / "undoing", {"alignment": {}}, {"align": "train", "distilled": "train"})
+    runs = [stages / "align", change(stages / "distilled", target=None)]
+    assert "Nothing here says what adaptation added" in said(runs)
+    assert "Nothing here says" not in said(runs[:1])
 
 
 def test_the_words_stand_first_on_the_page_in_the_texts_and_on_the_terminal(tmp_path: Path) -> None:

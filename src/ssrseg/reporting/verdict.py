@@ -75,16 +75,19 @@ def _of_task(groups: Sequence[Group]) -> Iterator[str]:
         if oracle := best.group.nearest([group for group in groups if group.method == "oracle"]):
             yield _gap(best, oracle)
         yield _classes(best)
+    zeros = {group.name: [name for name in group.runs[0].classes if _is_zero(group, name)] for group in groups}
+    if found := [f"{name}: {_listed(classes)}" for name, classes in zeros.items() if classes]:
+        yield _say("zero", found="; ".join(found))
     for group in groups:
-        if nothing := [name for name in group.runs[0].classes if _is_zero(group, name)]:
-            yield _say("zero", group=group.name, names=_listed(nothing))
         yield from _signs(group)
 
 
 def _adapts(group: Group) -> bool:
-    """Whether the group learned from target images; their statistics alone are no learning."""
+    """Whether the group is the end of a training on target images; their statistics alone are no training."""
     plain = group.method.removesuffix(STATISTICS).removesuffix(" + SSR")
-    return setting(group.runs[0].config, "target") is not None and plain not in ("source-only", "oracle")
+    if plain in ("source-only", "oracle") or ": " in plain:  # a stage on the way
+        return False
+    return setting(group.runs[0].config, "target") is not None or plain.startswith("Undoing")  # its target is labelled
 
 
 def _baseline(group: Group, groups: Sequence[Group], method: str) -> Group | None:
@@ -219,8 +222,13 @@ def _without_labels(group: Group) -> str:
         return _say("not_scored", group=group.name)
     names = dict.fromkeys(name for run in group.runs for each in run.selections for name in each.criteria)
     courses = {name: [course for run in group.runs if (course := _course(run, name))] for name in names}
-    told = [_say("criterion", criterion=_criterion(name), **_ends(found)) for name, found in courses.items() if found]
+    told = [_told(name, _ends(found)) for name, found in courses.items() if found]
     return _say("criteria", group=group.name, told="; ".join(told)) if told else _say("blind", group=group.name)
+
+
+def _told(criterion: str, ends: dict[str, Any]) -> str:
+    once = "_once" if ends["start"] == ends["end"] else ""
+    return _say(f"criterion{once}", criterion=_criterion(criterion), **ends)
 
 
 def _course(run: RunRecord, criterion: str) -> list[tuple[int, float]]:

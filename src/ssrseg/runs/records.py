@@ -126,7 +126,8 @@ class RunRecord:
         """Whether steps are missing; a student made without any (adjusted priors) has ended."""
         seen, wanted = self.steps
         reached = self.last.step if self.last else seen
-        return wanted is not None and reached < wanted and (seen > 0 or self.last is None)
+        begun = seen > 0 or (self.last is None and not RunFolder(self.folder).finished)
+        return wanted is not None and reached < wanted and begun
 
 
 def read_run(path: Path) -> RunRecord:
