@@ -19,6 +19,7 @@ from ssrseg.adapt import Batch, Pseudo, Source, Term, View
 from ssrseg.config import Settings, merge, preset_names, read_preset, resolve
 from ssrseg.inference import Predictor
 from ssrseg.models import Segmenter
+from ssrseg.planning import scaled
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training import Extensions, train
 from ssrseg.training.loop import Observer, StepResult
@@ -51,7 +52,7 @@ MAY_WAIT = re.compile(
 def small(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """A run of a preset on small networks and any folders; a target that `over` leaves out stays out."""
     run = merge(merge(tree, over), SMALL)
-    run = {key: value for key, value in run.items() if key not in ("source", "target", "val")}
+    run = {key: value for key, value in run.items() if key not in ("source", "target", "val", "deploy")}
     if "feature_distance" in tree["method"]:
         run["model"]["backbone"] = "mit_b0"
     if "regularizer" in run["method"]:
@@ -65,7 +66,7 @@ def small(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def runs() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every run that a preset trains."""
     for name in preset_names():
-        tree = read_preset(name)
+        tree = scaled(merge(read_preset(name), {"loader": {"crop": [32, 32]}}))
         stages = tree.pop("stages", [{"name": "", "settings": {}}])
         for stage in stages:
             if "settings" in stage:

@@ -26,7 +26,12 @@ Device = Annotated[str, typer.Option(help="auto, or a device of torch's: cpu, cu
 def settings_from(words: Words, preset: Preset, config: Config, **roots: Path | None) -> settings_of.Settings:
     """Resolve the settings of a run from what the command line says."""
     own = {name: {"root": str(root)} for name, root in roots.items() if root is not None}
-    return settings_of.resolve(settings_of.compose(preset, config, own, words or []))
+    tree = settings_of.compose(preset, config, own, words or [])
+    if "auto" in settings_of.flatten(tree).values() or "stages" in tree:
+        from ssrseg.planning.scaling import scaled
+
+        tree = scaled(tree)
+    return settings_of.resolve(tree)
 
 
 def inference_from(tree: dict[str, Any], mode: str | None) -> settings_of.InferenceConfig:
