@@ -338,7 +338,8 @@ def test_a_run_ends_early_and_can_go_on(done: Path, tmp_path: Path) -> None:
     refused = on_the_command_line(str(early), "train.steps=9")
     assert "train.early_stop=null" in str(refused.exception)
     assert on_the_command_line(str(early), "train.early_stop=null").exit_code == 0
-    assert all(torch.equal(value, weights(early)[name]) for name, value in weights(whole).items())
+    mine, theirs = weights(whole), weights(early)
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
 @pytest.mark.parametrize(

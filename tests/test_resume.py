@@ -105,7 +105,8 @@ def pictures_of(folder: Path) -> dict[str, bytes]:
 
 def assert_same(whole: Path, other: Path) -> None:
     """Bit for bit, but for the speed."""
-    assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(whole).items())
+    mine, theirs = weights(whole), weights(other)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
     for name in ("scores.json", "student-last.safetensors", "student-best.safetensors"):
         assert (whole / name).read_bytes() == (other / name).read_bytes(), name
     for kind in ("note", "warning", "train", "eval"):
@@ -181,7 +182,8 @@ def test_a_finished_run_says_so_and_does_nothing(whole: Path) -> None:
     console = screen()
     run = train(None, whole, resume=True, console=console)
     assert "is finished: nothing to resume" in said(console)
-    assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in run.student.state_dict().items())
+    written = weights(whole)
+    assert all(torch.equal(tensor, written[name]) for name, tensor in run.student.state_dict().items())
     assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
 
 
