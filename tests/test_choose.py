@@ -149,6 +149,16 @@ def test_with_a_start_the_models_themselves_are_no_candidates(tmp_path: Path) ->
         average(start, tiny_segmenter())
 
 
+def test_a_start_that_is_hardly_better_gives_way_to_the_average(tmp_path: Path) -> None:
+    target, start = write_pairs(tmp_path / "target"), model(ByColor)
+    equal = choose({"adapted": model(ByColor, mark=7.0)}, target, tmp_path / "new.safetensors", start=start)
+    assert [each.name for each in equal.candidates] == ["average of start and adapted", "start"]
+    assert equal.scores[0] == equal.scores[1]
+    assert float(first_weight(equal.path)) == 3.5
+    worse = choose({"adapted": model(ByPlace)}, target, tmp_path / "new.safetensors", start=start)
+    assert [each.name for each in worse.candidates] == ["start", "average of start and adapted"]
+
+
 def test_without_a_start_student_and_teacher_are(tmp_path: Path) -> None:
     settings = small("daformer", tmp_path, loader={"rare_class": None}, deploy={"statistics": "auto"})
     train(settings, tmp_path / "out")

@@ -30,6 +30,8 @@ STATISTICS = {"as-trained": 1.0, "blend": 0.5, "target": 0.0}
 """What a candidate may be deployed with: the share of its own BatchNorm statistics that it keeps, by name."""
 SCALE = 1.25
 START = "start"
+MARGIN = 0.01
+"""By so much more consistent must a start be than the average: nearer ones are equals, and the average is the safer."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def choose(
     without BatchNorm stands once. Of equals the earlier wins.
 
     Where the source-only `start` of the models is known, the candidates are it and the `average` of it with each of
-    them, but not they themselves: adaptation trains for consistency, so that it would choose them where they harm.
+    them, but not they themselves: adaptation trains for consistency, so that it would choose them where they harm. The
+    start must be better by `MARGIN`.
 
     Args:
         models: where they lie, as in `ssrseg.Predictor`, by the name that each is to have; all have the same classes.
@@ -109,7 +112,8 @@ def choose(
             found.append((Candidate(name, statistics, consistency(network, pixels, infer)), network.cpu()))
     predicted = [any(values) for values in zip(*(each.consistency for each, _ in found), strict=True)]
     scores = [sum(value or 0.0 for value in each.consistency) / max(1, sum(predicted)) for each, _ in found]
-    order = sorted(range(len(found)), key=lambda number: -scores[number])  # a stable sort
+    margins = [MARGIN if start is not None and each.name == START else 0.0 for each, _ in found]
+    order = sorted(range(len(found)), key=lambda number: margins[number] - scores[number])  # a stable sort
     with writing(out):
         save_segmenter(found[order[0]][1], out)
     return Choice(Path(out), tuple(found[n][0] for n in order), tuple(scores[n] for n in order), len(pixels))

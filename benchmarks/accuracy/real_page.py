@@ -1,0 +1,216 @@
+"""The page of `real.py`: what is deployed without labels, against source-only and the oracle.
+
+    python benchmarks/accuracy/real_page.py --data DATA --out runs/real    # measure what is finished, write the page
+    python benchmarks/accuracy/real_page.py                                # the page again, from the committed JSON
+
+Every finished row is scored as trained, its teacher too, and every candidate of `ssrseg choose`: so the page can
+say how good each choice was. Measured ones are kept in `benchmarks/results/real.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import real
+import torch
+from rows import is_finished
+
+from ssrseg.config import DataConfig, resolve_group
+from ssrseg.data import find_images, read_image
+from ssrseg.data.datasets import bounded
+from ssrseg.inference import Scores, choose, evaluate
+from ssrseg.inference.choose import STATISTICS, average
+from ssrseg.inference.recalibrate import BATCH, batches_of_one_size, blend_statistics
+from ssrseg.models.segmenter import Segmenter, load_segmenter
+from ssrseg.reporting.statistics import difference, share_of_gap
+from ssrseg.runs.folder import RunFolder
+
+RESULTS = Path(__file__).parents[1] / "results" / "real"
+Found = dict[str, dict[str, dict[str, Any]]]
+"""Task -> row -> seed -> what was measured."""
+
+
+def occurring(scores: Scores) -> float:
+    """Mean IoU, in per cent, over the classes that the scored labels hold: the others have no true pixel to find."""
+    pairs = zip(scores.iou, scores.confusion.sum(1).tolist(), strict=True)
+    return 100 * fmean(iou or 0.0 for iou, pixels in pairs if pixels)
+
+
+def measure(task: real.Task, run: Path, start: Path | None) -> dict[str, Any]:
+    """Score a run's student and teacher, and all candidates for what is deployed where it is an adapted one."""
+    target, val = (resolve_group(DataConfig, dict(data), "data") for data in (task.target, task.val))
+    folder, classes = RunFolder(run), None if task.classes is None else [*task.classes]
+
+    def score(model: Segmenter) -> dict[str, Any]:
+        found = evaluate(model, val, classes=classes, device="cpu")
+        return {"miou": occurring(found), "iou": [iou and round(100 * iou, 1) for iou in found.iou]}
+
+    models = {"student": load_segmenter(folder.student_last)}
+    if folder.teacher_last.exists():
+        models["teacher"] = load_segmenter(folder.teacher_last)
+    found: dict[str, Any] = {name: score(model) for name, model in models.items()}
+    lines = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
+    found["curve"] = [
+        [line["step"], *(round(100 * line[who]["miou"], 1) for who in ("student", "teacher") if line[who])]
+        for line in lines
+        if line["kind"] == "eval"
+    ]
+    pixels = [bounded(read_image(path), target.resize) for path in find_images(target, at_most=32)]
+    candidates = {"start": models["student"]} if start is None else {}
+    if start is not None and "teacher" in models:
+        source = load_segmenter(start)
+        candidates = {"start": source, "average of start and teacher": average(source, models["teacher"])}
+        with tempfile.TemporaryDirectory() as place:
+            choice = choose({"teacher": models["teacher"]}, target, Path(place) / "it", start=source, device="cpu")
+        found["chosen"] = [choice.candidates[0].name, choice.candidates[0].statistics]
+        found["consistency"] = {
+            f"{each.name}, {each.statistics}": round(value, 4)
+            for each, value in zip(choice.candidates, choice.scores, strict=True)
+        }
+    found["candidates"] = {}
+    for name, model in candidates.items():
+        for statistics, keep in STATISTICS.items():
+            network = copy.deepcopy(model)
+            if keep < 1:
+                blend_statistics(network, batches_of_one_size(pixels, BATCH), keep)
+            found["candidates"][f"{name}, {statistics}"] = score(network)
+    return found
+
+
+def measured(options: argparse.Namespace, found: Found) -> Found:
+    """Add what is finished and not measured yet, writing the JSON after each."""
+    for name, task in real.tasks(options.data.resolve()).items():
+        for run in sorted((options.out / name).glob("*-[0-9]*")):
+            row, _, seed = run.name.rpartition("-")
+            if seed in found.get(name, {}).get(row, {}) or not is_finished(run):
+                continue
+            start = None if row == "source" else RunFolder(options.out / name / f"source-{seed}").student_last
+            found.setdefault(name, {}).setdefault(row, {})[seed] = measure(task, run, start)
+            RESULTS.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            print(run, flush=True)
+    return found
+
+
+def arms(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, list[tuple[int, float]]]]:
+    """Name and mIoU by seed of everything that a task's table has."""
+
+    def by_seed(row: str, value: Any) -> list[tuple[int, float]]:
+        return [(int(seed), value(each)) for seed, each in sorted(rows.get(row, {}).items())]
+
+    yield "source-only", by_seed("source", lambda each: each["student"]["miou"])
+    for statistics in ("blend", "target"):
+        name = f"source-only, {statistics} statistics"
+        yield name, by_seed("source", lambda each, s=statistics: each["candidates"][f"start, {s}"]["miou"])
+    yield "source-only, trained on", by_seed("source-only", lambda each: each["student"]["miou"])
+    for row in [name for name in rows if name not in ("source", "source-only", "oracle")]:
+        for who in ("student", "teacher"):
+            yield f"{row}, its {who}", by_seed(row, lambda each, w=who: each[w]["miou"])
+        yield f"**{row}, chosen without labels**", by_seed(row, chosen)
+    yield "oracle (target labels)", by_seed("oracle", lambda each: each["student"]["miou"])
+
+
+def chosen(measured_run: Mapping[str, Any]) -> float:
+    """The mIoU of what `choose` took."""
+    value: float = measured_run["candidates"][", ".join(measured_run["chosen"])]["miou"]
+    return value
+
+
+def page(found: Found) -> str:
+    """The Markdown of everything that was measured."""
+    parts = [HEADER]
+    for name, rows in found.items():
+        table = {arm: values for arm, values in arms(rows) if values}
+        base, top = table.get("source-only"), table.get("oracle (target labels)")
+        if not base:
+            continue
+        parts += [f"## {name}\n", "| arm | n | mIoU | by seed | against source-only | share of the gap closed |"]
+        parts += ["|---|---:|---:|---|---|---|"]
+        for arm, values in table.items():
+            means = [value for _, value in values]
+            deviation = f" ± {stdev(means):.1f}" if len(means) > 1 else ""
+            each = ", ".join(f"{value:.1f}" for value in means)
+            against = "" if arm == "source-only" else words(base, values)
+            share = closed(base, values, top) if top and arm not in ("source-only", "oracle (target labels)") else ""
+            parts.append(f"| {arm} | {len(means)} | {fmean(means):.1f}{deviation} | {each} | {against} | {share} |")
+        parts += ["", *choices(rows), "", *curves(rows), ""]
+    return "\n".join(parts)
+
+
+def words(base: Sequence[tuple[int, float]], other: Sequence[tuple[int, float]]) -> str:
+    """A paired difference with its interval."""
+    gap = difference(base, other)
+    inside = "" if gap.interval is None else " [{:+.1f}, {:+.1f}]".format(*gap.interval)
+    return f"{gap.mean:+.1f}{inside}, {gap.verdict}"
+
+
+def closed(
+    base: Sequence[tuple[int, float]], other: Sequence[tuple[int, float]], top: Sequence[tuple[int, float]]
+) -> str:
+    """The share of the gap to the oracle, in per cent, with its interval."""
+    share = share_of_gap(base, other, top)
+    if share is None:
+        return ""
+    inside = "" if share.interval is None else " [{:+.0f}, {:+.0f}]".format(*(100 * bound for bound in share.interval))
+    return f"{100 * share.mean:+.0f} %{inside}"
+
+
+def choices(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What was chosen in each run, and how much the best candidate would have had more."""
+    for row, by_seed in rows.items():
+        for seed, each in sorted(by_seed.items()):
+            if "chosen" in each:
+                best = max(each["candidates"], key=lambda name, e=each: e["candidates"][name]["miou"])
+                regret = each["candidates"][best]["miou"] - chosen(each)
+                yield (
+                    f"- {row}, seed {seed}: chosen {' with statistics '.join(each['chosen'])} ({chosen(each):.1f}); "
+                    f"best candidate: {best}; regret {regret:.1f}"
+                )
+
+
+def curves(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """MIoU at each evaluation, the student's and the teacher's, of the first seed."""
+    yield "Curves of the first seed, all classes, as step: student (teacher):\n"
+    for row, by_seed in rows.items():
+        seed, each = min(by_seed.items(), key=lambda pair: int(pair[0]))
+        points = [f"{step}: {who[0]}" + (f" ({who[1]})" if len(who) > 1 else "") for step, *who in each["curve"]]
+        yield f"- {row}, seed {seed}: {', '.join(points)}"
+
+
+HEADER = """# Real images: what adaptation gives, and what is deployed
+
+Made by `benchmarks/accuracy/real.py` and `real_page.py`, scored on validation frames of the target.
+
+- Tasks: `camvid` (305 labelled day frames -> 44 dusk frames, 18 scored, 320x240), `nuclei` (100 bright -> 46 dim
+  microscopy images, 12 scored), `weeds` (60 near-infrared -> 38 phone photos, 8 scored).
+- Student: EfficientNet-Lite0 (ImageNet weights) with the SegFormer head at 64 channels; 1200 steps of 4 images on the
+  source's labels; every row goes on from there for 600 steps of 2 (+ 2) images, the oracle with the target's labels.
+- mIoU in per cent over the classes that occur in the scored labels (CamVid's have no fence), of the last step; mean and
+  deviation over seeds, differences paired by seed with a 95 % interval (Student's t), not corrected for their number.
+- "chosen without labels" is what `deploy.statistics=auto` and the preset `quick` deploy: the source-only student or the
+  average of it and the teacher, and the BatchNorm statistics, by consistency on unlabelled images.
+"""
+
+
+def main() -> None:
+    """Measure what is finished, if data are given, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/real"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    record = RESULTS.with_suffix(".json")
+    found: Found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    if options.data is not None:
+        found = measured(options, found)
+    RESULTS.with_suffix(".md").write_text(page(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
