@@ -137,6 +137,11 @@ def test_the_last_stage_gives_the_student_the_statistics_of_the_target(tmp_path:
     assert json.loads(scores.read_text())["last"]["student"]["miou"] >= 0
     names = [group.name for group in compare([tmp_path / "out"]).groups]
     assert names == ["DAFormer", "DAFormer + target statistics"]
+    drawn = [tmp_path / "out" / name / "pictures" / "val" for name in models]
+    shown = [{path.name: path.read_bytes() for path in sorted(folder.iterdir())} for folder in drawn]
+    assert shown[0].keys() == shown[1].keys()
+    assert shown[0]["000-truth.png"] == shown[1]["000-truth.png"]
+    assert "000-student.png" in shown[0]
     scores.unlink()  # killed between model and scores
     train(None, tmp_path / "out", resume=True)
     assert scores.exists()

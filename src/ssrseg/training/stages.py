@@ -12,15 +12,17 @@ from rich.console import Console
 
 from ssrseg.config import DataConfig, Settings, dump, merge, read_yaml, resolve
 from ssrseg.config.settings import AdjustStage, ChooseStage, PriorsStage, RecalibrateStage, RecipeStage, TrainStage
-from ssrseg.data import resolve_space
+from ssrseg.data import eval_samples, resolve_space
 from ssrseg.errors import UserError
-from ssrseg.inference import Predictor, choice_table, choose, evaluate, recalibrate
+from ssrseg.inference import Predictor, build_inference, choice_table, choose, evaluate, recalibrate
+from ssrseg.inference.engines import pick_device
 from ssrseg.label_shift import adjust, estimate_priors, label_target, labelled_by
 from ssrseg.models.classes import check_classes
 from ssrseg.models.weights import load
 from ssrseg.runs.atomic import read_json, write_json, write_text
 from ssrseg.runs.folder import ADJUSTED, CHOSEN, PRIORS, RECALIBRATED, REFINED, TRAINED, RecipeFolder, RunFolder
 from ssrseg.training.checkpoint import environment
+from ssrseg.training.observers.pictures import save_predictions
 from ssrseg.training.resume import listed, unlike
 
 Run = TypeVar("Run")
@@ -153,7 +155,7 @@ def train_stages(
 def _correct(
     stage: AdjustStage | RecalibrateStage | ChooseStage, settings: Settings, left: Path, console: Console
 ) -> None:
-    """Write the corrected or chosen model and its scores, in a run folder, unless they are there."""
+    """Write the corrected or chosen model, its predictions and its scores, in a run folder, unless they are there."""
     folder, device = RunFolder(left.parent), settings.train.accelerator
     if not left.exists():
         made_with = {"keep": stage.keep} if isinstance(stage, RecalibrateStage) else {}
@@ -166,6 +168,9 @@ def _correct(
             assert settings.target is not None  # `planned` has looked
             recalibrate(stage.model or "", settings.target, left, keep=stage.keep, device=device)
     if settings.val is not None and not folder.scores.exists():
+        student, space = load(left).to(pick_device(device)), resolve_space(settings.classes, settings.source)
+        samples = eval_samples(settings.val, settings.classes, settings.source, student.in_channels)
+        save_predictions(student, samples, build_inference(settings.inference), space, folder, pick_device(device))
         scores = evaluate(left, settings.val, classes=settings.classes, inference=settings.inference, device=device)
         record = {"step": 0, "student": scores.to_dict(), "teacher": None}
         write_json(folder.scores, {"classes": scores.classes, "last": record})

@@ -18,11 +18,14 @@ from ssrseg.adapt.batch import View
 from ssrseg.data import LabelledImages
 from ssrseg.data.datasets import LabelledImage
 from ssrseg.data.images import as_rgb
+from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.transforms import resize_image
 from ssrseg.inference import Scores, evaluating
 from ssrseg.inference.metrics import confusion_matrix
 from ssrseg.inference.sliding_window import Infer, predict_ids
+from ssrseg.models.segmenter import Segmenter
 from ssrseg.runs.atomic import write_atomically, write_json
+from ssrseg.runs.folder import RunFolder
 from ssrseg.training.loop import Observer
 from ssrseg.training.setup import RunContext
 
@@ -47,43 +50,56 @@ class ViewPictures(Observer):
 
 
 class PredictedPictures(Observer):
-    """After the last step, save images, their labels and the student's prediction, to compare runs by them.
-
-    At most `COUNT` images, evenly spread. Beside them lies `images.json`: names and colours of the classes and, for
-    each image, how good the prediction is. Images are JPEG; ids are 8-bit PNG with the classes' colours as their
-    palette. The pictures are reduced; the figures are measured before that, at the resolution of the labels.
-    """
+    """After the last step, `save_predictions` of the student."""
 
     def __init__(self, context: RunContext, dataset: LabelledImages, infer: Infer) -> None:
         self._context, self._dataset, self._infer = context, dataset, infer
-        self._folder, self._space = context.folder, context.space
 
     def finished(self) -> None:
-        total = len(self._dataset)
-        shown = min(COUNT, total)
-        self._folder.predicted_pictures.mkdir(parents=True, exist_ok=True)
-        with evaluating(self._context.method.learner.student):
-            images = [self._write(number, self._dataset[number * total // shown]) for number in range(shown)]
-        record = {"classes": self._space.names, "colors": self._space.colors, "of": total, "images": images}
-        write_json(self._folder.predicted_index, record)
+        context = self._context
+        student, device = context.method.learner.student, context.fabric.device
+        save_predictions(student, self._dataset, self._infer, context.space, context.folder, device)
 
-    def _write(self, number: int, sample: LabelledImage) -> dict[str, Any]:
-        """Save three pictures; returns the image's entry in the record."""
-        # The folder that holds all images: below it, their names are the same wherever the data lie.
-        home = os.path.commonpath([pair.image.parent for pair in self._dataset.pairs])
+
+def save_predictions(
+    student: Segmenter,
+    dataset: LabelledImages,
+    infer: Infer,
+    space: LabelSpace,
+    folder: RunFolder,
+    device: torch.device | str,
+) -> None:
+    """Save images, their labels and the student's prediction in a run folder, to compare runs by them.
+
+    At most `COUNT` images, evenly spread. Beside them lies `images.json`: names and colours of the classes and, for
+    each image, how good the prediction is. Images are JPEG; ids are 8-bit PNG with the classes' colours as their
+    palette. The pictures are reduced; the figures are measured before that, at the resolution of the labels. The
+    student lies on `device`.
+    """
+    total = len(dataset)
+    shown = min(COUNT, total)
+    # The folder that holds all images: below it, their names are the same wherever the data lie.
+    home = os.path.commonpath([pair.image.parent for pair in dataset.pairs])
+    colors = palette(space.colors)
+
+    def write(number: int, sample: LabelledImage) -> dict[str, Any]:
+        """Save three pictures; return the image's entry in the record."""
         height, width = sample.labels.shape
-        student, device = self._context.method.learner.student, self._context.fabric.device
-        ids = predict_ids(student, sample.image.to(device), self._infer, (height, width)).cpu()
+        ids = predict_ids(student, sample.image.to(device), infer, (height, width)).cpu()
         size = reduced(width, height)
         picture = resize_image(as_rgb(sample.image), (width, height)).permute(1, 2, 0).numpy()
-        shown = Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)
-        path = self._folder.predicted_picture(number, "image.jpg")
-        write_atomically(path, lambda partial: shown.save(partial, format="JPEG", quality=90))
-        colors = palette(self._space.colors)
-        save_ids(sample.labels.numpy(), colors, size, self._folder.predicted_picture(number, "truth.png"))
-        save_ids(ids.numpy().astype(np.uint8), colors, size, self._folder.predicted_picture(number, "student.png"))
-        name, scores = sample.path.relative_to(home).as_posix(), image_scores(sample.labels, ids, self._space.names)
+        image = Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)
+        path = folder.predicted_picture(number, "image.jpg")
+        write_atomically(path, lambda partial: image.save(partial, format="JPEG", quality=90))
+        save_ids(sample.labels.numpy(), colors, size, folder.predicted_picture(number, "truth.png"))
+        save_ids(ids.numpy().astype(np.uint8), colors, size, folder.predicted_picture(number, "student.png"))
+        name, scores = sample.path.relative_to(home).as_posix(), image_scores(sample.labels, ids, space.names)
         return {"number": number, "name": name, **scores}
+
+    folder.predicted_pictures.mkdir(parents=True, exist_ok=True)
+    with evaluating(student):
+        images = [write(number, dataset[number * total // shown]) for number in range(shown)]
+    write_json(folder.predicted_index, {"classes": space.names, "colors": space.colors, "of": total, "images": images})
 
 
 def image_scores(labels: Tensor, ids: Tensor, classes: Sequence[str]) -> dict[str, Any]:
