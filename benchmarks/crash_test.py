@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from ssrseg.config import Settings, dump, merge, read_yaml, resolve
-from ssrseg.demo.dataset import CLASSES, write_dataset
+from ssrseg.demo.dataset import STREETS, write_dataset
 from ssrseg.runs.atomic import PARTIAL
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training import train
@@ -60,7 +60,7 @@ def crash_settings(data: Path, steps: int = 10) -> Settings:
     """MIC + SSR; no interval is a multiple of another."""
     bounded = {"resize": [128, 64]}
     tree = {
-        "classes": [{"name": name, "color": color} for name, color in CLASSES],
+        "classes": [{"name": name, "color": color} for name, color in STREETS.classes],
         "source": {"root": data / "game", **bounded},
         "target": {"root": data / "camera" / "train", **bounded},
         "val": {"root": data / "camera" / "val", **bounded},
@@ -254,7 +254,7 @@ def main() -> None:
     words.add_argument("--no-results", action="store_true", help="leave benchmarks/results as it is")
     given = words.parse_args()
     torch.set_num_threads(1)
-    write_dataset(given.out / "data", source=6, target=6, val=2)
+    write_dataset(given.out / "data", STREETS, (6, 6, 2))
     settings, whole = crash_settings(given.out / "data", given.steps), given.out / "whole"
     shutil.rmtree(whole, ignore_errors=True)
     began = time.monotonic()

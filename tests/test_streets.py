@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssrseg.demo.dataset import CLASSES, MARKER
+from ssrseg.demo.dataset import MARKER, STREETS
 from streets import lens
 from streets.anything import draw_anything
 from streets.canvas import FAR, Canvas, Scene
@@ -21,10 +21,10 @@ DOMAINS = {"game": GAME_DOMAIN, "camera": CAMERA_DOMAIN}
 
 
 def shares(domain: Domain, count: int = 60) -> np.ndarray:
-    counts = np.zeros(len(CLASSES))
+    counts = np.zeros(len(STREETS.classes))
     for seed in range(count):
         scene = draw_scene(domain.layout, SIZE, np.random.default_rng(seed))
-        counts += np.bincount(scene.classes.ravel(), minlength=len(CLASSES))
+        counts += np.bincount(scene.classes.ravel(), minlength=len(STREETS.classes))
     return counts / counts.sum()
 
 
@@ -49,7 +49,7 @@ def test_any_size_can_be_drawn(size: tuple[int, int]) -> None:
     for seed in range(4):
         image, classes = CAMERA_DOMAIN.sample(size, np.random.default_rng(seed))
         assert image.shape == (*size, 3)
-        assert classes.max() < len(CLASSES)
+        assert classes.max() < len(STREETS.classes)
 
 
 SHARES = {
@@ -69,7 +69,7 @@ SHARES = {
 
 @pytest.mark.parametrize("name", DOMAINS)
 def test_every_class_has_its_share(name: str) -> None:
-    found = dict(zip((title for title, _ in CLASSES), 100 * shares(DOMAINS[name], 200), strict=True))
+    found = dict(zip((title for title, _ in STREETS.classes), 100 * shares(DOMAINS[name], 200), strict=True))
     outside = {
         title: share for title, share in found.items() if not SHARES[name][title][0] < share < SHARES[name][title][1]
     }
@@ -98,7 +98,7 @@ def test_no_class_is_told_by_its_colour_alone() -> None:
     images, labels = zip(*(CAMERA_DOMAIN.sample(SIZE, np.random.default_rng(seed)) for seed in range(40)), strict=True)
     colours = np.stack(images).reshape(-1, 3) // 16 @ np.array([256, 16, 1])
     classes = np.stack(labels).ravel()
-    table = np.zeros((4096, len(CLASSES)), np.int64)
+    table = np.zeros((4096, len(STREETS.classes)), np.int64)
     np.add.at(table, (colours, classes), 1)
     correct = table[np.arange(4096), table.argmax(1)].sum() / len(classes)
     assert correct < 0.75, "a look-up of colours labels most pixels"
@@ -200,7 +200,7 @@ def test_dataset_has_the_promised_folders_and_no_target_labels(tmp_path: Path) -
     for kind, mode in (("images", "RGB"), ("labels", "L")):
         with Image.open(tmp_path / "d/game" / kind / "00000.png") as picture:
             assert (picture.mode, picture.size) == (mode, SIZE[::-1])
-            assert kind == "images" or np.asarray(picture).max() < len(CLASSES)
+            assert kind == "images" or np.asarray(picture).max() < len(STREETS.classes)
 
 
 def test_dataset_is_written_once_and_the_same_everywhere(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How well students are chosen without labels, on the drawn streets of `make demo`: `docs/selection.md` shows it.
+"""How well students are chosen without labels, on the demo's drawn streets: `docs/selection.md` shows it.
 
 Trains DAFormer with several seeds and many evaluations, then prints each criterion's choice against the true mIoU.
 """

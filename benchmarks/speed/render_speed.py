@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ssrseg.demo.dataset import VERSION
+from ssrseg.demo.dataset import STREETS
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
@@ -72,7 +72,7 @@ def main() -> None:
             "opencv": cv2.__version__,
         },
         "rounds": words.rounds,
-        "version": VERSION,
+        "version": STREETS.version,
         "sizes": {
             f"{height}x{width}": summary(timed(DOMAINS, (height, width), words.rounds, words.pictures * 128 // height))
             for height, width in sizes

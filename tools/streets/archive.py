@@ -3,7 +3,7 @@
 The game's pictures are WebP without loss; the camera's are the JPEG files that its lens ends with, so that decoding one
 gives what `CAMERA_DOMAIN.sample` returns.
 
-    PYTHONPATH=tools python -m streets.archive src/ssrseg/demo/pictures.zip
+    PYTHONPATH=tools python -m streets.archive src/ssrseg/demo/streets.zip
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ssrseg.demo.dataset import COUNTS
+from ssrseg.demo.dataset import STREETS
 from streets import lens
 from streets.dataset import CAMERA_DOMAIN, GAME_DOMAIN, Domain, Part
 from streets.lens import Bytes
@@ -28,7 +28,7 @@ SIZE = (128, 256)
 def write_archive(path: Path) -> None:
     """The same pictures as `write_dataset` of the same counts and seed 0 draws, in one uncompressed zip file."""
     camera = Domain(CAMERA_DOMAIN.layout, replace(CAMERA_LOOK, lens=lens.real_jpeg))
-    game, train, val = COUNTS.items()
+    game, train, val = STREETS.counts.items()
     parts = (
         (Part(game[0], GAME_DOMAIN, 0, game[1], labelled=True), ".webp"),
         (Part(train[0], camera, 1, train[1], labelled=False), ".jpg"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ssrseg.demo.dataset import VERSION, make_once
+from ssrseg.demo.dataset import STREETS, make_once
 from streets.lens import Bytes
 from streets.looks import CAMERA_LOOK, GAME_LOOK, Look, render
 from streets.scenes import CAMERA, GAME, Layout, draw_scene
@@ -96,5 +96,12 @@ def write_dataset(
                 if progress:
                     progress(done, source + target + val)
 
-    made_from = {"version": VERSION, "source": source, "target": target, "val": val, "size": list(size), "seed": seed}
+    made_from = {
+        "version": STREETS.version,
+        "source": source,
+        "target": target,
+        "val": val,
+        "size": list(size),
+        "seed": seed,
+    }
     make_once(root, made_from | ({"oracle": True} if oracle else {}), draw)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssrseg.demo.dataset import STREETS
 from streets.canvas import FAR, PARTS
 from streets.scenes import (
     BUILDING,
     CAR,
-    CLASSES,
     FENCE,
     PERSON,
     POLE,
@@ -126,10 +126,10 @@ class Palette:
 
 def palette(materials: Mapping[Key, Material], anchors: int = 12) -> Palette:
     """The arrays of a domain's materials."""
-    shape = len(CLASSES), PARTS
+    shape = len(STREETS.classes), PARTS
     colors, spread = np.zeros((3, *shape, anchors), np.float32), np.zeros(shape, np.float32)
     grain = np.zeros((4, *shape), np.float32)
-    for kind in range(len(CLASSES)):
+    for kind in range(len(STREETS.classes)):
         for part, common in _COMMON.items():
             material = materials.get((kind, part), common)
             if part == DARK and kind in (ROAD, SIDEWALK, VEGETATION):

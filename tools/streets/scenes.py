@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssrseg.demo.dataset import CLASSES
+from ssrseg.demo.dataset import STREETS
 from streets import shapes, street_furniture
 from streets.canvas import Canvas, Scene
 from streets.dice import Dice, Range
 from streets.projection import FACING_UP, View
 from streets.shapes import MARK, SECOND, Vehicle
 
-ROAD, SIDEWALK, BUILDING, FENCE, POLE, SIGN, VEGETATION, SKY, PERSON, RIDER, CAR, TRUCK = range(len(CLASSES))
+ROAD, SIDEWALK, BUILDING, FENCE, POLE, SIGN, VEGETATION, SKY, PERSON, RIDER, CAR, TRUCK = range(len(STREETS.classes))
 """The ids of the classes."""
 
 REACH, CELL = 40.0, 0.04

@@ -179,8 +179,13 @@ def presets() -> None:
     Console().print(table)
 
 
-def demo(out: Annotated[Path, typer.Option(help="where data, runs and report go")] = Path("runs/demo")) -> None:
-    """Train on an embedded two-domain set of drawn streets: source-only, DAFormer, DAFormer + SSR."""
+def demo(
+    out: Annotated[Path | None, typer.Option(help="where data, runs and report go; below `runs` when absent")] = None,
+    streets: Annotated[bool, typer.Option(help="drawn streets instead: DAFormer, DAFormer + SSR")] = False,
+) -> None:
+    """Adapt from bright to dim images of cell nuclei, embedded ones: source-only, target statistics, DACS, oracle."""
+    from ssrseg.demo.dataset import NUCLEI, STREETS
     from ssrseg.demo.demo import demo as show
 
-    show(out, console=Console())
+    out = out or Path("runs/demo-streets" if streets else "runs/demo")
+    show(out, STREETS if streets else NUCLEI, console=Console())

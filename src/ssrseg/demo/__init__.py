@@ -1,1 +1,1 @@
-"""The demo: two domains of drawn streets that need no download, and a small frozen encoder."""
+"""The demo: two embedded sets of two domains each, students of their sources, and a small frozen encoder."""

@@ -1,75 +1,104 @@
-"""The demo's two domains of drawn streets: a game with labels and a camera without, shipped as one archive."""
+"""The demo's pictures: two sets of two domains each, a source with labels and a target without, one archive per set."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from ssrseg.errors import UserError
 from ssrseg.runs.atomic import write_json
 
-CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
-    ("road", (128, 64, 128)),
-    ("sidewalk", (244, 35, 232)),
-    ("building", (70, 70, 70)),
-    ("fence", (190, 153, 153)),
-    ("pole", (153, 153, 153)),
-    ("traffic sign", (220, 220, 0)),
-    ("vegetation", (107, 142, 35)),
-    ("sky", (70, 130, 180)),
-    ("person", (220, 20, 60)),
-    ("rider", (255, 0, 0)),
-    ("car", (0, 0, 142)),
-    ("truck", (0, 0, 70)),
+
+@dataclass(frozen=True)
+class DemoSet:
+    """Two domains: `NAME.zip` beside this file holds the pictures, `NAME.safetensors` a student of the source."""
+
+    name: str
+    about: str
+    """What is seen, and which domain has labels."""
+    classes: tuple[tuple[str, tuple[int, int, int]], ...]
+    """Name and colour of each class, by id."""
+    counts: Mapping[str, int]
+    """Pictures of source, target and held-out target, by folder."""
+    version: int
+    """Counts changes of the pictures and of the student."""
+
+
+NUCLEI = DemoSet(
+    name="nuclei",
+    about="cell nuclei under the microscope: bright images with labels, dim ones without",
+    classes=(("background", (40, 44, 60)), ("nucleus", (255, 176, 59))),
+    counts={"bright": 40, "dim/train": 46, "dim/val": 12},
+    version=1,
 )
-"""Name and colour of each class, by id. Fences include walls, signs lights, trucks buses, and riders their bicycles."""
+"""Real images of 256x256 pixels; `ORIGIN.md` says whose. The labels of `dim/train` are for the oracle alone."""
 
-ARCHIVE = "pictures.zip"
-"""Beside this file: `tools/streets/archive.py` draws it."""
+STREETS = DemoSet(
+    name="streets",
+    about="drawn streets: a game with labels, a camera without",
+    # Fences include walls, signs lights, trucks buses, and riders their bicycles.
+    classes=(
+        ("road", (128, 64, 128)),
+        ("sidewalk", (244, 35, 232)),
+        ("building", (70, 70, 70)),
+        ("fence", (190, 153, 153)),
+        ("pole", (153, 153, 153)),
+        ("traffic sign", (220, 220, 0)),
+        ("vegetation", (107, 142, 35)),
+        ("sky", (70, 130, 180)),
+        ("person", (220, 20, 60)),
+        ("rider", (255, 0, 0)),
+        ("car", (0, 0, 142)),
+        ("truck", (0, 0, 70)),
+    ),
+    counts={"game": 200, "camera/train": 256, "camera/val": 40},
+    version=2,
+)
+"""Pictures of 128x256 pixels that `tools/streets/archive.py` draws; the target has no labels at all."""
 
-COUNTS = {"game": 200, "camera/train": 256, "camera/val": 40}
-"""Pictures of each part in the archive, all of 128x256 pixels."""
+STUDENT = "student.safetensors"
+"""Lies in a complete data set: a model trained on the labels of the source."""
 
 MARKER = "demo.json"
 """Lies in a complete data set and holds what it was made from."""
 
-VERSION = 2
-"""Counts changes of the pictures."""
 
-
-def write_dataset(root: Path, *, source: int = 200, target: int = 256, val: int = 40) -> None:
-    """Write `game/{images,labels}`, `camera/train/images` and `camera/val/{images,labels}` below `root`.
+def write_dataset(root: Path, pictures: DemoSet, counts: Sequence[int] | None = None) -> None:
+    """Write a set's pictures and its student below `root`: `{images,labels}` in a folder of each domain.
 
     All of it appears at once; a complete set of the same counts is left as it is.
 
     Args:
         root: the folder to make; its parent may be missing.
-        source: labelled game pictures, at most 200.
-        target: camera pictures without labels, at most 256.
-        val: labelled camera pictures to score with, at most 40.
+        pictures: which set.
+        counts: pictures of source, target and held-out target; all when absent.
 
     Raises:
         UserError: more pictures are asked for than there are, or `root` exists and is something else.
     """
-    counts = dict(zip(COUNTS, (source, target, val), strict=True))
-    for part, count in counts.items():
-        if count > COUNTS[part]:
+    wanted = dict(zip(pictures.counts, counts or pictures.counts.values(), strict=True))
+    for part, count in wanted.items():
+        if count > pictures.counts[part]:
             raise UserError(
-                f"{count} pictures of {part} are asked for and the package has {COUNTS[part]}: ask for fewer, "
-                "or draw more with tools/streets of the source repository."
+                f"{count} pictures of {part} are asked for and the package has {pictures.counts[part]}: ask for fewer."
             )
 
     def extract(folder: Path) -> None:
-        with resources.as_file(resources.files("ssrseg.demo") / ARCHIVE) as path, zipfile.ZipFile(path) as archive:
+        shipped = resources.files("ssrseg.demo")
+        with resources.as_file(shipped / f"{pictures.name}.zip") as path, zipfile.ZipFile(path) as archive:
             for name in map(PurePosixPath, archive.namelist()):
-                if int(name.stem) < counts[str(name.parent.parent)]:
+                if int(name.stem) < wanted[str(name.parent.parent)]:
                     archive.extract(str(name), folder)
+        with resources.as_file(shipped / f"{pictures.name}.safetensors") as path:
+            shutil.copyfile(path, folder / STUDENT)
 
-    make_once(root, {"version": VERSION, **counts}, extract)
+    make_once(root, {"version": pictures.version, **wanted}, extract)
 
 
 def make_once(root: Path, made_from: Mapping[str, object], write: Callable[[Path], None]) -> None:
