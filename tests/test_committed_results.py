@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -14,11 +13,11 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS / "accuracy"))
 
-import camvid_dusk  # noqa: E402
 import candidates  # noqa: E402
 import embedded  # noqa: E402
 import embedded_page  # noqa: E402
-from rows import is_finished, restore  # noqa: E402
+import real_page  # noqa: E402
+from rows import restore  # noqa: E402
 
 
 def test_the_embedded_page_is_that_of_its_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,11 +27,9 @@ def test_the_embedded_page_is_that_of_its_scores(tmp_path: Path, monkeypatch: py
     )
 
 
-def test_the_page_of_day_and_dusk_is_that_of_its_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = argparse.Namespace(data=Path("camvid"), out=tmp_path, weights=Path("weights"))
-    restore(camvid_dusk.RESULTS / "camvid-dusk.json", lambda name, seed: camvid_dusk.row(name, seed, places), tmp_path)
-    assert is_finished(tmp_path / "undoing-0")  # a recipe of stages
-    _pages_are_equal("camvid-dusk", lambda: camvid_dusk.write_results(tmp_path), camvid_dusk, tmp_path, monkeypatch)
+def test_the_page_of_real_images_is_that_of_its_scores() -> None:
+    scores = json.loads(real_page.RESULTS.with_suffix(".json").read_text())
+    assert real_page.RESULTS.with_suffix(".md").read_text() == real_page.page(scores)
 
 
 def test_the_page_of_candidates_is_that_of_its_scores() -> None:

@@ -14,6 +14,7 @@ from ssrseg.cli import app
 from ssrseg.config import compose, read_yaml, resolve
 from ssrseg.errors import UserError
 from ssrseg.planning import scaled
+from ssrseg.reporting import compare
 
 
 def quick(root: Path, *words: str, height: int = 96, width: int = 160) -> dict[str, Any]:
@@ -83,3 +84,5 @@ def test_the_quick_preset_trains_adapts_and_chooses(tmp_path: Path) -> None:
     assert "average of start and teacher" in done.output
     assert (tmp_path / "run" / "chosen" / "student-last.safetensors").exists()
     assert read_yaml(tmp_path / "run" / "adapted" / "config.yaml")["loader"]["crop"] == [64, 96]
+    names = [group.name for group in compare([tmp_path / "run"]).groups]
+    assert names == ["source-only", "DACS", "DACS, chosen without labels"]

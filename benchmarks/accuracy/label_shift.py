@@ -4,7 +4,7 @@
 
 Restartable: finished stages are kept, an interrupted one is resumed. `--shard i/n` takes every n-th recipe, so that
 several processes can share the work; the page is made from what is finished. Results go to
-`benchmarks/results/label-shift.*`. On real images, see `camvid_dusk.py`.
+`benchmarks/results/label-shift.*`.
 """
 
 from __future__ import annotations

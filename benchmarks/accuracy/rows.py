@@ -15,7 +15,6 @@ from ssrseg.data import resolve_space
 from ssrseg.runs.atomic import write_json
 from ssrseg.runs.folder import RecipeFolder, RunFolder
 from ssrseg.training import Extensions, finish
-from ssrseg.training.stages import planned
 
 Maker = Callable[[str, int], Settings]
 """(row, seed) -> its settings; the row `source` is the student that the others go on from."""
@@ -44,16 +43,11 @@ def restore(record: Path, make: Maker, out: Path) -> None:
     So a row can be added, or compared with, without training the others anew.
     """
     for name, last in json.loads(record.read_text(encoding="utf-8")).items():
-        run, _, stage = name.partition("/")
-        row, _, seed = run.rpartition("-")
+        row, _, seed = name.rpartition("-")
         folder = RunFolder(out / name)
         if folder.exists:
             continue
         settings = make(row, int(seed))
-        if stage:
-            (out / run).mkdir(parents=True, exist_ok=True)
-            RecipeFolder(out / run).config.write_text(dump(settings))
-            settings = next(of_it for each, of_it, _ in planned(settings, out / run) if each.name == stage)
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.config.write_text(dump(settings))
         scores = {"last": last, "best": last} if last["step"] else {"last": last}  # scored once, at the end

@@ -11,9 +11,19 @@ from typing import Any
 
 import yaml
 
-from ssrseg.config import affects_result, flatten, read_yaml, resolve
+from ssrseg.config import affects_result, flatten, merge, read_yaml, resolve
 from ssrseg.errors import UserError
-from ssrseg.runs.folder import ADJUSTED, CHOSEN, RECALIBRATED, REFINED, TRAINED, GroupFolder, RecipeFolder, RunFolder
+from ssrseg.runs.folder import (
+    ADJUSTED,
+    CHOSEN,
+    RECALIBRATED,
+    REFINED,
+    SOURCE,
+    TRAINED,
+    GroupFolder,
+    RecipeFolder,
+    RunFolder,
+)
 from ssrseg.runs.records import RunRecord, method_name, setting
 
 PLACES = re.compile(r"(source|target|val)\.(root|stems|labels_root)|.*\.weights|model\.pretrained")
@@ -116,12 +126,15 @@ def _method(run: RunRecord) -> str:
     if not folder.exists:
         return method_name(run.config)
     recipe = read_yaml(folder.config)
-    whole = method_name(recipe)
+    trainings = [each for each in recipe.get("stages") or () if each.get("does", "train") == "train"]
+    names = [method_name(tree) for tree in (recipe, *(merge(recipe, each.get("settings") or {}) for each in trainings))]
+    whole = next((name for name in reversed(names) if name != "source-only"), "source-only")
+    if stage == SOURCE and method_name(run.config) == "source-only":
+        return "source-only"
     if stage in CORRECTIONS and whole != "FADA":
         return whole + CORRECTIONS[stage]
     whole = "Undoing" if whole == "FADA" else whole  # what Undoing builds on FADA's alignment are the other stages
-    training = [each["name"] for each in recipe.get("stages") or () if each.get("does", "train") == "train"]
-    return whole if training and stage == training[-1] else f"{whole}: {stage}"
+    return whole if trainings and stage == trainings[-1]["name"] else f"{whole}: {stage}"
 
 
 def dataset_of(run: RunRecord, role: str) -> tuple[Any, ...] | None:

@@ -18,6 +18,8 @@ from ssrseg.runs.atomic import PARTIAL, read_json, write_json, write_text, writi
 
 TRAINED, PRIORS, ADJUSTED, REFINED = "trained", "priors", "adjusted", "refined"
 """Names of the stages of a prior correction: the training, the priors, and the corrected students."""
+SOURCE = "source"
+"""Name of the stage that makes the source-only student from which the others go on."""
 RECALIBRATED, CHOSEN = "recalibrated", "chosen"
 """Names of the stages that give the student the target's BatchNorm statistics, and that choose among models."""
 
