@@ -57,7 +57,7 @@ def test_the_first_row_is_the_student_as_shipped(tmp_path: Path) -> None:
     assert not all(torch.equal(value, adapted[name]) for name, value in shipped.items())
 
 
-@pytest.mark.parametrize(("pictures", "least"), [(NUCLEI, 0.88)], ids=lambda each: getattr(each, "name", ""))
+@pytest.mark.parametrize(("pictures", "least"), [(NUCLEI, 0.88), (STREETS, 0.38)], ids=SETS)
 def test_the_shipped_student_finds_every_class(tmp_path: Path, pictures: DemoSet, least: float) -> None:
     write_dataset(tmp_path / "d", pictures)
     *_, val = pictures.counts

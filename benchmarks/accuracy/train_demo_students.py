@@ -23,7 +23,7 @@ from ssrseg.demo.demo import METHODS, demo_settings
 from ssrseg.models import load, save_segmenter
 from ssrseg.training import finish
 
-STEPS = {NUCLEI.name: 1000, STREETS.name: 600}
+STEPS = {NUCLEI.name: 1000, STREETS.name: 1500}
 RARE = {"loader": {"rare_class": {"any_image": 0}}}
 """Streets have classes that a short training would not meet otherwise."""
 
