@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,17 @@ def test_crops_are_three_quarters_of_the_smallest_image(
 def test_what_a_number_depends_on_is_asked_for() -> None:
     with pytest.raises(UserError, match=r"optim\.warmup is auto, which depends on train\.steps"):
         scaled({"optim": {"warmup": "auto"}})
+
+
+def test_without_images_it_is_they_that_are_missing(tmp_path: Path) -> None:
+    for words, text in (
+        ([], "source: Field required"),
+        (["--source", str(tmp_path / "none")], "There is no folder .*none"),
+    ):
+        failed = CliRunner().invoke(app, ["train", "--preset", "quick", *words, "--out", str(tmp_path / "run")])
+        assert isinstance(failed.exception, UserError)
+        assert re.search(text, str(failed.exception))
+        assert "auto" not in str(failed.exception)
 
 
 def test_words_go_before_auto_in_every_stage(tmp_path: Path) -> None:

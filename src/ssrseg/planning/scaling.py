@@ -35,7 +35,8 @@ def scaled(tree: Mapping[str, Any]) -> dict[str, Any]:
     """
     whole = merge(dict(tree), {})
     if _get(whole, "loader.crop") == "auto":
-        whole = merge(whole, {"loader": {"crop": crop_of(whole)}})
+        crop = crop_of(whole) if whole.get("source") else [512, 512]  # `resolve` will say that there is no source
+        whole = merge(whole, {"loader": {"crop": crop}})
     base = {key: value for key, value in whole.items() if key != "stages"}
     if "stages" in whole:
         whole["stages"] = [
