@@ -86,6 +86,7 @@ def test_a_run_leaves_what_the_readme_says(tmp_path: Path) -> None:
         "scores.json",
         "pictures",
         "student-last.safetensors",
+        "teacher-last.safetensors",
         "student-best.safetensors",
         *(f"student-best-by-{name}.safetensors" for name in ("im", "snd", "agreement", "confidence")),
         "checkpoints",
