@@ -89,6 +89,15 @@ def test_a_network_of_one_size_sees_larger_images_in_windows(coat: Segmenter) ->
         assert coat(image[..., :40, :50]).shape == (1, 4, 40, 50)
 
 
+@pytest.mark.parametrize("name", ["efficientformer_l1", "mvitv2_tiny"])
+def test_a_network_of_a_fixed_size_names_the_crop_that_it_takes(name: str) -> None:
+    backbone = build_backbone(f"timm:{name}", size=(256, 256))
+    with pytest.raises(UserError, match=r"loader\.crop=\[224, 224\] or smaller"):
+        backbone(torch.rand(1, 3, 256, 256))
+    with torch.no_grad():
+        assert len(backbone.eval()(torch.rand(1, 3, 224, 224))) == 4
+
+
 def test_a_saved_network_of_one_size_is_built_as_it_was(coat: Segmenter, tmp_path: Path) -> None:
     save_segmenter(coat, tmp_path / "coat.safetensors")
     again = load_segmenter(tmp_path / "coat.safetensors")

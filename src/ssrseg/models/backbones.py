@@ -105,9 +105,11 @@ class Backbone(nn.Module):
         height, width = images.shape[-2:]
         multiple, largest = self.sizes.multiple, self.sizes.largest
         if largest is not None and not fits((height, width), largest):
+            fixed = f"train it with loader.crop=[{largest[0]}, {largest[1]}] or smaller, as it has this size alone."
             raise UserError(
                 f"This backbone takes images of up to {largest[0]}x{largest[1]} pixels, found {height}x{width}: "
-                "give it windows of the image (inference.mode=slide), or train it with a larger loader.crop."
+                "give it windows of the image (inference.mode=slide), or "
+                + ("train it with a larger loader.crop." if self.sizes.built else fixed)
             )
         if multiple == (1, 1):
             return self._levels(images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -82,7 +82,10 @@ def options_for(name: str, size: Size | None) -> tuple[Mapping[str, Any], ImageS
                     raise
                 reason = reason or error
                 continue
+        table = any(weight.endswith("rel_pos_h") for weight, _ in pyramid.named_parameters())
         for image, sizes in candidates:
+            if table:  # MViTv2's positions are looked up in one of its published size, which needs data to fail
+                sizes = replace(sizes, largest=_published(name))
             try:
                 with torch.no_grad():
                     pyramid(torch.empty(1, 3, *image, device="meta"))
@@ -103,9 +106,13 @@ def _ways(name: str, size: Size | None) -> Iterator[tuple[dict[str, Any], list[t
         side = max(height, width)
         for built in dict.fromkeys([(height, width), (side, side)]):
             yield {"img_size": built}, _at(built, built)
+    yield {}, _at(_published(name), None)
+
+
+def _published(name: str) -> Size:
     config: Any = timm.get_pretrained_cfg(name)
-    published = config.input_size[-2:] if config else (224, 224)
-    yield {}, _at(published, None)
+    height, width = config.input_size[-2:] if config else (224, 224)
+    return height, width
 
 
 def _at(size: Size, built: Size | None) -> list[tuple[Size, ImageSizes]]:
