@@ -255,6 +255,7 @@ def test_the_place_is_said_outside_of_the_terms_too(
 
 def predict_with_little_memory(words: list[str], said: Path) -> None:
     """Predict with 256 MiB more than this process has by now."""
+    torch.set_num_threads(1)  # OpenMP ends the process where it cannot start one
     resource.setrlimit(resource.RLIMIT_AS, (2**28 + in_use(), resource.RLIM_INFINITY))
     sys.stderr = said.open("w", encoding="utf-8")
     sys.argv = ["ssrseg", "predict", "model.safetensors", "large/images", "--out", "out", *words]
