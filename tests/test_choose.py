@@ -13,12 +13,14 @@ from typer.testing import CliRunner
 from factories import CLASSES, small_segmenter, tiny_segmenter, write_pairs
 from ssrseg import choose
 from ssrseg.cli import app
+from ssrseg.config.settings import ChooseStage, DeployConfig
 from ssrseg.errors import UserError
 from ssrseg.inference.choose import average, consistency
 from ssrseg.inference.sliding_window import whole
 from ssrseg.models.segmenter import Segmenter, load_segmenter, save_segmenter
 from ssrseg.reporting import compare
 from ssrseg.training import train
+from ssrseg.training.stages import corrected, deployed, planned
 from test_pipeline import small
 
 
@@ -164,6 +166,16 @@ def test_without_a_start_student_and_teacher_are(tmp_path: Path) -> None:
     train(settings, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "chosen" / "choice.json").read_text())
     assert {row["name"] for row in record["candidates"]} == {"student", "teacher"}
+
+
+@pytest.mark.parametrize(("how", "made"), [("ia", "adjusted"), ("cr", "refined")])
+def test_a_correction_is_not_lost_by_choosing(how: str, made: str, tmp_path: Path) -> None:
+    settings = small("daformer", tmp_path, loader={"rare_class": None}, model={"start": "start.safetensors"})
+    settings = settings.model_copy(update={"deploy": DeployConfig(statistics="auto")})
+    stage = planned(deployed(corrected(settings, how)), tmp_path / "out")[-1][0]
+    assert isinstance(stage, ChooseStage)
+    assert stage.models == {"student": str(tmp_path / "out" / made / "student-last.safetensors")}
+    assert stage.start is None
 
 
 def test_the_word(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ssrseg.config.settings import AdjustStage, ChooseStage, PriorsStage, Recali
 from ssrseg.data import eval_samples, resolve_space
 from ssrseg.errors import UserError
 from ssrseg.inference import Predictor, build_inference, choice_table, choose, evaluate, recalibrate
+from ssrseg.inference.choose import STATISTICS
 from ssrseg.inference.engines import pick_device
 from ssrseg.label_shift import adjust, estimate_priors, label_target, labelled_by
 from ssrseg.models.classes import check_classes
@@ -57,7 +58,8 @@ def corrected(settings: Settings, how: str) -> Settings:
     return settings.model_copy(update={"stages": (TrainStage(name=TRAINED), *CORRECTIONS[how])})
 
 
-KEEP = {"blend": 0.5, "target": 0.0}
+KEEP = {name: keep for name, keep in STATISTICS.items() if keep < 1}
+"""The share of its own statistics that a student keeps, by `deploy.statistics`, where it gets others."""
 
 
 def deployed(settings: Settings) -> Settings:
@@ -218,7 +220,7 @@ def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, 
                     raise UserError(f"Stage {stage.name!r} needs a {kind} file, and no stage before it leaves one.")
                 files[kind] = file
         if isinstance(stage, ChooseStage):
-            stage = _with_models(stage, left, plan)
+            stage = _with_models(stage, left, plan, latest.get("model", ""))
         plan.append((stage.model_copy(update=files), resolved, place))
         if stage.does == "label":
             left[stage.name] = yaml.safe_load(_labelled(resolved, place).model_dump_json())
@@ -229,9 +231,9 @@ def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, 
 
 
 def _with_models(
-    stage: ChooseStage, left: Mapping[str, Any], plan: Sequence[tuple[RecipeStage, Settings, Path]]
+    stage: ChooseStage, left: Mapping[str, Any], plan: Sequence[tuple[RecipeStage, Settings, Path]], latest: str
 ) -> ChooseStage:
-    """Fill in the models that a stage chooses among: its own, or those of the last training before it."""
+    """Fill in the models that a stage chooses among: its own, those of the last training, or the latest corrected."""
     if stage.models:
         return stage.model_copy(
             update={key: _filled(getattr(stage, key), left, stage.name) for key in ("models", "start")}
@@ -240,9 +242,9 @@ def _with_models(
     if not trainings:
         raise UserError(f"Stage {stage.name!r} has nothing to choose from: no stage before it trains.")
     settings, student = trainings[-1]
-    start = _filled(stage.start, left, stage.name) or settings.model.start
-    models = {"student": str(student)}
-    if settings.method.teacher is not None:
+    models, start = {"student": latest}, None
+    if latest == str(student) and settings.method.teacher is not None:  # else it is corrected: that must not be lost
+        start = _filled(stage.start, left, stage.name) or settings.model.start
         teacher = {"teacher": str(RunFolder(student.parent).teacher_last)}
         models = teacher if start else teacher | models
     return stage.model_copy(update={"models": models, "start": start and str(start)})
