@@ -123,6 +123,11 @@ def test_reports_need_no_torch() -> None:
 
 def test_importing_the_package_is_light() -> None:
     fresh("import sys, ssrseg; assert not {'torch', 'timm', 'rich', 'matplotlib'} & sys.modules.keys()")
+    fresh(
+        "import sys; from typer.testing import CliRunner; from ssrseg.cli import app;"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0;"
+        "assert not {'torch', 'pydantic', 'yaml', 'rich.markdown'} & sys.modules.keys()"
+    )
 
 
 def fresh(program: str, *words: str) -> str:

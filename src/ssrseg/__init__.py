@@ -5,10 +5,11 @@ Every word of the command line is a function here, with the same names. Nothing 
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from ssrseg.config import Settings as Settings, presets as presets, resolve as resolve
     from ssrseg.data.checks.report import check_data as check_data
     from ssrseg.data.pack import pack as pack
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
         train_seeds as train_seeds,
     )
 
-__version__ = metadata.version("ssrseg")
-
 _NAMES = {
     "config": ("Settings", "presets", "resolve"),
     "data.checks.report": ("check_data",),
@@ -56,6 +55,10 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("ssrseg")
     if name not in _WHERE:
         raise AttributeError(f"module 'ssrseg' has no attribute {name!r}")
     return getattr(import_module(_WHERE[name]), name)

@@ -19,6 +19,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # what draws frames around the help takes longer than all else of it
+    context_settings={"max_content_width": 120},
     help="Train a segmentation model on one labelled domain for another, unlabelled one.",
 )
 for command in (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssrseg import config as settings_of
+if TYPE_CHECKING:
+    from ssrseg.config import InferenceConfig, Settings
 
 Words = Annotated[list[str] | None, typer.Argument(help="settings as key.path=value", metavar="[KEY.PATH=VALUE]...")]
 Preset = Annotated[str | None, typer.Option(help="a published recipe; `ssrseg presets` lists them")]
@@ -23,8 +24,10 @@ Runner = Annotated[str, typer.Option("--engine", help="auto, torch, compiled, op
 Device = Annotated[str, typer.Option(help="auto, or a device of torch's: cpu, cuda, cuda:1, mps")]
 
 
-def settings_from(words: Words, preset: Preset, config: Config, **roots: Path | None) -> settings_of.Settings:
+def settings_from(words: Words, preset: Preset, config: Config, **roots: Path | None) -> Settings:
     """Resolve the settings of a run from what the command line says."""
+    from ssrseg import config as settings_of
+
     own = {name: {"root": str(root)} for name, root in roots.items() if root is not None}
     tree = settings_of.compose(preset, config, own, words or [])
     if "auto" in settings_of.flatten(tree).values() or "stages" in tree:
@@ -34,7 +37,9 @@ def settings_from(words: Words, preset: Preset, config: Config, **roots: Path | 
     return settings_of.resolve(tree)
 
 
-def inference_from(tree: dict[str, Any], mode: str | None) -> settings_of.InferenceConfig:
+def inference_from(tree: dict[str, Any], mode: str | None) -> InferenceConfig:
     """Resolve the settings of inference; `mode` is short for `inference.mode`."""
+    from ssrseg import config as settings_of
+
     chosen = tree if mode is None or not isinstance(tree, dict) else settings_of.merge(tree, {"mode": mode})
     return settings_of.resolve_group(settings_of.InferenceConfig, chosen, "inference settings")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from ssrseg import config as settings_of
 from ssrseg.cli.options import (
     Config,
     Correction,
@@ -25,7 +24,9 @@ from ssrseg.cli.options import (
 )
 from ssrseg.errors import OutOfMemory, UserError
 from ssrseg.runs.atomic import write_json
-from ssrseg.runs.folder import GroupFolder, RecipeFolder, RunFolder
+
+if TYPE_CHECKING:
+    from ssrseg.config import Settings
 
 
 def train(
@@ -45,6 +46,7 @@ def train(
     prior_correction: Correction = None,
 ) -> None:
     """Train, and leave a run folder with the model, its scores, curves and pictures."""
+    from ssrseg.runs.folder import GroupFolder, RunFolder
     from ssrseg.training.stages import corrected
     from ssrseg.training.train import train as run
 
@@ -78,13 +80,15 @@ def train(
         typer.echo(f"{finished.folder}")
 
 
-def resumed(out: Path, words: list[str]) -> settings_of.Settings | None:
+def resumed(out: Path, words: list[str]) -> Settings | None:
     """Read the settings of what is to go on, changed by words; none without, or where nothing has begun."""
+    from ssrseg.runs.folder import GroupFolder, RecipeFolder, RunFolder
+
     begun = [kind(out).config for kind in (GroupFolder, RecipeFolder, RunFolder) if kind(out).exists]
     return settings_from(words, None, begun[0]) if words and begun else None
 
 
-def _train_group(settings: settings_of.Settings | None, out: Path, seeds: str | None, resume: bool) -> None:
+def _train_group(settings: Settings | None, out: Path, seeds: str | None, resume: bool) -> None:
     """Train a group; a failed seed is exit code 1, and the others are trained nevertheless."""
     from ssrseg.reporting import compare_records, members, overview, print_table, read_run
     from ssrseg.training import train_seeds
@@ -173,6 +177,8 @@ def plan(
 
 def presets() -> None:
     """List the published recipes."""
+    from ssrseg import config as settings_of
+
     table = Table("preset", "what it is", box=None)
     for name, summary in settings_of.presets().items():
         table.add_row(name, summary)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ssrseg import config as settings_of
 from ssrseg.cli.options import (
     Device,
     File,
@@ -36,7 +35,7 @@ def evaluate(
 
     Settings are those of the data, e.g. spec=camvid, and as in training classes=[...] and inference.flip=true.
     """
-    from ssrseg import inference as use
+    from ssrseg import config as settings_of, inference as use
 
     tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
     classes, inference = tree.pop("classes", None), inference_from(tree.pop("inference", {}), mode)
@@ -62,7 +61,7 @@ def predict(
 
     Settings are those of inference, e.g. inference.flip=true, 'inference.scales=[0.75, 1]', inference.window=...
     """
-    from ssrseg import inference as use
+    from ssrseg import config as settings_of, inference as use
 
     tree = settings_of.assignments(words or [])
     inference = inference_from(tree.pop("inference", {}), mode)
@@ -92,7 +91,7 @@ def recalibrate(
 
     Settings are those of the data, e.g. spec=camvid.
     """
-    from ssrseg import inference as use
+    from ssrseg import config as settings_of, inference as use
 
     tree = settings_of.merge({"root": str(target)}, settings_of.assignments(words or []))
     data = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
@@ -113,7 +112,7 @@ def choose(
 
     Settings among the models are those of the data, e.g. spec=camvid.
     """
-    from ssrseg import inference as use
+    from ssrseg import config as settings_of, inference as use
 
     files, words = [name for name in models if "=" not in name], [name for name in models if "=" in name]
     tree = settings_of.merge({"root": str(target)}, settings_of.assignments(words))
@@ -132,6 +131,7 @@ def pack(
     images_only: Annotated[bool, typer.Option("--images-only", help="no labels, as for a target")] = False,
 ) -> None:
     """Pack a data set into one .zip file, for clusters and object storage; e.g. spec=gta5 'resize=[1280, 720]'."""
+    from ssrseg import config as settings_of
     from ssrseg.data.pack import pack as write
 
     tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
