@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         train as train,
         train_seeds as train_seeds,
     )
+    from ssrseg.training.env import env as env
 
 _NAMES = {
     "config": ("Settings", "presets", "resolve"),
@@ -46,6 +47,7 @@ _NAMES = {
     "planning.plan": ("plan",),
     "reporting": ("compare", "model_card", "report"),
     "training": ("Extensions", "Observer", "train", "train_seeds"),
+    "training.env": ("env",),
 }
 _WHERE = {name: f"ssrseg.{module}" for module, names in _NAMES.items() for name in names}
 

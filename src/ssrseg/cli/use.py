@@ -204,6 +204,13 @@ def card(
     _write_or_print(model_card(run, license=license), out)
 
 
+def env(run: Annotated[Path | None, typer.Argument(help="a run folder, whose settings are added")] = None) -> None:
+    """Describe this machine, and the settings of a run, as a report of a problem needs it."""
+    from ssrseg.training.env import env as described
+
+    typer.echo(described(run), nl=False)
+
+
 def _write_or_print(text: str, out: Path | None) -> None:
     if out is None:
         typer.echo(text, nl=not text.endswith("\n"))
