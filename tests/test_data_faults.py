@@ -724,6 +724,17 @@ def an_id_map_maps_nothing_that_occurs(at: At) -> Settled:
     return {"source": {"id_map": {200: 0}}}
 
 
+@faults(kinds="source: name of no class", says="names 'lorry', which no class takes", together=False)
+def a_shape_has_a_name_of_no_class(at: At) -> Settled:
+    for place in at.label.parent.glob("*.png"):
+        names = [*CLASSES, "lorry"] if place == at.label else CLASSES
+        rows = {name: 12 * row for row, name in enumerate(names)}
+        shapes = [{"label": name, "points": [[0, y], [63, y], [63, y + 11], [0, y + 11]]} for name, y in rows.items()]
+        content = {"shapes": shapes, "imageWidth": 64, "imageHeight": 64}
+        place.with_suffix(".json").write_text(json.dumps(content))
+    return {"source": {"labels": "labels/*.json"}}
+
+
 @faults(raises=True, says="The class 'road' is listed twice", together=False)
 def a_class_is_listed_twice(at: At) -> Settled:
     return {"classes": ["road", "car", "road", "tree"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Tag, model_validator
 
@@ -53,6 +53,9 @@ Bound = Annotated[
 """(width, height) that bounds an image, or that it is stretched to."""
 
 
+Channel = Literal["red", "green", "blue", "alpha"]
+
+
 class DataConfig(Strict):
     """Images, with labels or without."""
 
@@ -66,11 +69,14 @@ class DataConfig(Strict):
     images: str | None = None
     """Glob below `root`; replaces the spec's."""
     labels: str | None = None
-    """Glob below `root`. An image's label is the file for which the wildcards match the same text."""
+    """Glob below `root`. An image's label is the file for which the wildcards match the same text. `{class}` stands for
+    the class of a mask, where each has a file of its own."""
     stems: UserPath | None = None
     """Text file with one image stem per line: only these are used."""
     id_map: dict[int, int] | None = None
     """Raw label value -> class id; values that are not listed become ignore."""
+    channel: Channel | None = None
+    """Of coloured label files, the one that holds the values, as CARLA's red."""
     labels_root: UserPath | None = None
     """Where `labels` lie when it is not below `root`."""
     resize: Bound | None = None

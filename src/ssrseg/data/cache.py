@@ -89,7 +89,7 @@ class ScaledFiles:
         return _key(path, stamp(path), self.bound, self.scale_jpeg, self.bands)
 
     def _decoded_pair(self, pair: Pair, code: LabelCode, change: Change | None = None) -> tuple[ScaledImage, Tensor]:
-        (image, (width, height)), labels = self._decoded(pair.image, change), read_labels(pair.label, code)
+        (image, (width, height)), labels = self._decoded(pair.image, change), read_labels(pair.label, code, pair.image)
         if labels.shape != (height, width):
             found = f"{labels.shape[1]}x{labels.shape[0]}"
             raise UserError(f"{pair.image} is {width}x{height}, its label {pair.label} is {found}.")

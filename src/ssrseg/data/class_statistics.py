@@ -84,7 +84,7 @@ def _count(pairs: Sequence[Pair], code: LabelCode, num_classes: int) -> Tensor:
     def count(pair: Pair) -> Tensor:
         if (values := values_of(pair.label)) is not None:
             return torch.zeros(256, dtype=torch.int64).index_add(0, code.table.long(), values)[:num_classes]
-        return torch.bincount(read_labels(pair.label, code).flatten(), minlength=256)[:num_classes]
+        return torch.bincount(read_labels(pair.label, code, pair.image).flatten(), minlength=256)[:num_classes]
 
     with ThreadPoolExecutor(4) as pool:
         counted, console, quiet = pool.map(count, pairs), Console(stderr=True), not sys.stderr.isatty()

@@ -46,7 +46,7 @@ class LabelledImages(Dataset[LabelledImage]):
     def __getitem__(self, index: int) -> LabelledImage:
         pair = self.pairs[index]
         image = self._files.image(pair.image).whole()
-        return LabelledImage(image, read_labels(pair.label, self._code), pair.image)
+        return LabelledImage(image, read_labels(pair.label, self._code, pair.image), pair.image)
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,19 @@ def read_pixels(path: Path, bound: Bound | None = None, bands: int = 3) -> tuple
     return pixels, size or (pixels.shape[1], pixels.shape[0])
 
 
+def shown_size(path: Path) -> tuple[int, int]:
+    """Read the (width, height) of an image as the camera held it; raises `UserError` for what is none."""
+    if path.suffix.lower() in (".npy", ".tif", ".tiff") and (bands := bands_beyond_pillow(path)) is not None:
+        return bands[:2]
+    encoded = read_bytes(path)
+    try:
+        with Image.open(io.BytesIO(encoded)) as file:
+            width, height = file.size
+            return (height, width) if orientation_of(file, encoded[-TAIL:]) >= 5 else (width, height)
+    except BROKEN as error:
+        raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
+
+
 def decode(file: Image.Image, encoded: bytes) -> npt.NDArray[Any]:
     """Decode a file as it is stored: neither turned nor converted; of a palette, the indices; 16 bits as such.
 

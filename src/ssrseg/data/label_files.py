@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,40 +14,49 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ssrseg.data.images import BROKEN, decode
+from ssrseg.config.data import Channel
+from ssrseg.data.annotations import read_annotation
+from ssrseg.data.images import BROKEN, decode, shown_size
 from ssrseg.data.label_mapping import LabelCode, map_ids
 from ssrseg.data.label_spaces import IGNORE, TABLES, Color
+from ssrseg.data.shapes import Points, Size, draw
 from ssrseg.data.storage import read_bytes
 from ssrseg.errors import UserError, first_line
 
 Pixels = npt.NDArray[np.integer]
 MODES = ("L", "LA", "P", "I", "I;16", "1", "RGB", "RGBA")
-Points = list[tuple[float, float]]
+CHANNELS = get_args(Channel)
+"""In the order of a file."""
 LEVEL3: dict[str, int] = TABLES["idd_polygons"]
 """Name of a polygon -> id of `idd26`, the third level of the data set's hierarchy (AutoNUE/public-code)."""
 
 
-def read_labels(path: Path, code: LabelCode) -> Tensor:
+def read_labels(path: Path, code: LabelCode, image: Path | None = None) -> Tensor:
     """Read a label map as class ids (H, W), uint8.
 
     Args:
         path: one channel of raw values, a palette image (its indices count, not its colours), an image of three
             channels that holds the colours of classes or three times the values, a 16-bit image of three channels
-            with the values in the red one (SYNTHIA), or polygons in JSON (IDD).
-        code: of its data set. Black that is no class is ignored.
+            with the values in the red one (SYNTHIA), polygons in JSON (IDD), or shapes with names, as
+            `read_annotation` reads them.
+        code: of its data set. Black that is no class is ignored, and so are shapes of no class.
+        image: whose label it is: its size is the label's where the label does not say one (YOLO, Label Studio).
 
     Raises:
         UserError: the file is missing, truncated, no label map, or holds a colour that is no class.
     """
-    pixels = _read(path)
+    if code.names is not None:
+        annotation = read_annotation(path, code.names)
+        return torch.from_numpy(draw(annotation, code.names, annotation.size or _size_of(image), path))
+    pixels = _read(path, code.channel)
     if pixels.ndim == 3 and code.colors is not None:
         return _ids_of_colors(pixels, code.colors, path)
     return map_ids(_values(pixels, path), code.table)
 
 
-def read_raw_labels(path: Path) -> Tensor:
+def read_raw_labels(path: Path, channel: Channel | None = None) -> Tensor:
     """Read the raw values of a label file (H, W), uint8; raises `UserError` for colours and as `read_labels`."""
-    return _values(_read(path), path)
+    return _values(_read(path, channel), path)
 
 
 def is_colored(path: Path) -> bool:
@@ -54,7 +64,13 @@ def is_colored(path: Path) -> bool:
     return _read(path).ndim == 3
 
 
-def _read(path: Path) -> Pixels:
+def _size_of(image: Path | None) -> Size:
+    if image is None:
+        raise ValueError("this label does not say its size: hand over the image")
+    return shown_size(image)
+
+
+def _read(path: Path, channel: Channel | None = None) -> Pixels:
     """Values (H, W), or RGB bytes (H, W, 3)."""
     encoded = read_bytes(path)
     if encoded.lstrip()[:1] == b"{":
@@ -73,6 +89,10 @@ def _read(path: Path) -> Pixels:
         raise UserError(f"{path} cannot be read as a label map: {first_line(error)}") from error
     if pixels.ndim == 2:
         return pixels
+    if channel is not None:
+        if (number := CHANNELS.index(channel)) >= pixels.shape[2]:
+            raise UserError(f"{path} has {pixels.shape[2]} channels, and none is {channel}: choose another `channel`.")
+        return pixels[..., number]
     if pixels.dtype == np.uint8:
         if encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[24:26] in (b"\x10\x02", b"\x10\x06"):
             # Of 16 bits and three channels, of which Pillow keeps 8 bits, and not those of the label.

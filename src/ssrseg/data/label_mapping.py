@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import torch
 from torch import Tensor
 
 from ssrseg.config import ClassConfig, DataConfig
+from ssrseg.config.data import Channel
+from ssrseg.data.annotations import colors_by_name, names_in_order
 from ssrseg.data.label_spaces import IGNORE, MAPPINGS, SPACES, VALUES, Color, LabelSpace
-from ssrseg.data.layouts import spec_of
+from ssrseg.data.layouts import find_names, is_named, spec_of
+from ssrseg.data.shapes import BACKGROUND, REST, id_of
 from ssrseg.errors import UserError
 
-REST = "*"
-"""In `of`: all classes of the data set that no other class takes."""
 Classes = str | Sequence[ClassConfig]
 """A label space by its name in `SPACES`, or the classes themselves."""
 
@@ -29,10 +30,15 @@ class LabelCode:
     """Raw value -> class id, (256,) uint8."""
     colors: Mapping[Color, int] | None = None
     """RGB -> class id, for files that hold colours; absent where the colours are not known."""
+    names: Mapping[str, int] | None = None
+    """Name in small letters -> class id, for shapes with names; see `names_of`."""
+    channel: Channel | None = None
+    """Of files of three channels, the one that holds the raw value."""
 
     def digest(self) -> str:
         """Return a text that is equal for equal codes."""
-        return f"{self.table.tolist()} {sorted((self.colors or {}).items())}"
+        more = f" {sorted(self.names.items())}" if self.names else f" {self.channel}" if self.channel else ""
+        return f"{self.table.tolist()} {sorted((self.colors or {}).items())}{more}"
 
 
 def lookup_table(id_map: Mapping[int, int], num_classes: int = IGNORE) -> Tensor:
@@ -89,6 +95,24 @@ def space_of(classes: Classes) -> tuple[LabelSpace, dict[int, int] | None]:
     return space, id_map
 
 
+def names_of(classes: Classes) -> dict[str, int]:
+    """Map the names of shapes, in small letters, to class ids: by what each class is made `of`, else by its own name.
+
+    `*` takes all names that no class takes, and what no shape covers is `background`. Of two classes without further
+    word (`binary`), all shapes are the second. Raises `UserError` for a name that two classes take.
+    """
+    if isinstance(classes, str):
+        own = {name.casefold(): i for i, name in enumerate(space_of(classes)[0].names)}
+        return own | {REST: own["foreground"]} if classes == "binary" else own
+    taken: dict[str, int] = {}
+    for i, entry in enumerate(classes):
+        for name in (entry.name,) if entry.of is None else entry.of:
+            if taken.setdefault(name.casefold(), i) != i:
+                other = classes[taken[name.casefold()]].name
+                raise UserError(f"The name {name!r} of labels is taken by {other!r} and by {entry.name!r}.")
+    return taken
+
+
 def _color(index: int, count: int) -> Color:
     """Return one of `count` evenly spread hues."""
     red, green, blue = colorsys.hsv_to_rgb(index / count, 0.65, 0.85)
@@ -124,7 +148,11 @@ def code_for(data: DataConfig, classes: Classes | None, source: DataConfig | Non
     Raises:
         UserError: the layout has other classes than the run, and nothing says how they become the run's.
     """
-    source = source or data
+    code = _code_for(data, classes, source or data)
+    return replace(code, channel=data.channel or spec_of(data).channel)
+
+
+def _code_for(data: DataConfig, classes: Classes | None, source: DataConfig) -> LabelCode:
     spec, space = spec_of(data), resolve_space(classes, source)
     own = () if classes is None or isinstance(classes, str) else classes
     ids = space_of(own)[1] if own else None
@@ -132,7 +160,9 @@ def code_for(data: DataConfig, classes: Classes | None, source: DataConfig | Non
         values = data.id_map or (VALUES.get(classes) if isinstance(classes, str) else ids)
         known = all(entry.color is not None for entry in own) and len(set(space.colors)) == space.num_classes
         colors = {color: i for i, color in enumerate(space.colors)} if known else None
-        return LabelCode(lookup_table(values or {i: i for i in range(space.num_classes)}, space.num_classes), colors)
+        table = lookup_table(values or {i: i for i in range(space.num_classes)}, space.num_classes)
+        assert classes is not None  # nothing else gave a label space
+        return _by_name(LabelCode(table, colors), data, classes)
     if data.id_map is not None:
         return LabelCode(lookup_table(data.id_map, space.num_classes))
     if ids is not None and all(entry.of is None for entry in own):
@@ -155,6 +185,30 @@ def code_for(data: DataConfig, classes: Classes | None, source: DataConfig | Non
     raw = spec.ids or {i: i for i in range(published.num_classes)}
     colors = {color: int(table[i]) for i, color in enumerate(published.colors)}
     return LabelCode(map_ids(lookup_table(raw), table), colors if spec.colored else None)
+
+
+def _by_name(code: LabelCode, data: DataConfig, classes: Classes) -> LabelCode:
+    """Add what names mean where labels have names, and colours or numbers of names where a file says them."""
+    place, names = find_names(data), names_of(classes)
+    if is_named(data) and not spec_of(data).names:
+        return replace(code, names=names)
+    if is_named(data):  # by numbers
+        if place is not None:
+            ids = {i: id_of(name, names) for i, name in enumerate(names_in_order(place))}
+        elif isinstance(classes, str) or all(entry.ids is None for entry in classes):
+            known = ", ".join(spec_of(data).names)
+            raise UserError(
+                f"The labels of {data.root} are numbers, and no file says their names (looked for {known}): give every "
+                "class its number, as in 'classes=[{name: background, ids: []}, {name: leaf, ids: [0]}]'."
+            )
+        else:
+            ids = dict(enumerate(code.table.tolist()))
+        numbers = {str(number): taken for number, taken in ids.items() if taken is not None and taken != IGNORE}
+        return replace(code, names=numbers | {name: names[name] for name in (BACKGROUND, REST) if name in names})
+    if place is None:
+        return code
+    colors = {color: id_of(name, names) for name, color in colors_by_name(place).items()}
+    return replace(code, colors={color: IGNORE if taken is None else taken for color, taken in colors.items()})
 
 
 def mapping_by_name(space: str, classes: Sequence[ClassConfig]) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Mapping
@@ -12,10 +13,14 @@ from pathlib import Path
 import yaml
 
 from ssrseg.config import DataConfig
-from ssrseg.config.base import Url
-from ssrseg.data.storage import list_files, list_members, read_bytes
+from ssrseg.config.base import Url, as_path
+from ssrseg.config.data import Channel
+from ssrseg.data.annotation_sets import members_of
+from ssrseg.data.storage import list_files, list_members, read_bytes, stamp
 from ssrseg.errors import UserError
 
+CLASS = "{class}"
+"""In a glob of labels: the class that a mask is of."""
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".npy"}
 
 
@@ -26,7 +31,8 @@ class Spec:
     images: str
     """Glob below the root; `{split}` is filled in. A final `.*` stands for any ending."""
     labels: str
-    """Glob of the labels: an image's label is the file for which the wildcards match the same text."""
+    """Glob of the labels: an image's label is the file for which the wildcards match the same text. `{class}` stands
+    for the class that a mask is of."""
     ids: Mapping[int, int] | None = None
     """Raw label value -> class id; identity when absent."""
     space: str | None = None
@@ -35,6 +41,12 @@ class Spec:
     """When none is asked for."""
     colored: bool = True
     """Whether label files of three channels hold the colours of classes; three times the value otherwise."""
+    channel: Channel | None = None
+    """Of coloured label files, the one that holds the values."""
+    many: bool = False
+    """Whether a label file holds the labels of many images."""
+    names: tuple[str, ...] = ()
+    """Files, any of which says the names of classes: with their colours (CVAT), or in the order of numbers (YOLO)."""
 
 
 _TABLES = yaml.safe_load((resources.files("ssrseg.data") / "layouts.yaml").read_text(encoding="utf-8"))
@@ -77,7 +89,9 @@ def listing_of(data: DataConfig, *, labelled: bool = True) -> Listing:
     """List the files of a data set, faults included; raises `UserError` without such a folder or list of stems."""
     twice: list[tuple[Path, Path]] = []
     images = _match(data.root, _glob(data, "images"), twice)
-    labels = _match(data.labels_root or data.root, _glob(data, "labels"), twice) if labelled else {}
+    labels = _match(data.labels_root or data.root, _glob(data, "labels"), twice, images) if labelled else {}
+    if spec_of(data).many:
+        labels = members_of(list(labels.values()), images, twice)
     stems = None if data.stems is None else _stems(data.stems, data.root)
     used = {key: path for key, path in images.items() if stems is None or path.stem in stems}
     pairs = [Pair(used[key], labels[key]) for key in used.keys() & labels.keys()]
@@ -124,6 +138,23 @@ def find_pairs(data: DataConfig) -> list[Pair]:
     return listing.pairs
 
 
+def is_named(data: DataConfig) -> bool:
+    """Return whether the labels are shapes or masks with names, not pixels with values or colours."""
+    glob = _glob(data, "labels")
+    return CLASS in glob or (glob.endswith((".json", ".txt")) and spec_of(data).space is None)
+
+
+def find_names(data: DataConfig) -> Path | None:
+    """Find the file that says the names of classes, beside the labels or one folder above; nothing without."""
+    root, names = data.labels_root or data.root, spec_of(data).names
+    for path in [folder / name for folder in (root, root.parent) for name in names]:
+        with contextlib.suppress(UserError):
+            stamp(path)
+            return path
+    members = dict(list_members(root)) if names else {}
+    return next((members[name] for name in names if name in members), None)
+
+
 def _refuse(listing: Listing, data: DataConfig) -> None:
     if listing.twice:
         one, other = listing.twice[0]
@@ -156,31 +187,60 @@ def _glob(data: DataConfig, kind: str) -> str:
     return glob.replace("{split}", data.split or spec.split)
 
 
-def _match(root: Path, glob: str, twice: list[tuple[Path, Path]]) -> dict[tuple[str, ...], Path]:
+Key = tuple[str, ...]
+"""The text that each wildcard matches."""
+
+
+def _match(
+    root: Path, glob: str, twice: list[tuple[Path, Path]], images: Mapping[Key, Path] | None = None
+) -> dict[Key, Path]:
     """Find image files below `root`, keyed by the text that each wildcard matches; second ones are added to `twice`.
 
-    `*` matches within a folder, `**/` any folders. Unpacked files win: archives are searched for a glob that no
-    unpacked file matches.
+    `*` matches within a folder, `**/` any folders, `{class}` the name of a class: files that differ in it are one
+    label, of one of the `images`. Unpacked files win: archives are searched for a glob that no unpacked file matches.
     """
-    wildcards = {"**/": "((?:[^/]+/)*)", "**": "(.*)", "*": "([^/]*)"}
-    parts = re.split(r"(\*\*/|\*\*|\*)", glob.removesuffix(".*"))
-    pattern = re.compile("".join(wildcards.get(part) or re.escape(part) for part in parts))
-    any_ending, endings = glob.endswith(".*"), {".json"} if glob.endswith(".json") else IMAGE_SUFFIXES
+    pattern, lazy = _pattern(glob), _pattern(glob, within="([^/]*?)")
+    own = pattern.groupindex.get("class_")
+    any_ending, ending = glob.endswith(".*"), Path(glob).suffix
+    endings = {ending} if ending in (".json", ".txt") else IMAGE_SUFFIXES
     # Nothing but the folders before the first wildcard needs to be walked.
-    below = "/".join(itertools.takewhile(lambda folder: "*" not in folder, glob.split("/")[:-1]))
-    found: dict[tuple[str, ...], Path] = {}
+    below = "/".join(itertools.takewhile(lambda folder: "*" not in folder and folder != CLASS, glob.split("/")[:-1]))
+    found: dict[Key, Path] = {}
+    masks: dict[Key, dict[str, list[str]]] = {}
+
+    def key_of(match: re.Match[str]) -> Key:
+        *folders, last = [text for number, text in enumerate(match.groups(), 1) if number != own] or [""]
+        return (*folders, last if any_ending else _without_suffix(last))
+
     for listed in (list_files, list_members):
         for name, path in listed(root, below):
             if path.suffix.lower() not in endings or path.name.startswith("."):  # macOS leaves `._name.png`
                 continue
-            if match := pattern.fullmatch(_without_suffix(name) if any_ending else name):
-                *folders, last = (*match.groups(),) or ("",)
-                key = (*folders, last if any_ending else _without_suffix(last))
-                if found.setdefault(key, path) is not path:
-                    twice.append((found[key], path))
-        if found:
+            shown = _without_suffix(name) if any_ending else name
+            matches = [match for match in (pattern.fullmatch(shown), own and lazy.fullmatch(shown)) if match]
+            if not matches:
+                continue
+            match = next((one for one in matches if key_of(one) in (images or {})), matches[0])
+            if own:
+                text, (start, end) = str(path), (len(str(path)) - len(name) + place for place in match.span("class_"))
+                masks.setdefault(key_of(match), {}).setdefault(f"{text[:start]}{CLASS}{text[end:]}", []).append(
+                    match["class_"]
+                )
+            elif found.setdefault(key_of(match), path) is not path:
+                twice.append((found[key_of(match)], path))
+        if found or masks:
             break
+    for key, places in masks.items():
+        labels = [as_path(place.replace(CLASS, f"{{class={'|'.join(names)}}}")) for place, names in places.items()]
+        found[key] = labels[0]
+        twice += [(labels[0], other) for other in labels[1:]]
     return found
+
+
+def _pattern(glob: str, within: str = "([^/]*)") -> re.Pattern[str]:
+    wildcards = {"**/": "((?:[^/]+/)*)", "**": "(.*)", "*": within, CLASS: "(?P<class_>[^/]+)"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\{class\})", glob.removesuffix(".*"))
+    return re.compile("".join(wildcards.get(part) or re.escape(part) for part in parts))
 
 
 def _without_suffix(name: str) -> str:

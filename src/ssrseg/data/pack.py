@@ -17,7 +17,7 @@ from ssrseg.data.cache import ScaledFiles
 from ssrseg.data.checks.inspect import read_header
 from ssrseg.data.images import Pixels, read_image
 from ssrseg.data.label_files import is_colored, read_raw_labels
-from ssrseg.data.layouts import find_images, find_pairs
+from ssrseg.data.layouts import find_images, find_pairs, is_named
 from ssrseg.data.storage import INDEX, name_below, read_bytes
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
@@ -47,6 +47,11 @@ def pack(data: DataConfig, out: Path, *, images_only: bool = False) -> int:
     if out.suffix.lower() != ".zip" or out.exists():
         found = "is there already" if out.exists() else "does not end in .zip"
         raise UserError(f"{out} {found}: pack into a new .zip file.")
+    if not images_only and is_named(data):
+        raise UserError(
+            f"The labels of {data.root} are drawn when they are read: pack the images alone (--images-only), and set "
+            f"`labels_root` to {data.labels_root or data.root}."
+        )
     pairs = [] if images_only else find_pairs(data)
     images = find_images(data) if images_only else [pair.image for pair in pairs]
 

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -18,12 +19,14 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from ssrseg.config.base import Url
+from ssrseg.config.base import Url, as_path
 from ssrseg.data.remote import UrlPart, find_files, forget, list_folder, read_url, stamp_of_url
 from ssrseg.errors import UserError
 
 INDEX = "ssrseg-pack.json"
 """Member of a packed data set: label -> [its CRC-32, {raw value: pixels}]."""
+MASKS = re.compile(r"\{class=([^{}]*)\}")
+"""In a label's path: the classes for which there is a mask in a file of its own."""
 BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, RuntimeError)
 """Raised for a file that cannot be read, a broken archive, and a damaged member."""
 Member = tuple[zipfile.ZipInfo, int]
@@ -71,8 +74,8 @@ def list_members(root: Path, below: str = "") -> list[tuple[str, Path]]:
     return [(name, path) for name, path in found if not below or name.startswith(f"{below}/")]
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a whole file, wherever it lies; raises `UserError` when it is missing, unreadable or empty."""
+def read_bytes(path: Path, *, empty: bool = False) -> bytes:
+    """Read a whole file, wherever it lies; raises `UserError` when it is missing, unreadable or not to be `empty`."""
     if where := _in_archive(path):
         encoded = _read_member(*where)
     elif isinstance(path, Url):
@@ -80,7 +83,7 @@ def read_bytes(path: Path) -> bytes:
     else:
         with _named(path):
             encoded = path.read_bytes()
-    if not encoded:
+    if not (encoded or empty):
         raise UserError(f"{path} is empty (0 bytes).")
     return encoded
 
@@ -102,6 +105,10 @@ def open_file(path: Path) -> IO[bytes]:
 
 def stamp(path: Path) -> str:
     """Return size and time, checksum or version: they change when the file does; raises `UserError` without one."""
+    if holder := holder_of(path):
+        return stamp(holder)
+    if masks := masks_of(path):
+        return " ".join(stamp(mask) for _, mask in masks)
     if where := _in_archive(path):
         info, _ = _member(*where)
         return f"{info.file_size} {info.CRC:08x}"
@@ -115,6 +122,19 @@ def stamp(path: Path) -> str:
 def size_of(path: Path) -> int:
     """Return the bytes of a file, unpacked if in an archive; raises `UserError` when it is missing."""
     return int(stamp(path).split()[0])
+
+
+def holder_of(path: Path) -> Path | None:
+    """Return the file that holds the labels of many images, for the label `FILE.json/IMAGE` in it."""
+    return next((above for above in path.parents if above.suffix.lower() == ".json" and not above.is_dir()), None)
+
+
+def masks_of(path: Path) -> list[tuple[str, Path]]:
+    """Return class and file of each mask that a label with `{class=car|road}` in its path is made of; else nothing."""
+    if not (match := MASKS.search(text := str(path))):
+        return []
+    start, end = match.span()
+    return [(name, as_path(text[:start] + name + text[end:])) for name in match[1].split("|")]
 
 
 def name_below(path: Path, root: Path) -> str:

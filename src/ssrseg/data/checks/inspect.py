@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssrseg.config.data import Bound
+from ssrseg.data.annotations import names_of_no_class, read_annotation
 from ssrseg.data.checks.problems import Problem
 from ssrseg.data.images import BROKEN, TAIL, as_rgb, bands_beyond_pillow, orientation_of, read_image
 from ssrseg.data.label_files import polygons_size, read_labels, read_raw_labels
@@ -192,9 +193,14 @@ def inspect_files(
     """
     seen = Inspection(image, label, expected)
     headers: dict[str, Header] = {}
+    named = expected.code is not None and expected.code.names is not None
     for name, path in (("image", image), ("label", label)):
         if path is not None:
             try:
+                if named and name == "label":
+                    size = read_annotation(path).size or headers["image"].shown
+                    headers[name] = Header(size, size, 1, "", "", 1, 1, True)
+                    continue
                 headers[name] = read_header(path)
             except UserError as error:
                 seen.report(f"{name} cannot be read", path, str(error))
@@ -270,10 +276,11 @@ def _check_image(seen: Inspection, header: Header) -> None:
 def _check_label(seen: Inspection, label: Path, header: Header, measured: bool) -> None:
     code, count, strange = seen.expected.code, seen.expected.num_classes, list[int]()
     try:
-        if code is not None and header.mode in ("RGB", "RGBA") and code.colors is not None:
-            ids = read_labels(label, code)  # colours: an unknown one is their reader's error
+        named = code is not None and code.names is not None
+        if code is not None and (named or (header.mode in ("RGB", "RGBA") and code.colors is not None)):
+            ids = read_labels(label, code, seen.image)  # colours: an unknown one is their reader's error
         else:
-            raw = read_raw_labels(label)
+            raw = read_raw_labels(label, None if code is None else code.channel)
             if code is None:
                 return
             ids, values = map_ids(raw, code.table), torch.unique(raw).int()
@@ -287,6 +294,9 @@ def _check_label(seen: Inspection, label: Path, header: Header, measured: bool) 
         size, resize = (ids.shape[1], ids.shape[0]), seen.expected.resize
         seen.thickness = thickness_counts(ids.numpy(), rescale_size(*size, resize) if resize else size, count)
     shown = int((seen.pixels > 0).sum())
+    if code.names is not None and (foreign := names_of_no_class(label, code.names)):
+        listed = ", ".join(map(repr, foreign[:5])) + (" ..." if len(foreign) > 5 else "")
+        seen.report("name of no class", label, f"{label} names {listed}, which no class takes.")
     if strange:
         listed = ", ".join(map(str, strange[:5])) + (" ..." if len(strange) > 5 else "")
         plural = "s" if len(strange) > 1 else ""

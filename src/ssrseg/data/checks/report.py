@@ -184,7 +184,7 @@ def _strip(domain: str, data: InspectedData, space: LabelSpace) -> Image.Image:
         small = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
         strip.paste(small, (left, top))
         if one.label is not None and code is not None:
-            marks = Image.fromarray(palette[read_labels(one.label, code).numpy()])
+            marks = Image.fromarray(palette[read_labels(one.label, code, one.image).numpy()])
             marks = marks.resize(small.size, Image.Resampling.NEAREST)
             strip.paste(Image.blend(small, marks, OPACITY), (left, top + CELL[1] + GAP))
     return strip
