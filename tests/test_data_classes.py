@@ -18,7 +18,7 @@ from factories import random_image
 from ssrseg.config import RareClassConfig, Settings, assignments, merge, read_preset, resolve
 from ssrseg.data import refuse_bad_data, train_batches
 from ssrseg.data.class_statistics import ClassStatistics
-from ssrseg.data.loader import rare_class_sampler
+from ssrseg.data.loader import rare_class_samplers
 from ssrseg.data.samplers import RareClassSampler
 from ssrseg.errors import UserError
 
@@ -115,7 +115,7 @@ def test_published_data_are_sampled_as_published() -> None:
     statistics = ClassStatistics(torch.tensor([[9000, 0], [8000, 1000]]).repeat(1, 10)[:, :19])
     run = resolve(read_preset("daformer"))
     assert run.loader.rare_class is not None
-    sampler = rare_class_sampler(statistics, run.loader.rare_class, run)
+    (sampler,) = rare_class_samplers([statistics], run)
     assert sampler.any_image == 0
     again = RareClassSampler(statistics, RareClassConfig(), run.loader.crop)
     seeds = [(Generator().manual_seed(i), Generator().manual_seed(i)) for i in range(50)]

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 Words = Annotated[list[str] | None, typer.Argument(help="settings as key.path=value", metavar="[KEY.PATH=VALUE]...")]
 Preset = Annotated[str | None, typer.Option(help="a published recipe; `ssrseg presets` lists them")]
 Config = Annotated[Path | None, typer.Option(help="settings in a YAML file, laid over the preset")]
-Source = Annotated[Path | None, typer.Option(help="your labelled data; replaces the preset's data")]
-Target = Annotated[Path | None, typer.Option(help="your unlabelled images")]
-Val = Annotated[Path | None, typer.Option(help="labelled target images, only to score with")]
+Source = Annotated[
+    list[Path] | None, typer.Option(help="your labelled data, once or more often; replaces the preset's data")
+]
+Target = Annotated[list[Path] | None, typer.Option(help="your unlabelled images, once or more often")]
+Val = Annotated[list[Path] | None, typer.Option(help="labelled target images, only to score with; as often")]
 Model = Annotated[str, typer.Argument(help="a model file, or a name on the Hub")]
 File = Annotated[Path | None, typer.Option(help="the file; printed when absent")]
 Correction = Annotated[str | None, typer.Option(help="label shift, after: ia (in a bias) or cr (the head learns on)")]
@@ -24,11 +26,12 @@ Runner = Annotated[str, typer.Option("--engine", help="auto, torch, compiled, op
 Device = Annotated[str, typer.Option(help="auto, or a device of torch's: cpu, cuda, cuda:1, mps")]
 
 
-def settings_from(words: Words, preset: Preset, config: Config, **roots: Path | None) -> Settings:
+def settings_from(words: Words, preset: Preset, config: Config, **roots: list[Path] | None) -> Settings:
     """Resolve the settings of a run from what the command line says."""
     from ssrseg import config as settings_of
 
-    own = {name: {"root": str(root)} for name, root in roots.items() if root is not None}
+    sets = {name: [{"root": str(root)} for root in given] for name, given in roots.items() if given}
+    own: dict[str, Any] = {name: each[0] if len(each) == 1 else each for name, each in sets.items()}
     tree = settings_of.compose(preset, config, own, words or [])
     if "auto" in settings_of.flatten(tree).values() or "stages" in tree:
         from ssrseg.planning.scaling import scaled

@@ -16,6 +16,7 @@ from ssrseg.cli.options import (
     Runner,
     Words,
     inference_from,
+    settings_from,
 )
 from ssrseg.errors import UserError
 from ssrseg.runs.atomic import write_text
@@ -23,7 +24,7 @@ from ssrseg.runs.atomic import write_text
 
 def evaluate(
     model: Path,
-    data: Annotated[Path, typer.Argument(help="folder with images and labels")],
+    data: Annotated[Path, typer.Argument(help="folder with images and labels; or settings in YAML, whose val it is")],
     words: Words = None,
     out: Annotated[Path | None, typer.Option(help="scores as JSON")] = None,
     subset: Annotated[str, typer.Option(help="classes whose mean is wanted too, e.g. road,car")] = "",
@@ -33,13 +34,22 @@ def evaluate(
 ) -> None:
     """Score a model on labelled images: per-class IoU, mIoU, pixel accuracy.
 
-    Settings are those of the data, e.g. spec=camvid, and as in training classes=[...] and inference.flip=true.
+    Settings are those of the data, e.g. spec=camvid, and as in training classes=[...] and inference.flip=true; after a
+    YAML file, such as a run's config.yaml, they are those of a run.
     """
     from ssrseg import config as settings_of, inference as use
 
-    tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
-    classes, inference = tree.pop("classes", None), inference_from(tree.pop("inference", {}), mode)
-    settings = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
+    settings: settings_of.Data
+    if data.suffix in (".yaml", ".yml"):
+        run = settings_from(words, None, data)
+        if run.val is None:
+            raise UserError(f"{data} has no val to score: set val.root to a folder with images and labels.")
+        settings, classes = run.val, run.classes
+        inference = inference_from(run.inference.model_dump(), mode)
+    else:
+        tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
+        classes, inference = tree.pop("classes", None), inference_from(tree.pop("inference", {}), mode)
+        settings = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
     mean_of = [name.strip() for name in subset.split(",") if name.strip()]
     scores = use.evaluate(
         model, settings, classes=classes, inference=inference, subset=mean_of, out=out, device=device, engine=engine

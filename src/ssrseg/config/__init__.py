@@ -7,9 +7,12 @@ from ssrseg.config.base import Strict as Strict
 from ssrseg.config.data import (
     ClassBalancedConfig as ClassBalancedConfig,
     ClassConfig as ClassConfig,
+    Data as Data,
     DataConfig as DataConfig,
     LoaderConfig as LoaderConfig,
     RareClassConfig as RareClassConfig,
+    datasets as datasets,
+    domains as domains,
 )
 from ssrseg.config.settings import (
     Settings as Settings,

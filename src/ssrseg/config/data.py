@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, Tag, model_validator
 
 from ssrseg.config.base import NO_EFFECT, Fraction, Positive, Rate, Size, Strict, UserPath, chosen_by
+from ssrseg.errors import UserError
 
 
 class ClassConfig(Strict):
@@ -59,6 +60,11 @@ Channel = Literal["red", "green", "blue", "alpha"]
 class DataConfig(Strict):
     """Images, with labels or without."""
 
+    name: str | None = None
+    """What numbers of it are called among several of its role; the end of `root` that tells it when absent."""
+    share: Rate | None = None
+    """Of several: how often it is drawn, in proportion to the shares of the others; by its number of images when none
+    of them has a share."""
     root: UserPath
     """A folder, unpacked or with the zip archives as they were downloaded, or one zip archive (`pack` writes such):
     on the disk, or at a URL as `s3://bucket/gta5` or `https://host/gta5.zip`."""
@@ -84,6 +90,39 @@ class DataConfig(Strict):
     no resize when absent."""
     margins: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
     """Rows at the top and bottom of a target crop whose pseudo-labels are not trusted (own car, rectification)."""
+
+
+Data = Annotated[
+    Annotated[DataConfig, Tag("<one>")] | Annotated[tuple[DataConfig, ...], Field(min_length=1), Tag("<several>")],
+    chosen_by((list, tuple), "<several>", "<one>"),
+]
+"""One data set, or several of one role."""
+COMMON = {"train", "val", "test", "images", "labels", "data", "source", "target"}
+"""Names of folders that say too little without the one above."""
+
+
+def datasets(data: Data | None) -> tuple[DataConfig, ...]:
+    """List the data sets of a role: none, one or several."""
+    return () if data is None else data if isinstance(data, tuple) else (data,)
+
+
+def domains(role: str, data: Data | None) -> dict[str, DataConfig]:
+    """Name the data sets of a role as every number of theirs does: by the role, and of several by their own names.
+
+    Raises `UserError` for two of one name.
+    """
+    if not isinstance(data, tuple):
+        return {} if data is None else {role: data}
+    names = [one.name or telling_end(one.root) for one in data]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"Two data sets of {role} are called {twice[0]!r}: give each a `name` of its own.")
+    return {f"{role} {name}": one for name, one in zip(names, data, strict=True)}
+
+
+def telling_end(path: Path) -> str:
+    """Return the end of a path that tells a data set wherever it lies: the last name, or two where that is common."""
+    parts = path.parts
+    return "/".join(parts[-2:] if parts and parts[-1] in COMMON else parts[-1:])
 
 
 class RareClassConfig(Strict):

@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ssrseg.config.base import NO_EFFECT, Strict, by_default
-from ssrseg.config.data import Classes, DataConfig, LoaderConfig
+from ssrseg.config.data import Classes, Data, DataConfig, LoaderConfig, domains
 from ssrseg.config.method import MethodConfig
 from ssrseg.config.training import AdamWConfig, InferenceConfig, ModelConfig, Optim, SelectionConfig, TrainConfig
 from ssrseg.errors import UserError
@@ -103,9 +103,10 @@ class Settings(Strict):
 
     classes: Classes | None = None
     """A label space in `ssrseg.data.SPACES`, or the classes themselves; the source spec's when absent."""
-    source: DataConfig
-    target: DataConfig | None = None
-    val: DataConfig | None = None
+    source: Data
+    """The labelled data set, or several; likewise the others."""
+    target: Data | None = None
+    val: Data | None = None
     loader: LoaderConfig = LoaderConfig()
     model: ModelConfig = ModelConfig()
     method: MethodConfig = MethodConfig()
@@ -117,6 +118,21 @@ class Settings(Strict):
     deploy: DeployConfig = DeployConfig()
     stages: Annotated[tuple[RecipeStage, ...], NO_EFFECT] = ()
     """Runs that start from runs, one after the other, each with its own settings; none for one run."""
+
+    @model_validator(mode="after")
+    def _data_sets_have_names_and_shares(self) -> Settings:
+        for role, data in (("source", self.source), ("target", self.target), ("val", self.val)):
+            shares = [one.share for one in domains(role, data).values()]
+            if any(shares) and role == "val":
+                raise ValueError("every image of val is scored, whatever its share: leave val.share out")
+            if any(shares) and not all(shares):
+                raise ValueError(f"some data sets of {role} have a share and others none: give it to each, or to none")
+        return self
+
+    @property
+    def domains(self) -> dict[str, DataConfig]:
+        """All data sets of the run, by what their numbers are called."""
+        return domains("source", self.source) | domains("target", self.target) | domains("val", self.val)
 
     @model_validator(mode="after")
     def _views_have_images(self) -> Settings:

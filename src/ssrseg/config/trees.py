@@ -46,13 +46,11 @@ def _preset_text(name: str) -> str:
     return entry.read_text(encoding="utf-8")
 
 
-def compose(
-    preset: str | None, config: Path | None, own: Mapping[str, Mapping[str, Any]], words: Sequence[str]
-) -> dict[str, Any]:
+def compose(preset: str | None, config: Path | None, own: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """Compose a tree of settings: a preset, merged with a file, own data, and `key.path=value` words.
 
-    Data in the file or in `own` (groups by name) replace *all* data of the preset: a task is a whole. Words only
-    change what they name. What file and words set holds in every stage of the preset's recipe.
+    Data in the file or in `own` (groups by name, or lists of them) replace *all* data of the preset: a task is a whole.
+    Words only change what they name. What file and words set holds in every stage of the preset's recipe.
     """
     tree = read_preset(preset) if preset else {}
     for layer in (read_yaml(config) if config else {}, dict(own)):
@@ -109,7 +107,10 @@ def _parse(text: bytes) -> Any:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Merge `over` into a copy of `base`, group by group; stages of a recipe are merged with those of the same name."""
+    """Merge `over` into a copy of `base`, group by group; stages of a recipe are merged with those of the same name.
+
+    Of a list of groups, as several sources, `over` may change all alike, or by number, counted from 0, single ones.
+    """
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
@@ -117,6 +118,10 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             named = {stage["name"]: stage for stage in old}
             named |= {stage["name"]: merge(named.get(stage["name"], {}), stage) for stage in value}
             result[key] = list(named.values())
+        elif isinstance(old, list) and isinstance(value, dict) and old and all(isinstance(one, dict) for one in old):
+            single = {str(number): value.get(str(number), {}) for number in range(len(old))}
+            common = {name: part for name, part in value.items() if name not in single}
+            result[key] = [merge(merge(one, common), part) for one, part in zip(old, single.values(), strict=True)]
         else:
             result[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result

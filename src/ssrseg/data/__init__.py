@@ -6,7 +6,7 @@ from ssrseg.data.images import read_image
 from ssrseg.data.label_files import read_labels
 from ssrseg.data.label_mapping import LabelCode, code_for, resolve_space
 from ssrseg.data.label_spaces import SPACES, LabelSpace
-from ssrseg.data.layouts import SPECS, Pair, Spec, find_images, find_pairs
+from ssrseg.data.layouts import SPECS, Pair, Spec, find_bounded, find_images, find_pairs
 from ssrseg.data.loader import RawBatch, eval_samples, train_batches
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Spec",
     "code_for",
     "eval_samples",
+    "find_bounded",
     "find_images",
     "find_pairs",
     "read_image",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,21 +33,26 @@ class LabelledImage:
     image: Tensor  # (3, h, w) uint8, resized to the bound of its data set
     labels: Tensor  # (H, W) uint8, at the label's own resolution
     path: Path
+    domain: int = 0
+    """Which of several data sets it is of."""
 
 
 class LabelledImages(Dataset[LabelledImage]):
-    """Images with labels, in order, whole."""
+    """Images with labels, in order, whole: of one data set, or of several one after the other."""
 
-    def __init__(self, pairs: list[Pair], code: LabelCode, resize: Bound | None, bands: int = 3) -> None:
-        self.pairs, self._code, self._files = pairs, code, ScaledFiles(resize, bands=bands)
+    def __init__(self, sets: Sequence[tuple[Sequence[Pair], LabelCode, ScaledFiles]]) -> None:
+        self.pairs = [pair for pairs, *_ in sets for pair in pairs]
+        self._domains = [number for number, (pairs, *_) in enumerate(sets) for _ in pairs]
+        self._readers = [(code, files) for _, code, files in sets]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> LabelledImage:
-        pair = self.pairs[index]
-        image = self._files.image(pair.image).whole()
-        return LabelledImage(image, read_labels(pair.label, self._code, pair.image), pair.image)
+        pair, domain = self.pairs[index], self._domains[index]
+        code, files = self._readers[domain]
+        labels = read_labels(pair.label, code, pair.image)
+        return LabelledImage(files.image(pair.image).whole(), labels, pair.image, domain)
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,19 @@ class TargetImages:
         valid[:top] = False
         valid[len(valid) - bottom :] = False
         return pad(image, self.loader.of_target, 0), valid, str(path), (image.shape[-2], image.shape[-1])
+
+
+@dataclass(frozen=True)
+class Several:
+    """Crops of several data sets by draw number: a set by its share, and of it the crop of that number."""
+
+    parts: Sequence[SourceImages] | Sequence[TargetImages]
+    shares: Tensor
+    """Probability of each set."""
+
+    def draw(self, number: int, generator: Generator) -> Crop:
+        """Return the crop of the drawn set."""
+        return self.parts[int(torch.multinomial(self.shares, 1, generator=generator))].draw(number, generator)
 
 
 def bounded(image: Tensor, bound: Bound | None) -> Tensor:

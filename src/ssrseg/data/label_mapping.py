@@ -10,7 +10,7 @@ import cv2
 import torch
 from torch import Tensor
 
-from ssrseg.config import ClassConfig, DataConfig
+from ssrseg.config import ClassConfig, Data, DataConfig, datasets
 from ssrseg.config.data import Channel
 from ssrseg.data.annotations import colors_by_name, names_in_order
 from ssrseg.data.label_spaces import IGNORE, MAPPINGS, SPACES, VALUES, Color, LabelSpace
@@ -119,8 +119,8 @@ def _color(index: int, count: int) -> Color:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def resolve_space(classes: Classes | None, source: DataConfig) -> LabelSpace:
-    """Return the label space of a run: that of `classes`, else the one of the source's layout; `UserError` without."""
+def resolve_space(classes: Classes | None, source: Data) -> LabelSpace:
+    """Return the label space of a run: that of `classes`, else of the (first) source's layout; `UserError` without."""
     if classes is not None:
         space = space_of(classes)[0]
         if space.num_classes == 1:
@@ -129,7 +129,7 @@ def resolve_space(classes: Classes | None, source: DataConfig) -> LabelSpace:
                 f"1, or of 0 and 255; or 'classes=[background, {space.names[0]}]', names in the order of their values."
             )
         return space
-    name = spec_of(source).space
+    name = spec_of(datasets(source)[0]).space
     if name is None:
         raise UserError(
             "Which classes are there? Set `classes`: a label space "
@@ -138,17 +138,18 @@ def resolve_space(classes: Classes | None, source: DataConfig) -> LabelSpace:
     return SPACES[name]
 
 
-def code_for(data: DataConfig, classes: Classes | None, source: DataConfig | None = None) -> LabelCode:
+def code_for(data: DataConfig, classes: Classes | None, source: Data | None = None) -> LabelCode:
     """Return how the label files of a data set become class ids of a run.
 
     The data set's own `id_map` comes first. The classes of a published data set become the run's by the known mapping
     or by what the run's own classes are made `of`, unless those give nothing but raw values (`ids`). `source` is the
-    labelled data set of the run, `data` itself when absent; its layout gives the classes where there are none.
+    labelled data set of the run, or the first of them, and `data` itself when absent; its layout gives the classes
+    where there are none.
 
     Raises:
         UserError: the layout has other classes than the run, and nothing says how they become the run's.
     """
-    code = _code_for(data, classes, source or data)
+    code = _code_for(data, classes, datasets(source or data)[0])
     return replace(code, channel=data.channel or spec_of(data).channel)
 
 

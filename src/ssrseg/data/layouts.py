@@ -9,16 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
-from ssrseg.config import DataConfig
+from ssrseg.config import Data, DataConfig, datasets
 from ssrseg.config.base import Url, as_path
-from ssrseg.config.data import Channel
+from ssrseg.config.data import Bound, Channel
 from ssrseg.data.annotation_sets import members_of
 from ssrseg.data.storage import list_files, list_members, read_bytes, stamp
 from ssrseg.errors import UserError
 
+Item = TypeVar("Item")
 CLASS = "{class}"
 """In a glob of labels: the class that a mask is of."""
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".npy"}
@@ -117,9 +119,18 @@ def find_images(data: DataConfig, at_most: int | None = None) -> list[Path]:
     """
     listing = listing_of(data, labelled=False)
     _refuse(listing, data)
-    count = len(listing.images)
+    return _spread(listing.images, at_most)
+
+
+def find_bounded(data: Data, at_most: int | None = None) -> list[tuple[Path, Bound | None]]:
+    """Find the images of one data set or several, each with its `resize`; else as `find_images`."""
+    return _spread([(image, one.resize) for one in datasets(data) for image in find_images(one)], at_most)
+
+
+def _spread(items: list[Item], at_most: int | None) -> list[Item]:
+    count = len(items)
     wanted = count if at_most is None else min(at_most, count)
-    return [listing.images[number * count // wanted] for number in range(wanted)]
+    return [items[number * count // wanted] for number in range(wanted)]
 
 
 def find_pairs(data: DataConfig) -> list[Pair]:

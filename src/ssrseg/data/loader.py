@@ -18,10 +18,10 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
-from ssrseg.config import DataConfig, LoaderConfig, RareClassConfig, Settings
+from ssrseg.config import Data, DataConfig, LoaderConfig, Settings, datasets
 from ssrseg.data.cache import ScaledFiles
 from ssrseg.data.class_statistics import ClassStatistics, class_statistics
-from ssrseg.data.datasets import Crop, LabelledImages, SourceImages, TargetImages
+from ssrseg.data.datasets import Crop, LabelledImages, Several, SourceImages, TargetImages
 from ssrseg.data.label_mapping import Classes, code_for, resolve_space
 from ssrseg.data.layouts import find_images, find_pairs, spec_of
 from ssrseg.data.samplers import SOURCE, TARGET, ClassBalancedSampler, RareClassSampler, Sampler, Shuffled, generator_of
@@ -61,8 +61,8 @@ Sample = tuple[Crop, Crop | None]
 class Draws(Dataset[Sample]):
     """Draw number -> sample: each stream has a generator of its own, seeded by seed, stream and number."""
 
-    source: SourceImages
-    target: TargetImages | None
+    source: SourceImages | Several
+    target: TargetImages | Several | None
     seed: int
 
     def __getitem__(self, number: int) -> Sample:
@@ -216,39 +216,65 @@ def train_batches(
     return load(draws, numbers, workers=config.workers, timeout=config.timeout, pin_memory=pin_memory)
 
 
-def source_images(settings: Settings) -> SourceImages:
+def source_images(settings: Settings) -> SourceImages | Several:
     """Return the labelled stream."""
-    data, config, seed = settings.source, settings.loader, settings.train.seed
-    pairs, code = find_pairs(data), code_for(data, settings.classes)
-    sampler: Sampler = Shuffled(len(pairs), seed, SOURCE)
+    sets, config, seed = datasets(settings.source), settings.loader, settings.train.seed
+    pairs = [find_pairs(data) for data in sets]
+    codes = [code_for(data, settings.classes, settings.source) for data in sets]
+    samplers: Sequence[Sampler] = [Shuffled(len(each), seed, SOURCE) for each in pairs]
     if config.rare_class is not None or config.class_balanced is not None:
-        classes = resolve_space(settings.classes, data).num_classes
-        statistics = class_statistics(pairs, code, classes)
+        classes = resolve_space(settings.classes, settings.source).num_classes
+        statistics = [class_statistics(each, code, classes) for each, code in zip(pairs, codes, strict=True)]
         if config.rare_class is not None:
-            sampler = rare_class_sampler(statistics, config.rare_class, settings)
+            samplers = rare_class_samplers(statistics, settings)
         elif config.class_balanced is not None:
-            sampler = ClassBalancedSampler(statistics, config.class_balanced, seed)
-    files = scaled_files(data, config, settings.model.in_channels)
-    return SourceImages(pairs, code, files, config, sampler)
+            samplers = [ClassBalancedSampler(one, config.class_balanced, seed) for one in statistics]
+    files = [scaled_files(data, config, settings.model.in_channels) for data in sets]
+    streams = [
+        SourceImages(each, code, reader, config, sampler)
+        for each, code, reader, sampler in zip(pairs, codes, files, samplers, strict=True)
+    ]
+    return streams[0] if len(sets) == 1 else Several(streams, shares(sets, [len(each) for each in pairs]))
 
 
-def rare_class_sampler(statistics: ClassStatistics, config: RareClassConfig, settings: Settings) -> RareClassSampler:
-    """Return the sampler of a run; its statistics are those of the source."""
-    if config.any_image is None:
-        own = spec_of(settings.source).space is None
-        config = config.model_copy(update={"any_image": ANY_IMAGE if own else 0.0})
-    return RareClassSampler(statistics, config, settings.loader.crop)
+def rare_class_samplers(statistics: Sequence[ClassStatistics], settings: Settings) -> list[RareClassSampler]:
+    """Return the samplers of a run, one for each source; they draw for the classes of all sources."""
+    config, crop, sets = settings.loader.rare_class, settings.loader.crop, datasets(settings.source)
+    assert config is not None
+    counts = [len(one.pixels) for one in statistics]
+    weights = (shares(sets, counts) / torch.tensor(counts)).tolist()
+    several = (statistics, weights) if len(sets) > 1 else ()
+    samplers = []
+    for data, one in zip(sets, statistics, strict=True):
+        any_image = ANY_IMAGE if spec_of(data).space is None else 0.0
+        known = config if config.any_image is not None else config.model_copy(update={"any_image": any_image})
+        samplers.append(RareClassSampler(one, known, crop, *several))
+    return samplers
 
 
-def target_images(settings: Settings) -> TargetImages | None:
+def shares(sets: Sequence[DataConfig], counts: Sequence[int]) -> Tensor:
+    """Return the probability of each data set, float64: its share, or by the `counts` of their images."""
+    given = [one.share or count for one, count in zip(sets, counts, strict=True)]
+    return torch.tensor(given, dtype=torch.float64) / sum(given)
+
+
+def target_images(settings: Settings) -> TargetImages | Several | None:
     """Return the unlabelled stream; None for a method that only looks at the source."""
-    data = settings.target
-    if data is None or not settings.method.looks_at_target:
+    sets, config = datasets(settings.target), settings.loader
+    if not sets or not settings.method.looks_at_target:
         return None
-    images = find_images(data)
-    order = Shuffled(len(images), settings.train.seed, TARGET)
-    files = scaled_files(data, settings.loader, settings.model.in_channels)
-    return TargetImages(images, files, data.margins, settings.loader, order)
+    images = [find_images(data) for data in sets]
+    streams = [
+        TargetImages(
+            each,
+            scaled_files(data, config, settings.model.in_channels),
+            data.margins,
+            config,
+            Shuffled(len(each), settings.train.seed, TARGET),
+        )
+        for data, each in zip(sets, images, strict=True)
+    ]
+    return streams[0] if len(sets) == 1 else Several(streams, shares(sets, [len(each) for each in images]))
 
 
 def scaled_files(data: DataConfig, config: LoaderConfig, bands: int = 3) -> ScaledFiles:
@@ -256,8 +282,11 @@ def scaled_files(data: DataConfig, config: LoaderConfig, bands: int = 3) -> Scal
     return ScaledFiles(data.resize, config.scale_jpeg, config.cache, bands)
 
 
-def eval_samples(
-    data: DataConfig, classes: Classes | None, source: DataConfig | None = None, bands: int = 3
-) -> LabelledImages:
-    """Return a labelled data set for evaluation; `classes` and `source` as for `code_for`, `bands` of the model."""
-    return LabelledImages(find_pairs(data), code_for(data, classes, source), data.resize, bands)
+def eval_samples(data: Data, classes: Classes | None, source: Data | None = None, bands: int = 3) -> LabelledImages:
+    """Return what is labelled for evaluation; `classes` and `source` as for `code_for`, `bands` of the model."""
+    return LabelledImages(
+        [
+            (find_pairs(one), code_for(one, classes, source or data), ScaledFiles(one.resize, bands=bands))
+            for one in datasets(data)
+        ]
+    )

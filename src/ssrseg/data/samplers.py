@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,22 +74,43 @@ class RareClassSampler:
 
     A class that no image shows enough of draws from the images that show most of it; a class that never occurs is
     not drawn. The share `config.any_image` of the draws, none when absent, takes any image.
+
+    Of several data sets each has a sampler: `among` are the statistics of all, and `weights` those of an image of
+    each. The classes' frequencies are then those of all draws, what is enough is known from all images, and a set draws
+    for the classes that it shows enough of, or any image if there is none.
     """
 
-    def __init__(self, statistics: ClassStatistics, config: RareClassConfig, crop: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        statistics: ClassStatistics,
+        config: RareClassConfig,
+        crop: tuple[int, int],
+        among: Sequence[ClassStatistics] = (),
+        weights: Sequence[float] = (),
+    ) -> None:
         self.count, self.any_image = len(statistics.pixels), config.any_image or 0.0
         self.min_pixels = config.min_pixels or scaled_min_pixels(crop)
         # "More than": a ratio of 0 asks for nothing, not even one pixel.
         self.enough = self.min_pixels * config.min_crop_ratio if config.min_crop_ratio > 0 else -1.0
-        self.classes, self.probabilities = rare_class_probabilities(statistics.totals, config.temperature)
+        totals, most = statistics.totals, statistics.pixels.amax(dim=0)
+        if among:
+            totals = torch.stack([w * one.totals.double() for one, w in zip(among, weights, strict=True)]).sum(dim=0)
+            most = torch.stack([one.pixels.amax(dim=0) for one in among]).amax(dim=0)
+        self.classes, self.probabilities = rare_class_probabilities(totals, config.temperature)
         if not len(self.classes):
             raise UserError(NO_CLASS)
         self.files: dict[int, list[int]] = {}
         """Class id -> indices of the files that are drawn for it."""
         for c in self.classes.tolist():
             pixels = statistics.pixels[:, c]
-            enough = pixels > (self.min_pixels if (pixels > self.min_pixels).any() else pixels.max() // 2)
+            enough = pixels > (self.min_pixels if most[c] > self.min_pixels else most[c] // 2)
             self.files[c] = enough.nonzero()[:, 0].tolist()
+        shown = torch.tensor([bool(self.files[c]) for c in self.classes.tolist()])
+        if not shown.any():
+            self.any_image = 1.0
+        elif not shown.all():
+            self.classes, self.probabilities = self.classes[shown], self.probabilities[shown]
+            self.probabilities /= self.probabilities.sum()
 
     def __call__(self, number: int, generator: Generator) -> Draw:
         """Draw the class by its probability, the file uniformly; the draw number has seeded the generator already."""

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor
 
-from ssrseg.config import DataConfig, InferenceConfig
-from ssrseg.data import find_images, read_image
+from ssrseg.config import Data, DataConfig, InferenceConfig
+from ssrseg.data import find_bounded, read_image
 from ssrseg.data.datasets import bounded
 from ssrseg.errors import UserError
 from ssrseg.inference.engines import pick_device
@@ -57,7 +57,7 @@ class Choice:
 
 def choose(
     models: Mapping[str, Path | str | Segmenter],
-    target: DataConfig | Path | str,
+    target: Data | Path | str,
     out: Path,
     *,
     start: Path | str | Segmenter | None = None,
@@ -99,9 +99,10 @@ def choose(
     for other in others:
         if first.description is not None:
             check_classes(other, first.description.classes)
-    data = target if isinstance(target, DataConfig) else DataConfig(root=Path(target))
-    bound = data.resize or (first.description.resize if first.description else None)
-    pixels = [bounded(read_image(path, first.in_channels), bound) for path in find_images(data, at_most=images)]
+    data = DataConfig(root=Path(target)) if isinstance(target, Path | str) else target
+    known = first.description.resize if first.description else None
+    looked_at = find_bounded(data, at_most=images)
+    pixels = [bounded(read_image(path, first.in_channels), own or known) for path, own in looked_at]
     infer, on = build_inference(inference or InferenceConfig()), pick_device(device)
     found: list[tuple[Candidate, Segmenter]] = []
     for name, model in trained.items():

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.data import Dataset
 
-from ssrseg.config import ClassConfig, DataConfig, InferenceConfig, Strict, resolve_group
+from ssrseg.config import ClassConfig, Data, DataConfig, InferenceConfig, Strict, datasets, domains, resolve_group
 from ssrseg.config.data import Classes
 from ssrseg.data import SPACES, LabelledImage, eval_samples, resolve_space
 from ssrseg.data.label_spaces import IGNORE
@@ -31,7 +31,7 @@ from ssrseg.runs.atomic import write_json, writing
 
 def evaluate(
     model: Path | str | Segmenter,
-    data: DataConfig | Path | str,
+    data: Data | Path | str,
     *,
     classes: str | Sequence[ClassConfig | str] | None = None,
     inference: InferenceConfig | None = None,
@@ -43,8 +43,9 @@ def evaluate(
     """Score a model on labelled images.
 
     `model`, `device`, `engine`, `inference` (its `mode`) are those of `Predictor`; a path for `data` is a folder with
-    `images` and `labels`. Images are resized as the model's description says, unless `data` does. `classes` are a label
-    space or the classes themselves, for example to say which label values mean them; the model's own when absent.
+    `images` and `labels`; of several data sets there are scores of each beside those of all images together. Images are
+    resized as the model's description says, unless `data` does. `classes` are a label space or the classes themselves,
+    for example to say which label values mean them; the model's own when absent.
     `subset` names classes whose mean IoU is wanted beside that of all; `out` gets the scores as JSON.
 
     Raises:
@@ -52,21 +53,29 @@ def evaluate(
     """
     segmenter = load(model)
     known = segmenter.description
-    data = data if isinstance(data, DataConfig) else DataConfig(root=Path(data))
-    data = data.model_copy(update={"resize": data.resize or (known and known.resize)})
+    sets: Data = DataConfig(root=Path(data)) if isinstance(data, Path | str) else data
+    own = tuple(one.model_copy(update={"resize": one.resize or (known and known.resize)}) for one in datasets(sets))
+    sets = own if isinstance(sets, tuple) else own[0]
     if classes is None and known is not None:  # a known label space says which raw values mean its classes
         classes = next((name for name, space in SPACES.items() if space.names == known.classes), known.classes)
     chosen = resolve_group(_Classes, {"classes": classes}, "classes").classes
-    space, dataset = resolve_space(chosen, data), eval_samples(data, chosen, bands=segmenter.in_channels)
+    space, dataset = resolve_space(chosen, sets), eval_samples(sets, chosen, bands=segmenter.in_channels)
     check_classes(segmenter, space.names)
     check_names(subset, space.names)
     predictor = Predictor(segmenter, device, engine, inference or InferenceConfig(), images=len(dataset))
-    scores = evaluate_model(predictor.network, dataset, predictor.infer, device=predictor.device, classes=space.names)
+    scores = evaluate_model(
+        predictor.network,
+        dataset,
+        predictor.infer,
+        device=predictor.device,
+        classes=space.names,
+        domains=names_of(sets),
+    )
     scores = replace(scores, subset=tuple(subset))
     if out is not None:
         content = {
             "model": None if isinstance(model, Segmenter) else str(model),
-            "data": data.model_dump(mode="json"),
+            "data": [one.model_dump(mode="json") for one in own] if len(own) > 1 else own[0].model_dump(mode="json"),
             "images": len(dataset),
             "inference": predictor.inference.model_dump(mode="json"),
             "classes": scores.classes,
@@ -76,6 +85,11 @@ def evaluate(
         with writing(Path(out)):
             write_json(Path(out), content)
     return scores
+
+
+def names_of(val: Data) -> tuple[str, ...]:
+    """Name the data sets that are scored; one alone has no name."""
+    return tuple(name.removeprefix("val ") for name in domains("val", val)) if isinstance(val, tuple) else ()
 
 
 class _Classes(Strict):
@@ -91,15 +105,17 @@ def evaluate_model(
     *,
     device: torch.device | str,
     classes: Sequence[str],
+    domains: Sequence[str] = (),
 ) -> Scores:
     """Score a network in memory, for example in the middle of its training, at the resolution of the labels.
 
     The network of these `classes` lies on `device`, where pixels are counted; a module is in eval mode meanwhile and in
-    its own modes afterwards. The dataset has `LabelledImage` items; sizes may differ. Nothing is exchanged between
-    processes. Raises `UserError` where a label is none of the classes.
+    its own modes afterwards. The dataset has `LabelledImage` items; sizes may differ. `domains` name several
+    data sets that they are of. Nothing is exchanged between processes. Raises `UserError` where a label is none of the
+    classes.
     """
     count = len(classes)
-    confusion = torch.zeros(count, count, dtype=torch.int64, device=device)
+    confusions = torch.zeros(max(1, len(domains)), count, count, dtype=torch.int64, device=device)
     item: LabelledImage
     with evaluating(network) if isinstance(network, nn.Module) else torch.inference_mode():
         for item in prefetch(dataset[index] for index in range(len(cast(Sized, dataset)))):
@@ -110,8 +126,8 @@ def evaluate_model(
                 )
             height, width = item.labels.shape
             ids = predict_ids(network, item.image.to(device), infer, (height, width))
-            confusion += confusion_matrix(item.labels.to(device), ids, count)
-    return Scores(tuple(classes), confusion.cpu())
+            confusions[item.domain if domains else 0] += confusion_matrix(item.labels.to(device), ids, count)
+    return Scores.of_domains(classes, confusions.cpu(), domains)
 
 
 @contextmanager
@@ -136,6 +152,10 @@ def scores_table(scores: Scores) -> Table:
     for name, iou, accuracy, count in zip(scores.classes, scores.iou, scores.accuracy, pixels, strict=True):
         table.add_row(name, _percent(iou), _percent(accuracy), f"{count:,}")
     table.add_section()
+    for name, own in scores.domains.items():
+        table.add_row(
+            f"all of {name}", _percent(own.miou), _percent(own.pixel_accuracy), f"{int(own.confusion.sum()):,}"
+        )
     table.add_row("all", _percent(scores.miou), _percent(scores.pixel_accuracy), f"{sum(pixels):,}")
     for name, miou in scores.subsets.items():
         table.add_row(f"of these, {', '.join(scores.subset) if name == 'subset' else name}", _percent(miou), "", "")

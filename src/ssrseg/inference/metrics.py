@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +34,15 @@ class Scores:
     """Pixels (K, K), int64: a row per true class, a column per predicted one."""
     subset: tuple[str, ...] = ()
     """Names of classes whose mean is asked for beside that of all."""
+    domains: Mapping[str, Scores] = field(default_factory=dict)
+    """The same for each of several data sets by name; empty for one. The confusion is that of all of them."""
+
+    @classmethod
+    def of_domains(cls, classes: Sequence[str], confusions: Tensor, domains: Sequence[str]) -> Scores:
+        """Make scores of the pixels (D, K, K) of each data set; of one, `domains` has no name."""
+        parts = zip(domains, confusions, strict=False)
+        own = {name: cls(tuple(classes), each) for name, each in parts}
+        return cls(tuple(classes), confusions.sum(dim=0), domains=own)
 
     @property
     def iou(self) -> list[float | None]:
@@ -78,12 +87,14 @@ class Scores:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to what JSON takes: `miou`, `pixel_accuracy`, per class `iou` and `accuracy`, and `subsets`."""
+        """Give what JSON takes: `miou`, `pixel_accuracy`, `iou` and `accuracy` per class, `subsets`, `domains`."""
         means = {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy}
         finite = {name: value if math.isfinite(value) else None for name, value in (means | self.subsets).items()}
         subsets = {name: finite.pop(name) for name in self.subsets}
         whole: dict[str, Any] = {**finite, "iou": self.iou, "accuracy": self.accuracy}
-        return whole | ({"subsets": subsets} if subsets else {}) | ({"subset": self.subset} if self.subset else {})
+        whole |= {"subsets": subsets} if subsets else {}
+        whole |= {"domains": {name: each.to_dict() for name, each in self.domains.items()}} if self.domains else {}
+        return whole | ({"subset": self.subset} if self.subset else {})
 
 
 def check_names(names: Iterable[str], classes: tuple[str, ...]) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssrseg.config import DataConfig
-from ssrseg.data import find_images, read_image
+from ssrseg.config import Data, DataConfig
+from ssrseg.data import find_bounded, read_image
 from ssrseg.data.datasets import bounded
 from ssrseg.errors import UserError
 from ssrseg.inference.engines import pick_device
@@ -38,7 +38,7 @@ class Recalibrated:
 
 def recalibrate(
     model: Path | str | Segmenter,
-    target: DataConfig | Path | str,
+    target: Data | Path | str,
     out: Path,
     *,
     keep: float = 0.5,
@@ -49,7 +49,8 @@ def recalibrate(
 
     Args:
         model: where it lies, as in `ssrseg.Predictor`, or a segmenter, which is left as it is.
-        target: the images, or their folder; they are resized as the model's description says, unless the data do.
+        target: the images, of one data set or several, or their folder; they are resized as the model's description
+            says, unless the data do.
         out: the new model file.
         keep: the share in [0, 1] of the statistics that the model has; see `blend_statistics`.
         images: how many are looked at, evenly spread over all; ten are nearly as good as hundreds.
@@ -61,10 +62,10 @@ def recalibrate(
     if not 0 <= keep <= 1:
         raise UserError(f"keep is a share between 0 (the target's statistics alone) and 1; found {keep:g}.")
     network = copy.deepcopy(load(model)).to(pick_device(device))
-    data = target if isinstance(target, DataConfig) else DataConfig(root=Path(target))
-    bound = data.resize or (network.description.resize if network.description else None)
-    paths = find_images(data, at_most=images)
-    looked_at = prefetch(bounded(read_image(path, network.in_channels), bound) for path in paths)
+    data = DataConfig(root=Path(target)) if isinstance(target, Path | str) else target
+    known = network.description.resize if network.description else None
+    paths = find_bounded(data, at_most=images)
+    looked_at = prefetch(bounded(read_image(path, network.in_channels), own or known) for path, own in paths)
     layers = blend_statistics(network, batches_of_one_size(looked_at, BATCH), keep)
     if not layers:
         raise UserError("This model has no BatchNorm with running statistics, so there is nothing to recalibrate.")

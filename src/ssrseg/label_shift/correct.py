@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import torch
 from rich.table import Table
 
-from ssrseg.config import Settings
-from ssrseg.data import code_for, find_images, find_pairs, read_image, resolve_space
+from ssrseg.config import Settings, datasets
+from ssrseg.data import code_for, find_bounded, find_pairs, read_image, resolve_space
 from ssrseg.data.class_statistics import class_statistics
 from ssrseg.data.datasets import bounded
 from ssrseg.errors import UserError
@@ -50,10 +51,11 @@ def estimate_priors(
     segmenter = load(model)
     check_classes(segmenter, space.names)
     predictor = Predictor(segmenter, device, mode=settings.inference)
-    statistics = class_statistics(find_pairs(source), code_for(source, settings.classes), space.num_classes)
-    frequency = statistics.totals / statistics.totals.sum()
-    images = prefetch(bounded(read_image(path, predictor.bands), target.resize) for path in find_images(target))
-    counts = presence_counts(statistics.pixels, min_share), target_counts(predictor, images, frequency)
+    codes = [(find_pairs(one), code_for(one, settings.classes, source)) for one in datasets(source)]
+    pixels = torch.cat([class_statistics(pairs, code, space.num_classes).pixels for pairs, code in codes])
+    frequency = pixels.sum(dim=0) / pixels.sum()
+    images = prefetch(bounded(read_image(path, predictor.bands), bound) for path, bound in find_bounded(target))
+    counts = presence_counts(pixels, min_share), target_counts(predictor, images, frequency)
     how = f"source: images in which a class covers more than {min_share} of the labelled pixels; target: images whose "
     how += "score exceeds the class's share of the source's pixels"
     priors = Priors(space.names, tuple(counts[0].tolist()), tuple(counts[1].tolist()), how)

@@ -54,8 +54,8 @@ def crop_of(tree: Mapping[str, Any]) -> list[int]:
 
 def _sizes(tree: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
     for domain in ("source", "target"):
-        if tree.get(domain):
-            data = resolve_group(DataConfig, tree[domain], domain)
+        for own in tree[domain] if isinstance(tree.get(domain), list) else filter(None, [tree.get(domain)]):
+            data = resolve_group(DataConfig, own, domain)
             for path in find_images(data, at_most=LOOKED_AT):
                 height, width = bounded(read_image(path), data.resize).shape[-2:]
                 yield height, width

@@ -263,10 +263,8 @@ def git_state() -> dict[str, str]:
 def data_fingerprint(settings: Settings) -> dict[str, dict[str, Any]]:
     """Count the `files` of source, target and val, with a checksum of their names and sizes (not of their content)."""
     prints = {}
-    for name, data in (("source", settings.source), ("target", settings.target), ("val", settings.val)):
-        if data is None:
-            continue
-        if name == "target":
+    for name, data in settings.domains.items():
+        if name.startswith("target"):
             files = [(data.root, image) for image in find_images(data)]
         else:
             labels = data.labels_root or data.root

@@ -15,7 +15,7 @@ from ssrseg.adapt.batch import View
 from ssrseg.adapt.methods import build_method
 from ssrseg.adapt.terms import Term
 from ssrseg.adapt.views import BlockMask
-from ssrseg.config import Settings, with_words
+from ssrseg.config import Settings, datasets, with_words
 from ssrseg.data import find_images, resolve_space
 from ssrseg.data.checks.inspect import read_header
 from ssrseg.data.transforms import rescale_size
@@ -147,10 +147,10 @@ def _views(settings: Settings, bands: int) -> Iterator[View]:
 
 def _image_sizes(settings: Settings) -> Iterator[Size]:
     """Yield (height, width) of some images that will be labelled whole."""
-    for data in (settings.val, settings.target if settings.selection is not None else None):
-        for path in () if data is None else find_images(data, at_most=HEADERS):
+    for data in (*datasets(settings.val), *datasets(settings.target if settings.selection is not None else None)):
+        for path in find_images(data, at_most=HEADERS):
             width, height = read_header(path).shown
-            if data is not None and data.resize is not None:
+            if data.resize is not None:
                 width, height = rescale_size(width, height, data.resize)
             yield height, width
 

@@ -19,7 +19,7 @@ from ssrseg.adapt.learner import ViewMaker
 from ssrseg.adapt.methods import Method, build_method
 from ssrseg.adapt.teacher import Teacher
 from ssrseg.adapt.terms import Term
-from ssrseg.config import Settings, TrainConfig
+from ssrseg.config import Settings, TrainConfig, datasets
 from ssrseg.config.data import ExactSize
 from ssrseg.data import LabelSpace, resolve_space
 from ssrseg.errors import UserError
@@ -140,7 +140,7 @@ def build_student(settings: Settings, space: LabelSpace, size: tuple[int, int] |
     else:
         take_bands(student, *bands)
         note = start_from(student, start, config, space.names)
-    bound = (settings.target or settings.source).resize
+    bound = datasets(settings.target or settings.source)[0].resize
     parts = config.head_channels, config.align_corners
     if isinstance(bound, ExactSize):
         bound = bound.exact

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from rich.console import Console
 
-from ssrseg.config import DataConfig, Settings, dump, merge, read_yaml, resolve
+from ssrseg.config import DataConfig, Settings, datasets, dump, merge, read_yaml, resolve
 from ssrseg.config.settings import AdjustStage, ChooseStage, PriorsStage, RecalibrateStage, RecipeStage, TrainStage
 from ssrseg.data import eval_samples, resolve_space
 from ssrseg.errors import UserError
@@ -74,7 +74,7 @@ def deployed(settings: Settings) -> Settings:
 def another_student(model: str, settings: Settings, keep: float | None = None) -> str:
     """Say how a trained model gets statistics that a run, once begun, does not give it."""
     keep, data = KEEP.get(settings.deploy.statistics, 1.0) if keep is None else keep, settings.target
-    target = "FOLDER" if data is None else quote(str(data.root)) + f" spec={data.spec}"
+    target = quote(str(data.root)) + f" spec={data.spec}" if isinstance(data, DataConfig) else "FOLDER"
     command = f"recalibrate {quote(model)} NEW.safetensors --keep {keep:g}"
     if settings.deploy.statistics == "auto":
         command = f"choose NEW.safetensors {quote(model)}"
@@ -142,7 +142,10 @@ def train_stages(
         elif stage.does == "label":
             teacher = load(stage.model or "")
             check_classes(teacher, resolve_space(resolved.classes, resolved.source).names)
-            label_target(Predictor(teacher, device, mode=resolved.inference), _labelled(resolved, left), left)
+            predictor = Predictor(teacher, device, mode=resolved.inference)
+            for data in _labelled(resolved, left):
+                assert data.labels_root is not None  # `labelled_by` says where
+                label_target(predictor, data, data.labels_root)
         elif stage.does == "priors":
             if not left.exists():
                 estimate_priors(stage.model or "", resolved, out=left, device=device)
@@ -188,9 +191,12 @@ def _choose(stage: ChooseStage, settings: Settings, left: Path, console: Console
     console.print(choice_table(found))
 
 
-def _labelled(settings: Settings, folder: Path) -> DataConfig:
-    """Describe the target of the settings as a data set with our labels in `folder`."""
-    return labelled_by(settings.target, resolve_space(settings.classes, settings.source).num_classes, folder)
+def _labelled(settings: Settings, folder: Path) -> list[DataConfig]:
+    """Describe the target of the settings as a data set with our labels in `folder`, or several, each below it."""
+    sets, classes = datasets(settings.target), resolve_space(settings.classes, settings.source).num_classes
+    if len(sets) < 2:
+        return [labelled_by(next(iter(sets), None), classes, folder)]
+    return [labelled_by(data, classes, folder / str(number)) for number, data in enumerate(sets)]
 
 
 def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, Path]]:
@@ -223,7 +229,8 @@ def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, 
             stage = _with_models(stage, left, plan, latest.get("model", ""))
         plan.append((stage.model_copy(update=files), resolved, place))
         if stage.does == "label":
-            left[stage.name] = yaml.safe_load(_labelled(resolved, place).model_dump_json())
+            made = [yaml.safe_load(data.model_dump_json()) for data in _labelled(resolved, place)]
+            left[stage.name] = made[0] if len(made) == 1 else made
         else:
             left[stage.name] = str(place)
             latest["priors" if stage.does == "priors" else "model"] = str(place)

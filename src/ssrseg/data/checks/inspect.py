@@ -148,6 +148,7 @@ class Expected:
     """Requirements on the files of a data set."""
 
     domain: str
+    """Its role, and of several data sets its name."""
     crop: tuple[int, int]
     """(height, width)."""
     resize: Bound | None
@@ -158,6 +159,11 @@ class Expected:
     """`model.in_channels`."""
     strict: bool
     """Whether a raw value of no class is a fault: nothing maps the values, so it cannot be meant."""
+
+    @property
+    def role(self) -> str:
+        """`source`, `target` or `val`."""
+        return self.domain.partition(" ")[0]
 
 
 @dataclass
@@ -229,7 +235,7 @@ def _check_header(seen: Inspection, header: Header) -> None:
         unused = {2: "the second is", 4: "the fourth is"}.get(header.bands, "those after the third are")
         text = f"{seen.image} has {header.bands} bands: {unused} not used, but by model.in_channels={header.bands}."
         seen.report("band that is not used", seen.image, text)
-    if seen.expected.domain == "val":  # no crops are cut from it
+    if seen.expected.role == "val":  # no crops are cut from it
         return
     resized = rescale_size(width, height, resize) if resize else (width, height)
     if max(width, height) > EXTREME * min(width, height):
@@ -304,5 +310,5 @@ def _check_label(seen: Inspection, label: Path, header: Header, measured: bool) 
         seen.report("value of no class", label, f"{label} holds the value{plural} {listed}, but there are {classes}.")
     elif not shown:
         seen.report("label without any class", label, f"{label} shows no class.")
-    elif seen.expected.domain == "source" and shown == 1 and count > 1:
+    elif seen.expected.role == "source" and shown == 1 and count > 1:
         seen.report("label of one class", label, f"{label} shows class {int(seen.pixels.argmax())} only.")

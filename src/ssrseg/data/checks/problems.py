@@ -31,7 +31,7 @@ class Problem:
     kind: str
     """A key of `KINDS`."""
     domain: str
-    """`source`, `target` or `val`."""
+    """Its role, `source`, `target` or `val`, and of several data sets its name."""
     path: Path
     text: str
     """The finding and, where it is not plain, the expectation; names the path."""

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
 from ssrseg.config import Settings
 from ssrseg.data.checks.inspect import colour_facts
+from ssrseg.data.checks.overlap import InspectedData
 from ssrseg.data.checks.problems import Problem, grouped
-from ssrseg.data.checks.survey import InspectedData, Survey, survey
+from ssrseg.data.checks.survey import Survey, survey
 from ssrseg.data.images import as_rgb, read_image
 from ssrseg.data.label_files import read_labels
 from ssrseg.data.label_spaces import LabelSpace
+from ssrseg.data.loader import shares
 from ssrseg.data.samplers import scaled_min_pixels
 from ssrseg.runs.atomic import write_atomically, write_json, writing
 
@@ -79,7 +82,7 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
         "classes": list(seen.space.names),
         "min_pixels": (rare and rare.min_pixels) or scaled_min_pixels(settings.loader.crop),
         "drawn": seen.drawn,
-        "domains": {domain: _facts_of(domain, data, seen.space.names) for domain, data in seen.sets.items()},
+        "domains": {domain: _facts_of(data, seen) for domain, data in seen.sets.items()},
     }
     report = DataReport(Path(out), seen.problems, facts)
     problems = [
@@ -94,8 +97,8 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
     return report
 
 
-def _facts_of(domain: str, data: InspectedData, names: Sequence[str]) -> dict[str, Any]:
-    pixels = data.pixels
+def _facts_of(data: InspectedData, seen: Survey) -> dict[str, Any]:
+    pixels, names = data.pixels, seen.space.names
     sizes = Counter(one.size for one in data.files if one.size is not None)
     found: dict[str, Any] = {
         "root": str(data.config.root),
@@ -103,7 +106,11 @@ def _facts_of(domain: str, data: InspectedData, names: Sequence[str]) -> dict[st
         "sizes": {f"{width}x{height}": count for (width, height), count in sizes.most_common()},
         "colour": colour_facts([one.colour for one in data.files if one.colour is not None]),
     }
-    if domain != "target":
+    alike = [other for other in seen.sets.values() if other.role == data.role]
+    if len(alike) > 1 and data.role != "val":  # what is scored is not drawn
+        by_set = shares([one.config for one in alike], [len(one.files) for one in alike]).tolist()
+        found["share"] = by_set[alike.index(data)]
+    if data.role != "target":
         total = max(1, int(pixels.sum()))
         counts = zip(names, pixels.sum(0).tolist(), (pixels > 0).sum(0).tolist(), strict=True)
         found["labels"] = len(pixels)
@@ -119,6 +126,8 @@ def _print(report: DataReport, console: Console) -> None:
     table = Table("", *facts["domains"], box=None)
     table.add_row("images", *(str(of["images"]) for of in domains))
     table.add_row("labels", *(str(of.get("labels", "-")) for of in domains))
+    if any("share" in of for of in domains):
+        table.add_row("share of the draws", *(f"{of['share']:.1%}" if "share" in of else "-" for of in domains))
     table.add_row("sizes", *(_sizes(of["sizes"]) for of in domains))
     for title, key, digits in COLOURS:
         cells = (
@@ -163,7 +172,7 @@ def _sizes(sizes: dict[str, int]) -> str:
 def contact_sheet(seen: Survey) -> Image.Image:
     """Draw each data set's images, `COLUMNS` at most, above the same with labels overlaid, and a legend below."""
     strips = [_strip(domain, data, seen.space) for domain, data in seen.sets.items()]
-    counts = seen.sets["source"].pixels
+    counts = torch.cat([data.pixels for data in seen.sets.values() if data.role == "source"])
     totals = counts.sum(0) / counts.sum().clamp(min=1)
     strips.append(_legend(seen.space, totals.tolist() if len(counts) else None))
     return Image.fromarray(np.concatenate([np.asarray(strip) for strip in strips]))

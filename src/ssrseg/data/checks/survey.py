@@ -8,24 +8,22 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
-from ssrseg.config import DataConfig, Settings
+from ssrseg.config import DataConfig, Settings, datasets
 from ssrseg.config.data import ExactSize
 from ssrseg.data.checks.inspect import CELL, Expected, Inspection, inspect_files
+from ssrseg.data.checks.overlap import InspectedData, shared_files
 from ssrseg.data.checks.problems import EFFECTS, Problem, notes, refuse
 from ssrseg.data.class_statistics import ClassStatistics, class_statistics, save_statistics
 from ssrseg.data.label_mapping import code_for, resolve_space
 from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.layouts import Pair, listing_of, no_image, spec_of
-from ssrseg.data.loader import rare_class_sampler
-from ssrseg.data.samplers import RareClassSampler
+from ssrseg.data.loader import rare_class_samplers, shares
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
 
@@ -34,26 +32,6 @@ NEVER = 0.01
 DECODED = 50
 """Files of each data set that are decoded before training; of the others only header and last bytes are read. So many
 labels at most are measured for how thick their classes are, by check-data too."""
-
-
-@dataclass(frozen=True)
-class InspectedData:
-    """One data set of a run."""
-
-    config: DataConfig
-    expected: Expected
-    files: list[Inspection]
-
-    @property
-    def pixels(self) -> Tensor:
-        """Per class, of every label that was decoded (labels, K) int64."""
-        pixels = [one.pixels for one in self.files if one.pixels is not None]
-        return torch.stack(pixels) if pixels else torch.zeros(0, self.expected.num_classes, dtype=torch.int64)
-
-    @cached_property
-    def images(self) -> set[str]:
-        """Where the images really lie, links followed."""
-        return {os.path.realpath(one.image) for one in self.files}
 
 
 @dataclass(frozen=True)
@@ -90,25 +68,25 @@ def survey(settings: Settings, *, some: int | None = None, console: Console | No
     space = resolve_space(settings.classes, settings.source)
     problems: list[Problem] = []
     sets: dict[str, InspectedData] = {}
-    given = {"source": settings.source, "target": settings.target, "val": settings.val}
-    domains = {domain: data for domain, data in given.items() if data is not None}
-    for data in domains.values():
+    for data in settings.domains.values():
         spec_of(data)
-    for domain, data in domains.items():
+    for domain, data in settings.domains.items():
         expected = _expected(domain, data, settings, space, problems)
         files = _inspect_all(_list(domain, data, problems), expected, some, console)
         sets[domain] = InspectedData(data, expected, files)
         problems += (found for one in files for found in one.problems)
-        if domain != "target" and expected.code is not None:
-            problems += _check_classes(sets[domain], domain, space, settings)
-    problems += [*_between(sets, contents=some is None), *_check_thickness(sets["source"], space)]
+        if expected.role == "val" and expected.code is not None:
+            problems += _check_classes([sets[domain]], domain, space, settings)
+    sources = [data for data in sets.values() if data.role == "source"]
+    problems += _check_classes([data for data in sources if data.expected.code is not None], "source", space, settings)
+    problems += shared_files(sets, contents=some is None)
+    problems += [found for data in sources for found in _check_thickness(data, space)]
     drawn: dict[str, float] = {}
     if not any(one.fatal for one in problems) and (some is None or settings.loader.rare_class is not None):
-        statistics = _count_all(sets["source"])
+        statistics = [_count_all(data) for data in sources]
         if settings.loader.rare_class is not None:
-            sampler = rare_class_sampler(statistics, settings.loader.rare_class, settings)
-            drawn = {space.names[c]: float(p) for c, p in zip(sampler.classes, sampler.probabilities, strict=True)}
-            problems += _check_sampling(sampler, statistics, settings, space)
+            drawn, found = _check_sampling(sources, statistics, settings, space)
+            problems += found
     known = {(one.domain, one.kind) for one in problems}
     effects = {(domain, EFFECTS.get(kind)) for domain, kind in known}
     return Survey(space, sets, [one for one in problems if (one.domain, one.kind) not in effects], drawn)
@@ -119,9 +97,10 @@ def _expected(
 ) -> Expected:
     code, classes = None, settings.classes
     try:  # a target has no labels to map: its values are compared with the source's
-        code = code_for(settings.source if domain == "target" else data, classes, settings.source)
+        labelled = datasets(settings.source)[0] if domain.startswith("target") else data
+        code = code_for(labelled, classes, settings.source)
     except UserError as error:
-        if domain != "target":
+        if not domain.startswith("target"):
             problems.append(Problem("cannot be mapped", domain, data.root, str(error)))
     own_ids = isinstance(classes, tuple) and any(entry.ids is not None for entry in classes)
     strict = data.id_map is None and not own_ids and spec_of(data).space is None
@@ -135,8 +114,9 @@ def _list(domain: str, data: DataConfig, problems: list[Problem]) -> list[tuple[
     def report(kind: str, path: Path, text: str) -> None:
         problems.append(Problem(kind, domain, path, text))
 
+    labelled = not domain.startswith("target")
     try:
-        listing = listing_of(data, labelled=domain != "target")
+        listing = listing_of(data, labelled=labelled)
     except UserError as error:
         report("cannot be listed", data.root, str(error))
         return []
@@ -150,7 +130,7 @@ def _list(domain: str, data: DataConfig, problems: list[Problem]) -> list[tuple[
         report("label without image", path, f"{path} has no image.")
     if not listing.images:
         report("cannot be listed", data.root, no_image(data))
-    if domain == "target":
+    if not labelled:
         return [(image, None) for image in listing.images]
     return [(pair.image, pair.label) for pair in listing.pairs]
 
@@ -162,7 +142,7 @@ def _inspect_all(
     step = 1 if some is None else max(1, -(-len(files) // some))
 
     def inspect(number: int) -> Inspection:
-        measured = expected.domain == "source" and number % sample == 0
+        measured = expected.role == "source" and number % sample == 0
         return inspect_files(*files[number], expected, whole=number % step == 0, measured=measured)
 
     quiet = console is None or not console.is_terminal
@@ -184,40 +164,58 @@ def _count_all(data: InspectedData) -> ClassStatistics:
 
 
 def _check_sampling(
-    sampler: RareClassSampler, statistics: ClassStatistics, settings: Settings, space: LabelSpace
-) -> Iterator[Problem]:
-    """Report what rare-class sampling makes of the classes: images that it will not draw, and classes of few pixels."""
-    train, config, root = settings.train, settings.loader.rare_class, settings.source.root
+    sources: Sequence[InspectedData], statistics: Sequence[ClassStatistics], settings: Settings, space: LabelSpace
+) -> tuple[dict[str, float], list[Problem]]:
+    """Return how often rare-class sampling draws for each class, and what it makes of the data.
+
+    That is images that it will not draw, and classes of few pixels.
+    """
+    train, config = settings.train, settings.loader.rare_class
     draws = train.steps * train.accumulate * train.devices * train.nodes * settings.loader.batch
-    if never := int((sampler.chances < NEVER / max(draws, sampler.count)).sum()):
-        how = f"rare-class sampling, temperature {config and config.temperature:g}"
-        text = f"{never} of {sampler.count} source images will never be drawn ({how})."
-        yield Problem("images never drawn", "source", root, text)
-    most = statistics.pixels.max(dim=0).values.tolist()
-    if few := [f"{space.names[c]} {most[c]}" for c in sampler.classes.tolist() if most[c] <= sampler.min_pixels]:
-        text = f"no image shows more than {sampler.min_pixels} pixels of some classes; the most are {', '.join(few)}."
-        yield Problem("class below min_pixels", "source", root, text)
+    samplers, counts = rare_class_samplers(statistics, settings), [len(data.files) for data in sources]
+    probability, problems = torch.zeros(space.num_classes, dtype=torch.float64), list[Problem]()
+    for data, sampler, share in zip(sources, samplers, shares(datasets(settings.source), counts).tolist(), strict=True):
+        probability[sampler.classes] += share * sampler.probabilities.double()
+        if never := int((share * sampler.chances < NEVER / max(draws, sum(counts))).sum()):
+            how = f"rare-class sampling, temperature {config and config.temperature:g}"
+            domain = data.expected.domain
+            text = f"{never} of {sampler.count} {domain} images will never be drawn ({how})."
+            problems.append(Problem("images never drawn", domain, data.config.root, text))
+    most = torch.stack([one.pixels.amax(dim=0) for one in statistics]).amax(dim=0).tolist()
+    minimum, classes = samplers[0].min_pixels, dict.fromkeys(c for one in samplers for c in one.classes.tolist())
+    if few := [f"{space.names[c]} {most[c]}" for c in classes if most[c] <= minimum]:
+        text = f"no image shows more than {minimum} pixels of some classes; the most are {', '.join(few)}."
+        problems.append(Problem("class below min_pixels", "source", sources[0].config.root, text))
+    return {space.names[c]: float(probability[c]) for c in classes}, problems
 
 
-def _check_classes(data: InspectedData, domain: str, space: LabelSpace, settings: Settings) -> list[Problem]:
-    """Report classes that no label shows, where labels were decoded."""
-    pixels, root, source = data.pixels, data.config.root, domain == "source"
-    if source and 0 < len(pixels) < len(data.files) and (pixels.sum(0) > 0).sum() < 2:
-        pixels = _count_all(data).pixels  # before a run is refused for what some of its labels show
+def _check_classes(sets: Sequence[InspectedData], domain: str, space: LabelSpace, settings: Settings) -> list[Problem]:
+    """Report classes that no label shows, where labels were decoded; of several sources, that none of them shows."""
+    source, found = domain == "source", list[Problem]()
+    every = [data.pixels for data in sets]
+    for data, pixels in zip(sets, every, strict=True):
+        if len(pixels) and not pixels.any():
+            text = f"No label of {data.config.root} shows any class."
+            found.append(Problem("no class in any label", data.expected.domain, data.config.root, text))
+    if found or not any(map(len, every)):
+        return found
+    pixels, root = torch.cat(every), sets[0].config.root
+    if source and len(pixels) < sum(len(data.files) for data in sets) and (pixels.sum(0) > 0).sum() < 2:
+        # before a run is refused for what some of its labels show
+        pixels = torch.cat([_count_all(data).pixels for data in sets])
     absent = [name for name, count in zip(space.names, pixels.sum(0).tolist(), strict=True) if not count]
-    if not len(pixels) or not absent:
+    if not absent:
         return []
-    if len(absent) == len(space.names):
-        return [Problem("no class in any label", domain, root, f"No label of {root} shows any class.")]
+    where = ", ".join(str(data.config.root) for data in sets)
     if source and len(absent) == len(space.names) - 1:
         name = next(name for name in space.names if name not in absent)
-        return [Problem("one class in all labels", domain, root, f"The labels of {root} show {name} alone.")]
-    found, distance = list[Problem](), settings.method.feature_distance
+        return [Problem("one class in all labels", domain, root, f"The labels of {where} show {name} alone.")]
+    distance = settings.method.feature_distance
     things = [name for name in space.names if distance and name in (distance.classes or ())]
     if source and things and set(things) <= set(absent):
         listed = ", ".join(things)
         found.append(Problem("no thing in any label", domain, root, f"{listed}: in none of the labels looked at."))
-    text = f"no pixel of {', '.join(absent)} in the {len(pixels)} labels looked at in {root}."
+    text = f"no pixel of {', '.join(absent)} in the {len(pixels)} labels looked at in {where}."
     return [Problem("class that never occurs", domain, root, text), *found]
 
 
@@ -242,39 +240,3 @@ def _check_thickness(data: InspectedData, space: LabelSpace) -> Iterator[Problem
         what = f"median thickness of some classes is less than {CELL} px: {', '.join(thin)}."
         where = f"At {trained[0]}x{trained[1]}, the size in training, the"
         yield Problem("thin class", "source", data.config.root, f"{where} {what}")
-
-
-def _between(sets: dict[str, InspectedData], *, contents: bool) -> list[Problem]:
-    """Report files, and when all were decoded contents of files, that two data sets should not have in common."""
-    found: list[Problem] = []
-    for domain, data in sets.items():
-        if same := [one.image for one in data.files if one.image == one.label]:
-            text = f"{len(same)} files of {data.config.root} are both image and label."
-            found.append(Problem("image is its own label", domain, same[0], text))
-    source, target, val = (sets.get(name) for name in ("source", "target", "val"))
-    if source is not None and target is not None:
-        root = target.config.root
-        labels = {os.path.realpath(one.label) for one in source.files if one.label is not None}
-        if target.images and target.images <= source.images:
-            text = f"The target's images are all in the source: {root}."
-            found.append(Problem("target is the source", "target", root, text))
-        elif target.images and target.images <= labels:
-            text = f"The images of {root} are the source's labels."
-            found.append(Problem("target is the source's labels", "target", root, text))
-        else:
-            found += _shared("target", target, "source", source, contents)
-    for domain in ("source", "target"):
-        if val is not None and domain in sets:
-            found += _shared("val", val, domain, sets[domain], contents)
-    return found
-
-
-def _shared(domain: str, data: InspectedData, other: str, trained: InspectedData, contents: bool) -> Iterator[Problem]:
-    """Yield a problem for each image that is also among the trained ones: the same file, or the same content."""
-    known = {one.digest: one.image for one in trained.files if one.digest is not None and contents}
-    for one in data.files:
-        if os.path.realpath(one.image) in trained.images:
-            yield Problem(f"also in the {other}", domain, one.image, f"{one.image} is also in the {other}.")
-        elif one.digest in known:
-            text = f"{one.image} is {known[one.digest]} again."
-            yield Problem(f"same content as in the {other}", domain, one.image, text)

@@ -14,11 +14,12 @@ import torch.distributed as dist
 from torch.utils.data import Dataset, Subset
 
 from ssrseg.adapt import distributed
-from ssrseg.config import DataConfig, SelectionConfig
-from ssrseg.data import find_images, read_image
+from ssrseg.config import Data, SelectionConfig
+from ssrseg.data import find_bounded, read_image
 from ssrseg.data.datasets import bounded
 from ssrseg.inference import Scores, evaluate_model, evaluating
 from ssrseg.inference.criteria import CriteriaAccumulator
+from ssrseg.inference.evaluate import names_of
 from ssrseg.inference.sliding_window import Infer
 from ssrseg.models.segmenter import Segmenter, save_segmenter
 from ssrseg.runs.atomic import read_json, write_atomically, write_json
@@ -67,14 +68,18 @@ class Evaluation(Observer):
         if distributed.world() > 1:
             for buffer in model.buffers():  # the running statistics: everywhere those of the first process
                 dist.broadcast(buffer, src=0)
-        own = evaluate_model(model, self._dataset, self._infer, device=device, classes=classes)
-        return Scores(own.classes, distributed.all_sum(own.confusion.to(device)).cpu())
+        domains = names_of(self._context.settings.val or ())
+        own = evaluate_model(model, self._dataset, self._infer, device=device, classes=classes, domains=domains)
+        confusions = torch.stack([each.confusion for each in own.domains.values()] or [own.confusion])
+        return Scores.of_domains(classes, distributed.all_sum(confusions.to(device)).cpu(), domains)
 
     def _write(self, step: int, student: Scores, teacher: Scores | None) -> None:
         folder, record, means = self._context.folder, dict[str, Any](step=step), dict[str, Any]()
         for name, scores in (("student", student), ("teacher", teacher)):
             whole = scores and scores.to_dict()
             means[name] = whole and {key: whole[key] for key in ("miou", "pixel_accuracy")}
+            if scores and scores.domains:
+                means[name]["domains"] = {key: {"miou": each.miou} for key, each in scores.domains.items()}
             record[name] = scores and whole and {**whole, "confusion": scores.confusion.tolist()}
         self._journal.write("eval", step, **means)
         self._on_scores(step, student)
@@ -98,12 +103,12 @@ class Selection(Observer):
     kept = ("chosen", "stalled", "step")
 
     def __init__(
-        self, context: RunContext, target: DataConfig, config: SelectionConfig, infer: Infer, journal: Journal
+        self, context: RunContext, target: Data, config: SelectionConfig, infer: Infer, journal: Journal
     ) -> None:
         self._context, self._config, self._infer, self._journal = context, config, infer, journal
         teacher = context.settings.method.teacher
         self._threshold = CONFIDENT if teacher is None or teacher.threshold is None else teacher.threshold
-        self._images, self._resize = find_images(target, at_most=config.images), target.resize
+        self._images = find_bounded(target, at_most=config.images)
         self.chosen: dict[str, dict[str, Any]] = {}
         self._stop, self.stalled, self.step = context.settings.train.early_stop, 0, 0
 
@@ -160,8 +165,8 @@ class Selection(Observer):
     def _criteria(self) -> tuple[dict[str, float | None], ...]:
         student, teacher = self._context.method.learner.student, self._context.method.teacher.segmenter
         found = CriteriaAccumulator(student.num_classes, self._threshold, self._config.pixels)
-        for path in self._images:
-            image = bounded(read_image(path, student.in_channels), self._resize)
+        for path, bound in self._images:
+            image = bounded(read_image(path, student.in_channels), bound)
             image = image.to(self._context.fabric.device)[None].float() / 255
             with evaluating(student):
                 logits = self._infer(student, image, None)[0]
