@@ -76,12 +76,12 @@ def record(settings: Settings, root: Path) -> dict[str, Any]:
 
 
 def adapting(root: Path, devices: int) -> Settings:
-    """Three steps of MIC + SSR on two images a step; nothing is dropped."""
+    """Three steps of MIC + SSR, distillation and affinity on two images a step; nothing is dropped."""
     return settings_for(
         root,
         loader={"batch": 2 // devices, "rare_class": None},  # which would draw one class again and again
         model=UNDROPPED,
-        method={"teacher": {"threshold": 0.7}},
+        method={"teacher": {"threshold": 0.7}, "distillation": {}, "affinity": {}},
         train={"devices": devices, "steps": 3, "evaluate_every": 3},
     )
 

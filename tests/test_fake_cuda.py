@@ -42,6 +42,14 @@ SSR: dict[str, Any] = {
         "regularizer": {"foundation": {"encoder": "demo", "weights": "none", "input_size": 64}, "stages": [1, 3]}
     }
 }
+SAME = SSR["method"]["regularizer"]["foundation"]
+FOUNDATIONS: dict[str, Any] = {
+    "method": {
+        "teacher": {"regions": {"foundation": SAME}},
+        "distillation": {"foundation": SAME, "views": ["source", "target"]},
+        "affinity": {"foundation": SAME},
+    }
+}
 MAY_WAIT = re.compile(
     r"training/(observers/(journal|alarms|guard|evaluation|pictures)\.py:\d+ (stepped|saw|finished)"
     r"|checkpoint\.py:\d+ (save|finished))$"
@@ -73,6 +81,7 @@ def runs() -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{name} {stage['name']}".strip(), small(tree, stage["settings"])
     for name in ("source-only", "dacs"):
         yield f"{name} + SSR", small(read_preset(name), SSR)
+    yield "dacs + distillation + affinity + regions", small(read_preset("dacs"), FOUNDATIONS)
 
 
 def distinct() -> dict[str, dict[str, Any]]:

@@ -3,9 +3,11 @@
 from ssrseg.adapt.alignment import Alignment as Alignment, frozen_call as frozen_call
 from ssrseg.adapt.augment import StrongAugment as StrongAugment
 from ssrseg.adapt.batch import IGNORE as IGNORE, Batch as Batch, Pseudo as Pseudo, View as View
+from ssrseg.adapt.distillation import Affinity as Affinity, Distillation as Distillation
 from ssrseg.adapt.foundation import Frozen as Frozen, build_encoder as build_encoder
 from ssrseg.adapt.learner import Learner as Learner, ViewMaker as ViewMaker, adapt as adapt
 from ssrseg.adapt.methods import Method as Method, build_method as build_method
+from ssrseg.adapt.regions import Regions as Regions
 from ssrseg.adapt.regularizer import Regularizer as Regularizer
 from ssrseg.adapt.teacher import Teacher as Teacher, pseudo_label as pseudo_label
 from ssrseg.adapt.terms import (

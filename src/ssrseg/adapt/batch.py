@@ -51,6 +51,7 @@ class View:
     labels: Tensor  # (B, H, W) int64
     trust: Tensor | None = None  # (B, H, W) in [0, 1]; 1 everywhere when absent
     inside: Tensor | None = None  # (B, H, W) bool: not padding; everywhere when absent
+    clean: Tensor | None = None  # (B, C, H, W): the images before augmentation and masking, where they differ
 
 
 IGNORE = 255

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ssrseg.adapt.sam_attention import without_padding
 from ssrseg.config.method import FoundationConfig
@@ -47,6 +49,12 @@ class Frozen:
         self.input_size, self.divisor, self.note = input_size, divisor, note
         self.precision: Literal["fp32", "half", "auto"] = precision
         self.half = False
+        self._seen: WeakTensorKeyDictionary | None = None
+
+    def shared(self) -> Frozen:
+        """Encode the same tensor of images once, however many ask: features stay as long as the images do."""
+        self._seen = WeakTensorKeyDictionary()
+        return self
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Frozen:
         """Move in place, and to bfloat16 where `precision` asks for it on this device."""
@@ -64,6 +72,14 @@ class Frozen:
     # Not inference_mode: its tensors may not enter the student's graph.
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
+        if self._seen is None:
+            return self._encode(images)
+        if images not in self._seen:
+            self._seen[images] = self._encode(images)
+        features: Tensor = self._seen[images]
+        return features
+
+    def _encode(self, images: Tensor) -> Tensor:
         height, width = self.input_size or _padded(images.shape[-2:], self.divisor)
         if images.shape[1] != (own := self.mean.shape[1]):  # SSR's sees RGB: the first bands, the last repeated
             bands = images.unbind(1)
@@ -96,33 +112,56 @@ ENCODERS = {
 """Short names; `timm:<name>` reaches every other encoder of timm."""
 
 
-def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
+def build_encoders(
+    configs: Mapping[str, FoundationConfig], crop: tuple[int, int], given: Frozen | None = None
+) -> dict[str, Frozen]:
+    """Build the encoder of each setting: parts that name the same one share it. `given` stands for all of them.
+
+    Raises:
+        UserError: see `build_encoder`.
+    """
+    built: dict[FoundationConfig, Frozen] = {}
+    for setting, config in configs.items():
+        if config not in built:
+            built[config] = given or build_encoder(config, crop, setting)
+    encoders = {setting: built[config] for setting, config in configs.items()}
+    for encoder in set(encoders.values()):
+        if [*encoders.values()].count(encoder) > 1:
+            encoder.shared()
+    return encoders
+
+
+def build_encoder(
+    config: FoundationConfig, crop: tuple[int, int], setting: str = "method.regularizer.foundation"
+) -> Frozen:
     """Build the frozen encoder of a run; `crop` (height, width) of the training is its input size when it is `native`.
 
     Raises:
-        UserError: unknown encoder, or its weights cannot be had.
+        UserError: unknown encoder, size or level, or its weights cannot be had; `setting` is named.
     """
     square = None if config.input_size == "native" else (config.input_size, config.input_size)
     if config.encoder == "demo":
         from ssrseg.demo import encoder as demo  # only for those who ask for it
 
+        if config.level != -1:
+            raise UserError(f"{setting}.level={config.level}: the demo's encoder has one level. Leave it out.")
         module: Any = demo.untrained_encoder() if config.weights == "none" else demo.demo_encoder()
-        mean, std, divisor, note = demo.MEAN, demo.STD, demo.PATCH, ""
+        mean, std, divisor, channels, note = demo.MEAN, demo.STD, demo.PATCH, demo.CHANNELS, ""
     else:
         name = ENCODERS.get(config.encoder, config.encoder.removeprefix("timm:"))
         if name == config.encoder or not timm.is_model(name.partition(".")[0]):
             known = ", ".join(ENCODERS)
             raise UserError(f"There is no foundation encoder {config.encoder!r}: choose {known} or timm:<name>.")
-        divisor = 16 if name.startswith("samvit_") else 32
-        module, note = _create(name, config, _padded(torch.Size(square or crop), divisor))
+        options, divisor, channels = _options_for(name, square, crop, config.level, setting)
+        module, note = _create(name, config, options, setting)
         mean, std = (tuple(module.pretrained_cfg[key]) for key in ("mean", "std"))
     if config.weights == "none":
         note = f"{config.encoder}: random weights, which is a control and not a method"
     module = without_padding(module)
     return Frozen(
         module,
-        feature_map(module),
-        channels=module.num_features,
+        feature_map(module, config.level),
+        channels=channels,
         mean=mean,
         std=std,
         input_size=square,
@@ -132,39 +171,78 @@ def build_encoder(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:
     )
 
 
-def _create(name: str, config: FoundationConfig, size: tuple[int, int]) -> tuple[Any, str]:
-    """Build timm's module, and a note about its weights."""
-    weights, sam = config.weights, name.startswith("samvit_")
-    options: dict[str, Any] = {"pretrained": weights != "none"}
-    note = ""
-    if weights not in ("hub", "none"):
-        state, note = _weights_of(name, config)
-        if sam:  # timm translates names that begin as those of the published file
-            state = {f"image_encoder.{key}": value for key, value in state.items()}
-        options["pretrained_cfg_overlay"] = {"state_dict": state}
-    # SAM interpolates its positions by itself: built at another size, published weights would not fit.
-    for sized in (options if sam else {**options, "img_size": size}, options):  # convolutional ones have no image size
-        try:
-            module: Any = timm.create_model(name, **sized)
-        except TypeError:
-            continue
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"The weights of {name} cannot be loaded from {weights!r}: {error}\n"
-                "Set method.regularizer.foundation.weights to a local file (for SAM: sam_vit_b_01ec64.pth or its like)."
-            ) from error
-        if sam:  # else channels lie apart in all of SAM's residuals, and each norm copies them
-            module.patch_embed.register_forward_hook(lambda layer, images, tokens: tokens.contiguous())
-        return module, note
+def _options_for(
+    name: str, square: tuple[int, int] | None, crop: tuple[int, int], level: int, setting: str
+) -> tuple[Mapping[str, Any], int, int]:
+    """Find how to build timm's `name` for its input, what divides its sides, and the channels of a level.
+
+    Tried on tensors without data. Plain ViTs take every multiple of their patch; what has neither windows nor positions
+    takes any size; the rest is built for the very size.
+    """
+    options, module = _without_data(name)
+    divisor: int = module.feature_info[-1]["reduction"]
+    size = square or _padded(torch.Size(crop), divisor)
+    try:
+        with torch.device("meta"), torch.no_grad():
+            if not name.startswith("samvit_"):  # which interpolates its positions: at another size, weights misfit
+                options = {**options, "img_size": size}
+                if "dynamic_img_size" not in options:
+                    module = timm.create_model(name, **options).eval()
+    except TypeError:  # convolutional ones have no image size
+        options = {}
+    try:
+        with torch.device("meta"), torch.no_grad():
+            return options, divisor, feature_map(module, level)(torch.empty(1, 3, *size)).shape[1]
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+    if "feature index" in reason:
+        raise UserError(f"{setting}.level={level}: {name} has {len(module.feature_info)} levels, -1 is the last.")
+    near = [side for side in (size[0] // divisor * divisor, -(-size[0] // divisor) * divisor) if side]
+    sizes = " or ".join(str(side) for side in dict.fromkeys(near))
+    wrong = f"{name} takes no images of {size[0]}x{size[1]} pixels ({reason.rstrip('.')})"
+    raise UserError(f"{wrong}: set {setting}.input_size to {sizes}, a multiple of {divisor}.")
+
+
+@lru_cache
+def _without_data(name: str) -> tuple[Mapping[str, Any], Any]:
+    """Build timm's `name` on tensors without data, for images of any size if it can; and the options for that."""
+    any_size: dict[str, Any] = {} if name.startswith("samvit_") else {"dynamic_img_size": True}
+    with torch.device("meta"):
+        for options in (any_size, {}):
+            try:
+                return options, timm.create_model(name, **options).eval()
+            except TypeError:  # it has no such option
+                continue
     raise UserError(f"timm cannot build {name!r}.")
 
 
-def _weights_of(name: str, config: FoundationConfig) -> tuple[dict[str, Tensor], str]:
+def _create(name: str, config: FoundationConfig, options: Mapping[str, Any], setting: str) -> tuple[Any, str]:
+    """Build timm's module, and a note about its weights."""
+    weights, sam, note = config.weights, name.startswith("samvit_"), ""
+    options = {**options, "pretrained": weights != "none"}
+    if weights not in ("hub", "none"):
+        state, note = _weights_of(name, config, setting)
+        if sam:  # timm translates names that begin as those of the published file
+            state = {f"image_encoder.{key}": value for key, value in state.items()}
+        options["pretrained_cfg_overlay"] = {"state_dict": state}
+    try:
+        module: Any = timm.create_model(name, **options)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"The weights of {name} cannot be loaded from {weights!r}: {error}\n"
+            f"Set {setting}.weights to a local file (for SAM: sam_vit_b_01ec64.pth or its like)."
+        ) from error
+    if sam:  # else channels lie apart in all of SAM's residuals, and each norm copies them
+        module.patch_embed.register_forward_hook(lambda layer, images, tokens: tokens.contiguous())
+    return module, note
+
+
+def _weights_of(name: str, config: FoundationConfig, setting: str) -> tuple[dict[str, Tensor], str]:
     """Read the encoder's weights from a file, and what is said about the rest of it."""
     with torch.device("meta"):
         known = timm.create_model(name).state_dict().keys()
     file = read_weights(Path(config.weights).expanduser())
-    setting = "method.regularizer.foundation.part="
+    setting = f"{setting}.part="
 
     def fit(weights: Mapping[str, Tensor]) -> float:
         return len(weights.keys() & known) / len(known)
@@ -180,9 +258,19 @@ def _weights_of(name: str, config: FoundationConfig) -> tuple[dict[str, Tensor],
     return dict(network.tensors), f"{name}: from {config.weights}, {'; '.join(said)}" if said else ""
 
 
-def feature_map(module: Any) -> Callable[[Tensor], Tensor]:
-    """Return the function that gives a timm model's last features as a map (B, D, h, w), whatever its layout."""
+def feature_map(module: Any, level: int = -1) -> Callable[[Tensor], Tensor]:
+    """Return the function that gives a level of a timm model's features as a map (B, D, h, w), whatever its layout.
+
+    Levels are stages of a pyramid and blocks of a ViT, counted from the end; the last is what the model itself ends
+    with, after its norm.
+    """
     channels: int = module.num_features
+
+    def at_level(images: Tensor) -> Tensor:
+        if not hasattr(module, "forward_intermediates"):
+            raise UserError(f"{type(module).__name__} gives no map of its level {level}: choose another encoder.")
+        maps: list[Tensor] = module.forward_intermediates(images, indices=[level], intermediates_only=True)
+        return maps[0]
 
     def features(images: Tensor) -> Tensor:
         output: Tensor = module.forward_features(images)
@@ -196,4 +284,4 @@ def feature_map(module: Any) -> Callable[[Tensor], Tensor]:
             output = output.permute(0, 3, 1, 2)
         return output
 
-    return features
+    return features if level == -1 else at_level

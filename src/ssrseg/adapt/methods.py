@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -11,12 +12,21 @@ from torch import Generator, Tensor
 from ssrseg.adapt import views
 from ssrseg.adapt.alignment import Alignment
 from ssrseg.adapt.augment import PhotometricDistortion, StrongAugment
-from ssrseg.adapt.foundation import Frozen, build_encoder, frozen_backbone
+from ssrseg.adapt.distillation import Affinity, Distillation
+from ssrseg.adapt.foundation import Frozen, build_encoders, frozen_backbone
 from ssrseg.adapt.learner import Learner, ViewMaker
+from ssrseg.adapt.regions import Regions
 from ssrseg.adapt.regularizer import Regularizer
 from ssrseg.adapt.teacher import NoTeacher, Teacher
 from ssrseg.adapt.terms import FeatureDistance, Segmentation, Term
-from ssrseg.config.method import AugmentConfig, FeatureDistanceConfig, MethodConfig
+from ssrseg.config.method import (
+    AffinityConfig,
+    AugmentConfig,
+    DistillationConfig,
+    FeatureDistanceConfig,
+    MethodConfig,
+    TeacherConfig,
+)
 from ssrseg.label_shift import find_priors
 from ssrseg.models.segmenter import Segmenter
 
@@ -65,7 +75,7 @@ def build_method(
         classes: names in the order of their ids.
         crop: (height, width) of the training crops.
         seed: of the view makers' draws.
-        foundation: the frozen encoder itself, instead of the one that the config names.
+        foundation: the frozen encoder itself, instead of those that the config names.
         imagenet: images in [0, 1] -> frozen ImageNet features, instead of the copied backbone.
         terms: terms of your own, by name, beside the method's.
         makers: view makers of your own, after the method's.
@@ -74,7 +84,10 @@ def build_method(
     Raises:
         UserError: the foundation encoder is unknown or its weights cannot be loaded.
     """
-    generator, notes, frozen = Generator().manual_seed(seed), list[str](), list[Frozen]()
+    generator, notes = Generator().manual_seed(seed), list[str]()
+    encoders = build_encoders(config.foundations, crop, foundation)
+    frozen = [*dict.fromkeys(encoders.values())]
+    notes += [encoder.note for encoder in frozen if encoder.note]
     composed: dict[str, Term] = {
         "segmentation": Segmentation(
             ("source", "mixed", "masked"),
@@ -86,12 +99,10 @@ def build_method(
     if config.regularizer is not None and not config.regularizer.stages:
         notes.append("regularizer: no stage is regularised, which is the plain method")
     elif config.regularizer is not None:
-        foundation = foundation or build_encoder(config.regularizer.foundation, crop)
-        frozen.append(foundation)
-        notes += [foundation.note] if foundation.note else []
+        encoder = encoders["method.regularizer.foundation"]
         composed["regularizer"] = Regularizer(
-            foundation,
-            foundation.channels,
+            encoder,
+            encoder.channels,
             student.backbone.channels,
             stages=config.regularizer.stages,
             heads=config.regularizer.heads,
@@ -99,8 +110,14 @@ def build_method(
             views=config.regularizer.views,
             weight=config.regularizer.weight,
         )
-    elif foundation is not None:
-        notes.append("a foundation encoder was given, but the method has no regularizer: nothing uses it")
+    if config.distillation is not None:
+        encoder, options = encoders["method.distillation.foundation"], _options(config.distillation)
+        channels = student.backbone.channels[config.distillation.stage]
+        composed["distillation"] = Distillation(encoder, encoder.channels, channels, **options)
+    if config.affinity is not None:
+        composed["affinity"] = Affinity(encoders["method.affinity.foundation"], **_options(config.affinity))
+    if foundation is not None and not frozen:
+        notes.append("a foundation encoder was given, but no part of the method has one: nothing uses it")
     if config.teacher is None and teacher is not Teacher:
         notes.append(f"{teacher.__name__} was given, but method.teacher is absent: nothing labels the target")
     if config.feature_distance is not None:
@@ -115,16 +132,30 @@ def build_method(
             weight=config.feature_distance.weight,
         )
     if config.alignment is not None:
-        options = config.alignment.model_dump(exclude={"lr"})  # the optimiser's
-        composed["alignment"] = Alignment(student.backbone.channels[-1], student.num_classes, **options)
+        rest = config.alignment.model_dump(exclude={"lr"})  # the optimiser's
+        composed["alignment"] = Alignment(student.backbone.channels[-1], student.num_classes, **rest)
     return Method(
         learner=Learner(student, {**composed, **(terms or {})}, head_only=config.trains == "head"),
-        teacher=NoTeacher() if config.teacher is None else teacher(student, **config.teacher.model_dump()),
+        teacher=NoTeacher()
+        if config.teacher is None
+        else teacher(student, **_teacher_options(config.teacher, encoders)),
         makers=(*_makers(config, generator, student.mean), *makers),
         generator=generator,
         frozen=tuple(frozen),
         notes=tuple(notes),
     )
+
+
+def _options(config: DistillationConfig | AffinityConfig) -> dict[str, Any]:
+    return config.model_dump(exclude={"foundation"})
+
+
+def _teacher_options(config: TeacherConfig, encoders: Mapping[str, Frozen]) -> dict[str, Any]:
+    options = config.model_dump(exclude={"regions"})
+    if (regions := config.regions) is not None:  # a class of one's own that knows none is not asked for them
+        encoder = encoders["method.teacher.regions.foundation"]
+        options["regions"] = Regions(encoder, regions.clusters, regions.majority)
+    return options
 
 
 def _things(config: FeatureDistanceConfig, classes: Sequence[str], notes: list[str]) -> list[int] | None:
@@ -142,7 +173,7 @@ def _makers(config: MethodConfig, generator: Generator, mean: Tensor) -> Iterato
         return StrongAugment(generator, **config.model_dump(), per_image=per_image) if config else views.unchanged
 
     yield views.Source(PhotometricDistortion(generator) if config.distort else views.unchanged)
-    if config.alignment is not None:
+    if config.has_target_view:
         yield views.Target()
     if config.mixed is not None:
         draw = views.ClassMix(generator, of_batch=config.mixed.classes_of == "batch")

@@ -11,6 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ssrseg.adapt import distributed
 from ssrseg.adapt.batch import IGNORE, Pseudo
+from ssrseg.adapt.regions import Regions
 from ssrseg.models.segmenter import Segmenter
 
 
@@ -26,14 +27,22 @@ class Teacher(nn.Module):
         threshold: the trust in every pixel of a batch is the share of its pixels that are at least this
             confident; 1 when absent.
         after_step: average after the student's step, as DACS does, instead of before it.
+        regions: refine the labels; the trust is theirs then.
     """
 
     def __init__(
-        self, student: Segmenter, *, decay: float = 0.999, threshold: float | None = 0.968, after_step: bool = False
+        self,
+        student: Segmenter,
+        *,
+        decay: float = 0.999,
+        threshold: float | None = 0.968,
+        after_step: bool = False,
+        regions: Regions | None = None,
     ) -> None:
         super().__init__()
         self.segmenter = deepcopy(student).requires_grad_(False)
         self.decay, self.threshold, self._behind = decay, threshold, int(after_step)
+        self.regions = regions
         self.train()
 
     def train(self, mode: bool = True) -> Teacher:
@@ -58,7 +67,9 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, valid: Tensor, inside: Tensor | None = None) -> Pseudo:
         """Label target images (B, C, H, W) in [0, 1]; the trust is 0 where not `valid`; see `pseudo_label`."""
-        return pseudo_label(self.logits(images), valid, self.threshold, inside)
+        logits = self.logits(images)
+        pseudo = pseudo_label(logits, valid, self.threshold, inside)
+        return pseudo if self.regions is None else self.regions(images, logits, pseudo, valid, inside)
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits (B, K, H, W) of images (B, C, H, W) in [0, 1]."""

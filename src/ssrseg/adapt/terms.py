@@ -129,8 +129,8 @@ class FeatureDistance(Term):
             beyond = [stride * cells - side for cells, side in zip(deepest.shape[-2:], labels.shape[-2:], strict=True)]
             labels = F.pad(labels, (0, beyond[1], 0, beyond[0]), value=IGNORE)  # cut, where features are rounded down
             mask = self.things[downscale_labels(labels, stride, self.num_classes, self.min_share)]
-        elif view.inside is not None:
-            mask = F.interpolate(view.inside[:, None].float(), deepest.shape[-2:], mode="nearest")[:, 0].bool()
+        else:
+            mask = places_inside(view, deepest.shape[-2:])
         return feature_distance(deepest, self.frozen(view.images), mask)
 
 
@@ -139,11 +139,22 @@ def feature_distance(features: Tensor, reference: Tensor, mask: Tensor | None = 
 
     Of several processes, each returns its share times their number: averaged, they are the mean over the whole batch.
     """
-    distance: Tensor = torch.linalg.vector_norm(features - reference, dim=1)
+    return masked_mean(torch.linalg.vector_norm(features - reference, dim=1), mask)
+
+
+def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Average values over a mask of their shape; over the whole batch, as `feature_distance` says."""
     if mask is None:
-        return distance.mean()
+        return values.mean()
     count = distributed.all_sum(mask.sum()).clamp(min=1)
-    return torch.where(mask, distance, 0).sum() * distributed.world() / count
+    return torch.where(mask, values, 0).sum() * distributed.world() / count
+
+
+def places_inside(view: View, size: Sequence[int]) -> Tensor | None:
+    """Return which places of a map of `size` are no padding (B, *size) bool; `None` where a view has none."""
+    if view.inside is None:
+        return None
+    return F.interpolate(view.inside[:, None].float(), tuple(size), mode="nearest")[:, 0].bool()
 
 
 def downscale_labels(labels: Tensor, factor: int, num_classes: int, min_share: float) -> Tensor:

@@ -20,6 +20,11 @@ def unchanged(images: Tensor) -> Tensor:
     return images
 
 
+def clean_of(images: Tensor, augment: Images) -> Tensor | None:
+    """Return the images that `augment` will change, for `View.clean`; `None` where it leaves them as they are."""
+    return None if augment is unchanged else images
+
+
 @dataclass(frozen=True)
 class Source:
     """Make the source view: the labelled domain, augmented or not."""
@@ -27,7 +32,8 @@ class Source:
     augment: Images = unchanged
 
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
-        return View("source", self.augment(batch.source), batch.labels, inside=batch.source_inside)
+        clean = clean_of(batch.source, self.augment)
+        return View("source", self.augment(batch.source), batch.labels, inside=batch.source_inside, clean=clean)
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class Target:
     augment: Images = unchanged
 
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
-        return View("target", self.augment(batch.target), pseudo.labels, pseudo.trust, batch.target_inside)
+        images, clean = self.augment(batch.target), clean_of(batch.target, self.augment)
+        return View("target", images, pseudo.labels, pseudo.trust, batch.target_inside, clean)
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Mixed:
         images = torch.where(pasted[:, None], batch.source, batch.target)
         labels = torch.where(pasted, batch.labels, pseudo.labels)
         trust = torch.where(pasted, 1, pseudo.trust)
-        return View("mixed", self.augment(images), labels, trust)
+        return View("mixed", self.augment(images), labels, trust, clean=clean_of(images, self.augment))
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class Masked:
         visible = to_device(self.draw(images.shape), images.device)
         trust = torch.ones_like(images[:, 0]) if view.trust is None else view.trust
         masked = torch.where(visible, images, to_device(self.fill, images.device))
-        return View("masked", masked, view.labels, self.weight * trust)
+        return View("masked", masked, view.labels, self.weight * trust, clean=view.images)
 
 
 def first_of_both(batch: Batch, pseudo: Pseudo) -> View:

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, Tag, model_validator
 
 from ssrseg.config.base import Fraction, Positive, Rate, Strict, View, chosen_by
+
+
+class FoundationConfig(Strict):
+    """The frozen encoder that exists in training only."""
+
+    encoder: str = "sam-vit-b"
+    """`sam-vit-b`, `sam-vit-l`, `sam-vit-h`, `timm:<name>`, or `demo` (a small one that the package ships)."""
+    weights: str = "hub"
+    """`hub`, a local file, or `none` (random: a control, not a method)."""
+    part: str | None = None
+    """Which network of a file that holds several: its key or prefix."""
+    input_size: Annotated[
+        Annotated[Positive, Tag("<side>")] | Annotated[Literal["native"], Tag("<word>")],
+        chosen_by(str, "<word>", "<side>"),
+    ] = 1024
+    """Images are resized to this square, or go in at crop size: a multiple of a ViT's patch, 14 or 16."""
+    level: Annotated[int, Field(lt=0)] = -1
+    """Which of its features: stages of a pyramid (SAM 2, ConvNeXt), blocks of a ViT, counted from the end."""
+    precision: Literal["fp32", "half", "auto"] = "fp32"
+    """`half` keeps and runs the encoder in bfloat16; `auto` does so on CUDA. The published runs have `fp32`."""
+
+
+class RegionsConfig(Strict):
+    """Refine pseudo-labels by regions of an image that look alike to a frozen foundation encoder."""
+
+    foundation: FoundationConfig = FoundationConfig()
+    clusters: Annotated[int, Field(ge=2)] = 24
+    """Regions of an image: k-means of the encoder's features."""
+    majority: Fraction = 0.6
+    """A region whose mean probability of a class is at least this has its label everywhere."""
 
 
 class TeacherConfig(Strict):
@@ -17,6 +48,8 @@ class TeacherConfig(Strict):
     """The trust is the share of pixels at least this confident; 1 everywhere when absent."""
     after_step: bool = False
     """Average after the step (DACS's code) instead of before it: the warm-up of the average is a step behind."""
+    regions: RegionsConfig | None = None
+    """The trust is each region's agreement with a pixel's label then, instead of the share of confident pixels."""
 
 
 class AugmentConfig(Strict):
@@ -56,24 +89,6 @@ class FeatureDistanceConfig(Strict):
     min_share: Fraction = 0.75
 
 
-class FoundationConfig(Strict):
-    """The frozen encoder that exists in training only."""
-
-    encoder: str = "sam-vit-b"
-    """`sam-vit-b`, `sam-vit-l`, `sam-vit-h`, `timm:<name>`, or `demo` (a small one that the package ships)."""
-    weights: str = "hub"
-    """`hub`, a local file, or `none` (random: a control, not a method)."""
-    part: str | None = None
-    """Which network of a file that holds several: its key or prefix."""
-    input_size: Annotated[
-        Annotated[Positive, Tag("<side>")] | Annotated[Literal["native"], Tag("<word>")],
-        chosen_by(str, "<word>", "<side>"),
-    ] = 1024
-    """Images are resized to this square, or go in at crop size."""
-    precision: Literal["fp32", "half", "auto"] = "fp32"
-    """`half` keeps and runs the encoder in bfloat16; `auto` does so on CUDA. The published runs have `fp32`."""
-
-
 class SegmentationConfig(Strict):
     """The cross entropy of the decoded features."""
 
@@ -111,6 +126,36 @@ class RegularizerConfig(Strict):
     """Whether the regularised pass updates the head's BatchNorm statistics (the authors) or not."""
 
 
+class DistillationConfig(Strict):
+    """Feature distillation (VFM-UDA++): projected features of the student near a frozen foundation encoder's."""
+
+    foundation: FoundationConfig = FoundationConfig()
+    stage: Literal[0, 1, 2, 3] = 3
+    """Of the student's backbone, whose features are projected."""
+    views: tuple[View, ...] = ("source", "mixed")
+    """The published ones are source and target, the latter seen for this alone."""
+    weight: Rate = 0.1
+    clean: bool = True
+    """The encoder sees the images before augmentation and masking (as published), else what the student sees."""
+    standardize: bool = True
+    """Divide the encoder's channels by their deviation: SAM's and others' differ a hundredfold."""
+
+
+class AffinityConfig(Strict):
+    """Pair-wise distillation: places of an image are as similar to the student as to a frozen foundation encoder."""
+
+    foundation: FoundationConfig = FoundationConfig()
+    stage: Literal[0, 1, 2, 3] = 3
+    """Of the student's backbone, whose features are compared."""
+    views: tuple[View, ...] = ("source", "mixed")
+    weight: Rate = 1.0
+    unclear: tuple[float, float] = (0.2, 0.6)
+    """Pairs whose similarity to the encoder (a cosine) is between these are left out."""
+
+
+Part = TypeVar("Part", RegularizerConfig, DistillationConfig, AffinityConfig, RegionsConfig)
+
+
 class MethodConfig(Strict):
     """Which views, which terms: a part that is absent is `None`."""
 
@@ -125,12 +170,43 @@ class MethodConfig(Strict):
     masked: MaskedConfig | None = None
     feature_distance: FeatureDistanceConfig | None = None
     regularizer: RegularizerConfig | None = None
+    distillation: DistillationConfig | None = None
+    affinity: AffinityConfig | None = None
 
     @property
     def looks_at_target(self) -> bool:
         """Whether any part needs target images."""
-        parts = (self.teacher, self.mixed, self.masked, self.alignment)
-        return any(part is not None for part in parts)
+        return self.has_target_view or any(part is not None for part in (self.teacher, self.mixed, self.masked))
+
+    @property
+    def has_target_view(self) -> bool:
+        """Whether the student sees target images as they are."""
+        named = [part.views for part in (self.distillation, self.affinity) if part is not None]
+        return self.alignment is not None or any("target" in views for views in named)
+
+    @property
+    def foundations(self) -> dict[str, FoundationConfig]:
+        """The frozen encoders, by the dotted path of their settings."""
+        regularizer = self.regularizer if self.regularizer is not None and self.regularizer.stages else None
+        regions = None if self.teacher is None else self.teacher.regions
+        parts = {
+            "regularizer": regularizer,
+            "distillation": self.distillation,
+            "affinity": self.affinity,
+            "teacher.regions": regions,
+        }
+        return {f"method.{name}.foundation": part.foundation for name, part in parts.items() if part is not None}
+
+    def replace_foundations(self, change: Callable[[FoundationConfig], FoundationConfig | None]) -> MethodConfig:
+        """Change every frozen encoder; where that gives `None`, the part that uses it is left out."""
+
+        def changed(part: Part | None) -> Part | None:
+            new = None if part is None else change(part.foundation)
+            return None if part is None or new is None else part.model_copy(update={"foundation": new})
+
+        teacher = self.teacher and self.teacher.model_copy(update={"regions": changed(self.teacher.regions)})
+        parts = {name: changed(getattr(self, name)) for name in ("regularizer", "distillation", "affinity")}
+        return self.model_copy(update={"teacher": teacher, **parts})
 
     @model_validator(mode="after")
     def _pseudo_labels_have_an_author(self) -> MethodConfig:

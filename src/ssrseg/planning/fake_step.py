@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ssrseg.adapt.batch import Batch, Pseudo, View
-from ssrseg.adapt.foundation import build_encoder
+from ssrseg.adapt.foundation import Frozen
 from ssrseg.adapt.learner import adapt
 from ssrseg.adapt.methods import build_method
 from ssrseg.config import Settings
@@ -76,18 +76,16 @@ class _Cast:
     def __init__(self, settings: Settings, device: str) -> None:
         settings = without_weights(settings)
         space, method, crop = resolve_space(settings.classes, settings.source), settings.method, settings.loader.crop
-        foundation = None
         with torch.device("meta"):
             student, _ = build_student(settings, space)
             # The makers, which do run on data, fill with the mean colour.
             student.mean, student.std = torch.zeros(2, 1, settings.model.in_channels, 1, 1, device="cpu")
-            if method.regularizer is not None and method.regularizer.stages:
-                foundation = build_encoder(method.regularizer.foundation, crop)
-            self.method = build_method(method, student, classes=space.names, crop=crop, foundation=foundation)
-        self.encoders = {
-            "foundation encoder" if encoder is foundation else "frozen ImageNet backbone": encoder
-            for encoder in self.method.frozen
-        }
+            self.method = build_method(method, student, classes=space.names, crop=crop)
+        terms, self.encoders = self.method.learner.terms, dict[str, Frozen]()
+        own: Any = terms["feature_distance"].frozen if "feature_distance" in terms else None
+        for encoder in self.method.frozen:
+            name = "frozen ImageNet backbone" if encoder is own else "foundation encoder"
+            self.encoders[f"{name} {len(self.encoders) + 1}" if name in self.encoders else name] = encoder
         for encoder in self.encoders.values():
             encoder.precision = "half" if encoder.runs_half(device) else "fp32"
             encoder.to("meta")

@@ -174,17 +174,17 @@ def advise(settings: Settings, device: str, peak: int, limit: float) -> tuple[Ch
 
 def _candidates(settings: Settings, device: str) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield words and what else they do, in the order in which to try them."""
-    train, loader, regularizer = settings.train, settings.loader, settings.method.regularizer
+    train, loader, foundations = settings.train, settings.loader, settings.method.foundations
+    halves = ("half", "auto") if device == "cuda" else ("half",)
     if not train.activation_checkpointing:
         yield ("train.activation_checkpointing=true",), "the same gradients, a third more time in the backbone"
     if train.precision != "bf16":
         yield ("train.precision=bf16",), "activations of 16 bits: nearly the same gradients"
-    if regularizer is not None:
-        encoder, half = "method.regularizer.foundation", regularizer.foundation.precision
-        if regularizer.foundation.input_size != "native":
-            yield (f"{encoder}.input_size=native",), "the encoder sees the crop as it is: fewer, coarser features"
-        if half == "fp32" or (half == "auto" and device != "cuda"):
-            yield (f"{encoder}.precision=half",), "nearly the same features of the frozen encoder"
+    if sized := [path for path, each in foundations.items() if each.input_size != "native"]:
+        words = tuple(f"{path}.input_size=native" for path in sized)
+        yield words, "the encoder sees the crop as it is: fewer, coarser features"
+    if wide := [path for path, each in foundations.items() if each.precision not in halves]:
+        yield tuple(f"{path}.precision=half" for path in wide), "nearly the same features of the frozen encoder"
     if loader.batch > 1:
         words = ("loader.batch=1", f"train.accumulate={loader.batch}")
         yield words, "each step sees fewer images; norms have fewer to normalise by"

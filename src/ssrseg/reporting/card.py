@@ -92,8 +92,9 @@ def ingredients(config: dict[str, Any]) -> Iterator[Ingredient]:
         published = f"nvidia/{backbone.replace('_', '-')}" if backbone.startswith("mit_b") else f"timm's of {backbone}"
         name = published if weights == "hub" else weights
         yield Ingredient(role, name, **terms("backbones", name))
-    if setting(config, "method.regularizer") is not None:
-        encoder, weights = (setting(config, f"method.regularizer.foundation.{key}") for key in ("encoder", "weights"))
+    parts = ("regularizer", "distillation", "affinity", "teacher.regions")
+    found = (setting(config, f"method.{part}.foundation") for part in parts)
+    for encoder, weights in dict.fromkeys((each["encoder"], each.get("weights")) for each in found if each is not None):
         local = weights not in ("hub", None) and encoder != "demo"
         name = f"{encoder} ({weights})" if local else str(encoder)
         role = "foundation encoder (training only, not in the model)"

@@ -179,14 +179,14 @@ def method_name(config: dict[str, Any]) -> str:
         (True, False, True): "DAFormer",
         **dict.fromkeys(((True, True, False), (True, True, True)), "MIC"),
     }
-    mixed, masked, distance, regularizer, alignment = (
-        setting(config, f"method.{part}") is not None
-        for part in ("mixed", "masked", "feature_distance", "regularizer", "alignment")
+    mixed, masked, distance, alignment = (
+        setting(config, f"method.{part}") is not None for part in ("mixed", "masked", "feature_distance", "alignment")
     )
     name = published.get((mixed, masked, distance), "custom")
     if alignment:
         name = "FADA" if name == "source-only" else f"{name} + FADA"
-    return f"{name} + SSR" if regularizer else name
+    added = {"SSR": "regularizer", "distillation": "distillation", "affinity": "affinity", "regions": "teacher.regions"}
+    return " + ".join([name, *(word for word, part in added.items() if setting(config, f"method.{part}") is not None)])
 
 
 def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[Note]]:

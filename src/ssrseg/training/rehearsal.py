@@ -48,16 +48,16 @@ class Misfit:
 def rehearse(settings: Settings, *, regularized: bool = True) -> None:
     """Run student, teacher, terms and frozen encoders as training will, and the inference of whole images.
 
-    No pretrained weights are read, and of the data the headers of a few files. The regularizer is left out unless
-    `regularized`, and where its encoder sees every crop at a size of its own.
+    No pretrained weights are read, and of the data the headers of a few files. What uses a frozen encoder is left out
+    unless `regularized`, and where that sees every crop at a size of its own, which it was built for.
 
     Raises:
         UserError: a size cannot pass; the message names the nearest settings with which all can.
     """
-    regularizer = settings.method.regularizer
-    side = regularizer and regularizer.foundation.input_size
-    if not regularized or (isinstance(side, int) and side % 32 == 0):
-        settings = settings.model_copy(update={"method": settings.method.model_copy(update={"regularizer": None})})
+    method = settings.method.replace_foundations(
+        lambda foundation: foundation if regularized and foundation.input_size == "native" else None
+    )
+    settings = settings.model_copy(update={"method": method})
     sizes = sorted(set(_image_sizes(settings)) - {settings.loader.crop})
     images = sizes[:1] + sizes[1:][-1:]  # the least tall and the tallest
     names = resolve_space(settings.classes, settings.source).names
@@ -136,7 +136,7 @@ def _views(settings: Settings, bands: int) -> Iterator[View]:
     method, loader = settings.method, settings.loader
     masked = method.masked and method.masked.images_of
     shapes = {"source": (loader.batch, loader.crop)}
-    shapes |= {"target": (loader.batch, loader.of_target)} if method.alignment or method.teacher else {}
+    shapes |= {"target": (loader.batch, loader.of_target)} if method.has_target_view or method.teacher else {}
     shapes |= {"mixed": (loader.batch, loader.crop)} if method.mixed else {}
     if masked:
         shapes["masked"] = (loader.batch, loader.of_target if masked == "target" else loader.crop)
@@ -185,9 +185,6 @@ def _alternatives(settings: Settings, misfit: Misfit) -> Iterator[str]:
 
 def without_weights(settings: Settings) -> Settings:
     """Ask for the same networks with random weights: they cost the same, and no file is needed."""
-    model, method = settings.model.model_copy(update={"pretrained": "none", "start": None}), settings.method
-    if (regularizer := method.regularizer) is not None:
-        foundation = regularizer.foundation.model_copy(update={"weights": "none"})
-        regularizer = regularizer.model_copy(update={"foundation": foundation})
-    method = method.model_copy(update={"regularizer": regularizer})
+    model = settings.model.model_copy(update={"pretrained": "none", "start": None})
+    method = settings.method.replace_foundations(lambda each: each.model_copy(update={"weights": "none"}))
     return settings.model_copy(update={"model": model, "method": method})

@@ -21,7 +21,7 @@ from ssrseg.training.optim import scheduled
 
 FIXED = re.compile(
     r"classes|source\.spec|stages|deploy\..*|train\.seed|optim\.kind|model\.(backbone|head|\w+_channels)"
-    r"|method\.(\w+|regularizer\.(stages|heads|foundation\.encoder))"
+    r"|method\.(\w+|regularizer\.(stages|heads)|distillation\.(stage|standardize)|\w+\.foundation\.(encoder|level))"
 )
 """Settings that the state of a run is made of: its classes, weights and moments, the parts of the method, the seed."""
 

@@ -39,6 +39,7 @@ CORRECTIONS: dict[str, tuple[RecipeStage, ...]] = {
                 "method": {
                     "trains": "head",
                     **dict.fromkeys(("teacher", "mixed", "masked", "feature_distance", "regularizer", "alignment")),
+                    **dict.fromkeys(("distillation", "affinity")),
                     # The release's refinement is a plain cross entropy over all pixels, whatever was before.
                     "segmentation": {"priors": f"{{{PRIORS}}}", "temperature": 1.0, "over_labelled": []},
                 },

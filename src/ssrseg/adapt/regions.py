@@ -1,0 +1,75 @@
+"""Regions of an image that look alike to a frozen foundation encoder, and pseudo-labels refined by them.
+
+After SAM4UDASS (each mask takes the label of its majority), with clusters of features in the place of SAM's masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssrseg.adapt.batch import Pseudo
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Find regions of target images, and refine pseudo-labels by them.
+
+    Args:
+        encoder: images in [0, 1] -> foundation features (B, D, h, w), frozen.
+        clusters: k, regions of an image.
+        majority: the mean probability of a class from which a region has its label everywhere.
+    """
+
+    encoder: Callable[[Tensor], Tensor]
+    clusters: int = 24
+    majority: float = 0.6
+
+    def __call__(self, images: Tensor, logits: Tensor, pseudo: Pseudo, valid: Tensor, inside: Tensor | None) -> Pseudo:
+        """Refine what `pseudo_label` made of logits (B, K, H, W) of images, where they are `inside`, no padding."""
+        size = logits.shape[-2:]
+        fine = F.interpolate(self.encoder(images), [-(-side // 4) for side in size], mode="bilinear")
+        regions = F.interpolate(1.0 + cluster(fine, self.clusters)[:, None], size)[:, 0].long()
+        if inside is not None:
+            regions = regions * inside
+        return refine(pseudo, logits.float().softmax(dim=1), regions, valid, self.majority, 1 + self.clusters)
+
+
+def cluster(features: Tensor, count: int, rounds: int = 5) -> Tensor:
+    """Assign places of each image to clusters by k-means with cosines: (B, D, h, w) -> (B, h, w) int64, below `count`.
+
+    Nothing is drawn: the first centres are places on a lattice.
+    """
+    height, width = features.shape[-2:]
+    tokens, ids = F.normalize(features.flatten(2), dim=1), torch.arange(count, device=features.device)
+    centres = tokens[:, :, ids * height // count * width + (ids * 0.618 % 1 * width).long()]  # (B, D, count)
+    for _ in range(rounds):
+        members = (centres.mT @ tokens).argmax(dim=1)  # (B, places)
+        chosen = (members[:, :, None] == ids).to(tokens.dtype)
+        centres = torch.where(chosen.any(dim=1)[:, None], F.normalize(tokens @ chosen, dim=1), centres)
+    members = (centres.mT @ tokens).argmax(dim=1)
+    return members.view(-1, height, width)
+
+
+def refine(
+    pseudo: Pseudo, probabilities: Tensor, regions: Tensor, valid: Tensor, majority: float, count: int
+) -> Pseudo:
+    """Label regions whose mean probability of a class is at least `majority` by it; other pixels keep their labels.
+
+    The trust of a pixel is the mean probability of its label in its region, 0 where not `valid`. Region ids (B, H, W)
+    int64 are below `count`; pixels of region 0, which is none, stay as they are. Probabilities (B, K, H, W).
+    """
+    ids, flat = regions.flatten(1), probabilities.flatten(2)
+    sums = flat.new_zeros(*flat.shape[:2], count).scatter_add(2, ids[:, None].expand_as(flat), flat)
+    sizes = flat.new_zeros(len(flat), count).scatter_add(1, ids, torch.ones_like(flat[:, 0]))
+    means = sums / sizes.clamp(min=1)[:, None]
+    share, winner = means.max(dim=1)  # (B, count)
+    labels = torch.where((share >= majority).gather(1, ids), winner.gather(1, ids), pseudo.labels.flatten(1))
+    trust = means.flatten(1).gather(1, labels * count + ids).view_as(pseudo.trust) * valid
+    outside = regions == 0
+    labels = torch.where(outside, pseudo.labels, labels.view_as(pseudo.labels))
+    return Pseudo(labels, torch.where(outside, pseudo.trust, trust))
