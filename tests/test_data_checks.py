@@ -13,7 +13,7 @@ import ssrseg
 from factories import CLASSES, COLORS, random_image, random_labels, write_pairs
 from ssrseg.config import resolve
 from ssrseg.data import class_statistics, refuse_bad_data, train_batches
-from ssrseg.data.checks.inspect import colour_facts, colour_moments
+from ssrseg.data.checks.colours import colour_facts, colour_moments
 from ssrseg.errors import UserError
 
 
@@ -43,7 +43,9 @@ def test_a_value_outside_an_id_map_is_only_ignored(tmp_path):
     labels = random_labels()
     labels[:32] = 9
     Image.fromarray(labels).save(tmp_path / "game" / "labels" / "01.png")
-    assert refuse_bad_data(run) == []
+    (said,) = refuse_bad_data(run)
+    assert said.startswith("source: pixels of no class")
+    assert "value 9: 12.5%" in said
 
 
 def test_labels_in_which_nothing_is_known_are_refused(tmp_path):

@@ -177,7 +177,7 @@ def the_label_folder_has_another_name(at: At) -> Settled:
     (at.root / "game" / "labels").rename(at.root / "game" / "annotations")
 
 
-@faults(kinds="source: label cannot be read;" * 5, says="game/labels/00.png is", together=False)
+@faults(kinds="source: label of another kind;" * 5, says="game/labels/00.png is", together=False)
 def image_and_label_folders_are_swapped(at: At) -> Settled:
     game = at.root / "game"
     (game / "images").rename(game / "x")
@@ -302,7 +302,7 @@ def there_are_fewer_classes_than_label_values(at: At) -> Settled:
     return {"classes": ["road", "wall"]}
 
 
-@faults(kinds="source: label cannot be read", says="{label} holds the label value 300")
+@faults(kinds="source: value of no class", says="{label} holds the values 45, 46, 47, 48, 300")
 def a_label_value_has_16_bits(at: At) -> Settled:
     Image.fromarray(at.ids().astype(np.uint16) + 300 - 255).save(at.label)
 
@@ -336,12 +336,12 @@ def labels_are_in_the_colours_of_the_classes(at: At) -> Settled:
     return {"classes": [{"name": n, "color": c} for n, c in zip(CLASSES, COLORS, strict=True)]}
 
 
-@faults(kinds="source: label cannot be read", says="{label} is coloured; not known")
+@faults(kinds="source: label of another kind", says="{label} is coloured; not known")
 def a_label_is_in_colours_that_nobody_gave(at: At) -> Settled:
     in_colours(at.label)
 
 
-@faults(kinds="source: label cannot be read", says="{label} holds the colour (1, 2, 3)", together=False)
+@faults(kinds="source: label of another kind", says="{label} holds the colour (1, 2, 3)", together=False)
 def a_label_has_a_colour_of_no_class(at: At) -> Settled:
     for file in (at.root / "game" / "labels").iterdir():
         in_colours(file)
@@ -405,7 +405,9 @@ def rare_classes_need_more_pixels_than_images_have(at: At) -> Settled:
 
 
 @faults(
-    kinds="source: thin class", says="At 24x24, the size in training;car 3.0 (4 at resize=[32, 32])", together=False
+    kinds="source: thin class; source: pixels of no class",
+    says="At 24x24, the size in training;car 3.0 (4 at resize=[32, 32]);% of the pixels are ignored; value 255: ",
+    together=False,
 )
 def the_source_is_scaled_down_to_thin_classes(at: At) -> Settled:
     for file in (at.root / "game" / "labels").iterdir():  # blocks of 8 pixels: few have two of a class side by side
@@ -427,6 +429,62 @@ def no_label_shows_a_thing(at: At) -> Settled:
 @faults(kinds="source: class that never occurs; val: class that never occurs", says="no pixel of boat", together=False)
 def a_class_never_occurs(at: At) -> Settled:
     return {"classes": [*CLASSES, "boat"]}
+
+
+@faults(
+    kinds="source: value that no class takes; val: class that never occurs",
+    says='but 25.0% hold 255; if that is boat, \'classes=["road"; "boat", "ids": [255]}}]\'; 4: 4, 255: 255}}\'',
+    together=False,
+)
+def a_class_has_the_value_that_is_ignored(at: At) -> Settled:
+    for file in (at.root / "game" / "labels").iterdir():
+        ids = np.array(Image.open(file)) % 4
+        ids[:16] = 255
+        Image.fromarray(ids).save(file)
+    return {"classes": [*CLASSES, "boat"]}
+
+
+@faults(
+    kinds="source: pixels of no class", says="of the pixels are ignored; value 0: 25.0%, value 255: ", together=False
+)
+def values_are_of_no_class(at: At) -> Settled:
+    for file in (at.root / "game" / "labels").iterdir():
+        ids = np.array(Image.open(file))
+        ids = np.where(ids == 255, 255, ids + 1)
+        ids[:16] = 0
+        Image.fromarray(ids).save(file)
+    for file in (at.root / "street" / "labels").iterdir():
+        ids = np.array(Image.open(file))
+        Image.fromarray(np.where(ids == 255, 255, ids + 1)).save(file)
+    return {"classes": [{"name": name, "ids": [i + 1]} for i, name in enumerate(CLASSES)]}
+
+
+TRAIN_IDS = "0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 7: 7, 8: 8, 9: 9, 10: 10, 11: 11, 12: 12, 13: 13, 14: 14, 15: 15"
+
+
+@faults(
+    kinds="source: train ids instead of raw values",
+    says=f"look like train ids; source.id_map={{{{{TRAIN_IDS}, 16: 16, 17: 17, 18: 18}}}}",
+    together=False,
+)
+def labels_were_converted_to_train_ids(at: At) -> Settled:
+    game = {"spec": "gta5", "images": "images/**/*", "labels": "labels/**/*"}
+    val = {"root": str(at.root / "street"), "spec": "cityscapes-trainids", "images": "images/*", "labels": "labels/*"}
+    (at.root / "street" / "labels").rename(at.root / "street" / "x")
+    (at.root / "street" / "labels").mkdir()
+    for file in (at.root / "street" / "x").iterdir():
+        Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64) % 19).save(
+            at.root / "street" / "labels" / file.name
+        )
+    return {"classes": None, "source": game, "val": val}
+
+
+@faults(kinds="source: labels of several kinds", says="are read by; colours (00.png), values (01.png)", together=False)
+def some_labels_are_in_colours(at: At) -> Settled:
+    for file in (at.root / "game" / "labels").iterdir():
+        if file != at.label:
+            in_colours(file)
+    return {"classes": [{"name": n, "color": c} for n, c in zip(CLASSES, COLORS, strict=True)]}
 
 
 @faults()
@@ -714,9 +772,9 @@ def an_id_map_names_no_class(at: At) -> Settled:
     return {"source": {"id_map": {0: 0, 1: 1, 2: 7}}}
 
 
-@faults(kinds="source: cannot be mapped", says="raw label values lie in 0..255", together=False)
+@faults(kinds="source: cannot be mapped", says="raw label values lie in 0..65535", together=False)
 def an_id_map_has_an_impossible_value(at: At) -> Settled:
-    return {"source": {"id_map": {0: 0, 900: 1}}}
+    return {"source": {"id_map": {0: 0, 90000: 1}}}
 
 
 @faults(kinds="source: no class in any label", says="shows any class", together=False)

@@ -53,7 +53,7 @@ def test_values_that_are_not_listed_become_ignore():
     assert table[4] == 255
 
 
-@pytest.mark.parametrize("id_map", [{256: 0}, {-1: 0}, {0: 19}, {0: -1}])
+@pytest.mark.parametrize("id_map", [{65536: 0}, {-1: 0}, {0: 19}, {0: -1}])
 def test_an_id_map_outside_the_classes_is_refused(id_map):
     with pytest.raises(UserError, match="id map"):
         lookup_table(id_map, 19)

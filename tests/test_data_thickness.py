@@ -11,8 +11,8 @@ from PIL import Image
 from ssrseg.config import resolve
 from ssrseg.data import refuse_bad_data
 from ssrseg.data.checks import inspect, survey
-from ssrseg.data.checks.inspect import CELL, run_lengths, thickness_counts
 from ssrseg.data.checks.problems import Problem
+from ssrseg.data.checks.thickness import CELL, run_lengths, thickness_counts
 
 CLASSES = ["ground", "pole", "box"]
 

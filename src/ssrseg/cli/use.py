@@ -52,7 +52,15 @@ def evaluate(
         settings = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
     mean_of = [name.strip() for name in subset.split(",") if name.strip()]
     scores = use.evaluate(
-        model, settings, classes=classes, inference=inference, subset=mean_of, out=out, device=device, engine=engine
+        model,
+        settings,
+        classes=classes,
+        inference=inference,
+        subset=mean_of,
+        out=out,
+        device=device,
+        engine=engine,
+        console=Console(stderr=True),
     )
     Console().print(use.scores_table(scores))
 

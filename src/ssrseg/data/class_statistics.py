@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock
 from rich.console import Console
@@ -20,7 +21,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ssrseg.data.label_files import read_labels
-from ssrseg.data.label_mapping import LabelCode
+from ssrseg.data.label_mapping import LabelCode, map_ids
 from ssrseg.data.layouts import Pair
 from ssrseg.data.storage import stamp, values_of
 from ssrseg.runs.atomic import write_json
@@ -83,7 +84,8 @@ def _write(statistics: ClassStatistics, place: Path) -> None:
 def _count(pairs: Sequence[Pair], code: LabelCode, num_classes: int) -> Tensor:
     def count(pair: Pair) -> Tensor:
         if (values := values_of(pair.label)) is not None:
-            return torch.zeros(256, dtype=torch.int64).index_add(0, code.table.long(), values)[:num_classes]
+            ids = map_ids(np.array([*values], np.int64), code.table).long()
+            return torch.zeros(256, dtype=torch.int64).index_add(0, ids, torch.tensor([*values.values()]))[:num_classes]
         return torch.bincount(read_labels(pair.label, code, pair.image).flatten(), minlength=256)[:num_classes]
 
     with ThreadPoolExecutor(4) as pool:

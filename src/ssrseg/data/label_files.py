@@ -3,43 +3,81 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from ssrseg.config.data import Channel
 from ssrseg.data.annotations import read_annotation
-from ssrseg.data.images import BROKEN, decode, shown_size
+from ssrseg.data.images import BROKEN, TIFF, decode, shown_size
 from ssrseg.data.label_mapping import LabelCode, map_ids
-from ssrseg.data.label_spaces import IGNORE, TABLES, Color
-from ssrseg.data.shapes import Points, Size, draw
+from ssrseg.data.label_spaces import IGNORE, Color
+from ssrseg.data.polygons import draw_polygons
+from ssrseg.data.shapes import Size, draw
 from ssrseg.data.storage import read_bytes
 from ssrseg.errors import UserError, first_line
 
-Pixels = npt.NDArray[np.integer]
-MODES = ("L", "LA", "P", "I", "I;16", "1", "RGB", "RGBA")
+Pixels = npt.NDArray[Any]
+"""Values (H, W), of any type, or RGB bytes (H, W, 3)."""
+MODES = ("L", "LA", "P", "PA", "I", "F", "1", "RGB", "RGBA")
 CHANNELS = get_args(Channel)
 """In the order of a file."""
-LEVEL3: dict[str, int] = TABLES["idd_polygons"]
-"""Name of a polygon -> id of `idd26`, the third level of the data set's hierarchy (AutoNUE/public-code)."""
+UNNAMED = "nothing that has the name of a class"
+"""What is ignored where labels are shapes with names."""
+EXPECTED = (
+    "expected one channel of whole numbers, a palette image, or the colours of classes as RGB of 8 bits. "
+    "`gdal_translate -b 1 -ot UInt16 IN OUT` writes the first band so."
+)
+
+
+class UnknownEncoding(UserError):
+    """A label file that is whole, but holds no class values or colours as they are read here."""
+
+
+@dataclass(frozen=True)
+class StoredLabels:
+    """A label file as it is stored."""
+
+    pixels: Pixels
+    palette: npt.NDArray[np.uint8] | None = None
+    """RGB of each index (N, 3)."""
+    clear: npt.NDArray[np.bool_] | None = None
+    """Where it is transparent (H, W), which is ignored; absent where nothing or everything is."""
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A label file as class ids, and what it holds."""
+
+    ids: Tensor
+    """(H, W) uint8."""
+    ignored: dict[str, int]
+    """Value, or colour, of no class -> its pixels."""
+    values: tuple[float, ...] | None
+    """Those that occur; absent in a file of colours."""
+    encoding: str
+    """How it was understood: `values`, `palette by index`, `palette by colour`, `colours` or `names`."""
 
 
 def read_labels(path: Path, code: LabelCode, image: Path | None = None) -> Tensor:
     """Read a label map as class ids (H, W), uint8.
 
     Args:
-        path: one channel of raw values, a palette image (its indices count, not its colours), an image of three
-            channels that holds the colours of classes or three times the values, a 16-bit image of three channels
-            with the values in the red one (SYNTHIA), polygons in JSON (IDD), or shapes with names, as
-            `read_annotation` reads them.
-        code: of its data set. Black that is no class is ignored, and so are shapes of no class.
+        path: one channel of raw values of any width, signed or not, or floats that are whole numbers; a palette image
+            (its colours count where all that occur are the classes', else its indices); an image of three channels
+            that holds the colours of classes or three times the values; a 16-bit image of three channels with the
+            values in the red one (SYNTHIA); polygons in JSON (IDD); or shapes with names, as `read_annotation` reads
+            them.
+        code: of its data set. Black that is no class is ignored, and so are transparent pixels, values of no class and
+            shapes of no class.
         image: whose label it is: its size is the label's where the label does not say one (YOLO, Label Studio).
 
     Raises:
@@ -48,20 +86,36 @@ def read_labels(path: Path, code: LabelCode, image: Path | None = None) -> Tenso
     if code.names is not None:
         annotation = read_annotation(path, code.names)
         return torch.from_numpy(draw(annotation, code.names, annotation.size or _size_of(image), path))
-    pixels = _read(path, code.channel)
-    if pixels.ndim == 3 and code.colors is not None:
-        return _ids_of_colors(pixels, code.colors, path)
-    return map_ids(_values(pixels, path), code.table)
+    stored = read_stored_labels(path, code.channel)
+    return _ids(stored, *_understood(stored, code, path), code, path)
 
 
-def read_raw_labels(path: Path, channel: Channel | None = None) -> Tensor:
-    """Read the raw values of a label file (H, W), uint8; raises `UserError` for colours and as `read_labels`."""
-    return _values(_read(path, channel), path)
+def describe_labels(path: Path, code: LabelCode, image: Path | None = None) -> LabelMap:
+    """Read a label map as `read_labels` does, and count what is ignored in it."""
+    if code.names is not None:
+        ids = read_labels(path, code, image)
+        lost = int((ids == IGNORE).sum())
+        return LabelMap(ids, {UNNAMED: lost} if lost else {}, None, "names")
+    stored = read_stored_labels(path, code.channel)
+    pixels, encoding = _understood(stored, code, path)
+    ids = _ids(stored, pixels, encoding, code, path)
+    lost = ids.numpy() == IGNORE
+    ignored, values = dict[str, int](), None
+    if stored.clear is not None:
+        ignored["transparent"] = int(stored.clear.sum())
+        lost = lost & ~stored.clear
+    if pixels.ndim == 3:
+        ignored |= {"colour (0, 0, 0)": int(lost.sum())} if lost.any() else {}
+    else:
+        values = tuple(np.unique(pixels).tolist())
+        found = zip(*(part.tolist() for part in np.unique(pixels[lost], return_counts=True)), strict=True)
+        ignored |= {f"value {value:.9g}": count for value, count in found}
+    return LabelMap(ids, ignored, values, encoding)
 
 
-def is_colored(path: Path) -> bool:
-    """Return whether a label file has three channels of 8 bits, as for colours; raises as `read_labels`."""
-    return _read(path).ndim == 3
+def read_raw_labels(path: Path, channel: Channel | None = None) -> Pixels:
+    """Read the raw values of a label file (H, W); raises `UserError` for colours and as `read_labels`."""
+    return _values(read_stored_labels(path, channel), path)
 
 
 def _size_of(image: Path | None) -> Size:
@@ -70,107 +124,161 @@ def _size_of(image: Path | None) -> Size:
     return shown_size(image)
 
 
-def _read(path: Path, channel: Channel | None = None) -> Pixels:
-    """Values (H, W), or RGB bytes (H, W, 3)."""
+def read_stored_labels(path: Path, channel: Channel | None = None) -> StoredLabels:
+    """Read a label file as it is stored, or one channel of it; raises `UserError` for what is no label."""
     encoded = read_bytes(path)
     if encoded.lstrip()[:1] == b"{":
-        return draw_polygons(encoded, path)
+        return StoredLabels(draw_polygons(encoded, path))
     if encoded[:3] == b"\xff\xd8\xff":
         raise UserError(f"{path} is a JPEG: its compression has changed the labels. Write labels as PNG.")
     try:
+        if path.suffix.lower() == ".npy":
+            return StoredLabels(_as_label(np.load(io.BytesIO(encoded), allow_pickle=False), path))
+        if encoded[:4] in TIFF and _mode(encoded) not in ("P", "PA", "1"):
+            return _split(_as_label(imagecodecs.tiff_decode(encoded), path), channel, path)  # of any width and sign
         with Image.open(io.BytesIO(encoded)) as file:
-            if file.mode not in MODES:
-                raise UserError(
-                    f"{path} is a label in {file.mode}, expected one channel of class values, a palette image, "
-                    "or the colours of classes as RGB."
-                )
+            if file.mode not in MODES and not file.mode.startswith("I;16"):
+                raise UnknownEncoding(f"{path} is a label in {file.mode}: {EXPECTED}")
+            palette = file.getpalette("RGB") if file.mode in ("P", "PA") else None
             pixels = decode(file, encoded)
-    except BROKEN as error:
+    except (*BROKEN, imagecodecs.TiffError, EOFError, IndexError) as error:
         raise UserError(f"{path} cannot be read as a label map: {first_line(error)}") from error
+    if palette is not None:
+        return StoredLabels(pixels if pixels.ndim == 2 else pixels[..., 0], np.array(palette, np.uint8).reshape(-1, 3))
+    deep = encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[24:26] in (b"\x10\x02", b"\x10\x06")
+    if deep and pixels.dtype == np.uint8:
+        # Of 16 bits and three channels, of which Pillow keeps 8 bits, and not those of the label.
+        raise UserError(f"{path} cannot be read as a label map: its PNG data are broken.")
+    return _split(pixels, channel, path)
+
+
+def _mode(encoded: bytes) -> str:
+    try:
+        with Image.open(io.BytesIO(encoded)) as file:
+            return str(file.mode)
+    except BROKEN:
+        return ""
+
+
+def _as_label(pixels: Pixels, path: Path) -> Pixels:
+    """Refuse an array that is neither values nor colours; one of a single band or page loses that axis."""
+    if pixels.ndim == 3 and 1 in (pixels.shape[0], pixels.shape[2]):
+        pixels = pixels.squeeze(0 if pixels.shape[0] == 1 else 2)
+    if pixels.dtype.kind not in "biuf" or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] > 4):
+        raise UnknownEncoding(f"{path} holds {pixels.dtype} {pixels.shape}: {EXPECTED}")
+    return pixels.astype(np.uint8) if pixels.dtype.kind == "b" else pixels
+
+
+def _split(pixels: Pixels, channel: Channel | None, path: Path) -> StoredLabels:
+    """Separate values or colours from what is transparent; of 16 bits and three channels, red holds the values."""
     if pixels.ndim == 2:
-        return pixels
+        return StoredLabels(pixels)
     if channel is not None:
         if (number := CHANNELS.index(channel)) >= pixels.shape[2]:
             raise UserError(f"{path} has {pixels.shape[2]} channels, and none is {channel}: choose another `channel`.")
-        return pixels[..., number]
-    if pixels.dtype == np.uint8:
-        if encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[24:26] in (b"\x10\x02", b"\x10\x06"):
-            # Of 16 bits and three channels, of which Pillow keeps 8 bits, and not those of the label.
-            raise UserError(f"{path} cannot be read as a label map: its PNG data are broken.")
-        return pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
-    return pixels[..., 0]
+        return StoredLabels(pixels[..., number])
+    clear = pixels[..., -1] == 0 if pixels.shape[2] in (2, 4) else None
+    clear = clear if clear is not None and clear.any() and not clear.all() else None
+    values = pixels.shape[2] < 3 or pixels.dtype != np.uint8
+    return StoredLabels(pixels[..., 0] if values else pixels[..., :3], clear=clear)
 
 
-def _values(pixels: Pixels, path: Path) -> Tensor:
+def _understood(stored: StoredLabels, code: LabelCode, path: Path) -> tuple[Pixels, str]:
+    """Return the values (H, W) or the colours (H, W, 3) of a file, whichever count, and how it was understood."""
+    pixels, colours = stored.pixels, code.colors is not None
     if pixels.ndim == 3:
-        if (pixels != pixels[..., :1]).any():
-            raise UserError(
+        if colours and not (_is_grey(pixels) and not _are_colours(_used(pixels[..., 0]), code)):
+            return pixels, "colours"
+    elif stored.palette is not None:
+        if colours and code.by_colour and _is_of_classes(stored.palette, _used(pixels), code):
+            return stored.palette[pixels], "palette by colour"
+        return pixels, "palette by index"
+    elif colours and code.by_colour and pixels.dtype == np.uint8:
+        used = _used(pixels)
+        if bool((code.table[used[used > 0]] == IGNORE).any()) and _are_colours(used, code):
+            return np.repeat(pixels[..., None], 3, axis=2), "colours"
+    return _values(stored, path), "values"
+
+
+def _used(pixels: Pixels) -> Pixels:
+    """Return the values of bytes that occur."""
+    return np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
+
+
+def _is_grey(pixels: Pixels) -> bool:
+    return not (pixels != pixels[..., :1]).any()
+
+
+def _known(code: LabelCode) -> Pixels:
+    return _packed(np.array([(0, 0, 0), *(code.colors or ())]))
+
+
+def _are_colours(values: Pixels, code: LabelCode) -> bool:
+    """Whether greys are all colours of classes, or black."""
+    return bool(np.isin(values * 0x010101, _known(code)).all())
+
+
+def _is_of_classes(palette: Pixels, used: Pixels, code: LabelCode) -> bool:
+    """Whether the colours of the indices that occur are those of classes; black alone says nothing."""
+    packed, known = _packed(palette), _known(code)
+    if used.max() >= len(packed):
+        return False
+    colours = packed[used]
+    return bool(np.isin(colours, known).all()) and (bool(colours.any()) or bool(np.isin(known, packed).all()))
+
+
+def _packed(colours: Pixels) -> Pixels:
+    wide = colours.astype(np.int32)
+    packed: Pixels = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+    return packed
+
+
+def _ids(stored: StoredLabels, pixels: Pixels, encoding: str, code: LabelCode, path: Path) -> Tensor:
+    if pixels.ndim == 3:
+        ids = _ids_of_colors(pixels, code.colors or {}, stored.clear, path)
+    else:
+        ids = map_ids(pixels, code.table)
+    if stored.clear is not None:
+        ids[torch.from_numpy(stored.clear)] = IGNORE
+    return ids
+
+
+def _values(stored: StoredLabels, path: Path) -> Pixels:
+    pixels = stored.pixels
+    if pixels.ndim == 3:
+        if not _is_grey(pixels):
+            raise UnknownEncoding(
                 f"{path} is coloured, and the colours of its classes are not known. Give every class in `classes` "
                 "a `color` [red, green, blue] of its own, or convert them to values first."
             )
         pixels = pixels[..., 0]
-    if pixels.max() > 255:
-        raise UserError(f"{path} holds the label value {pixels.max()}; values lie in 0..255.")
-    return torch.from_numpy(np.ascontiguousarray(pixels, np.uint8))
+    if pixels.dtype.kind == "f":
+        finite = pixels[np.isfinite(pixels)]
+        if (broken := finite[finite != np.rint(finite)]).size:
+            raise UnknownEncoding(
+                f"{path} holds {pixels.dtype} values such as {broken[0]:.9g}, which is no whole number: {EXPECTED} "
+                "Probabilities become values by their largest class."
+            )
+    return np.ascontiguousarray(pixels)
 
 
-def _ids_of_colors(pixels: Pixels, colors: Mapping[Color, int], path: Path) -> Tensor:
+def _ids_of_colors(
+    pixels: Pixels, colors: Mapping[Color, int], clear: npt.NDArray[np.bool_] | None, path: Path
+) -> Tensor:
     coded = {0: IGNORE} | {red << 16 | green << 8 | blue: i for (red, green, blue), i in colors.items()}
     known = np.array(sorted(coded), dtype=np.int32)
     ids = np.array([coded[color] for color in known.tolist()], dtype=np.uint8)
-    wide = pixels.astype(np.int32)
-    packed = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+    packed = _packed(pixels)
     places = np.searchsorted(known, packed).clip(max=len(known) - 1)
     unknown = known[places] != packed
+    unknown = unknown if clear is None else unknown & ~clear
     if unknown.any():
         row, column = np.argwhere(unknown)[0].tolist()
         color = tuple(pixels[row, column].tolist())
         count = int((packed == packed[row, column]).sum())
-        raise UserError(
+        raise UnknownEncoding(
             f"{path} holds the colour {color}, which is no class: {count} pixels, the first in row {row}, column "
             f"{column}. The classes have {', '.join(map(str, colors))}; black is ignored. Correct the label or the "
             "`color` of a class (smoothed edges come from resizing with interpolation)."
         )
     return torch.from_numpy(ids[places])
-
-
-# --- India Driving Dataset: polygons with names
-
-
-def draw_polygons(encoded: bytes, path: Path) -> Pixels:
-    """Draw ids of `idd26` (H, W): later polygons cover earlier ones, as in the data set's own tool.
-
-    Raises:
-        UserError: the file is damaged, or IDD does not know a polygon's name.
-    """
-    size, polygons = _read_polygons(encoded, path)
-    image = Image.new("L", size, IGNORE)
-    pen = ImageDraw.Draw(image)
-    for name, points in polygons:
-        known = name if name in LEVEL3 else name.removesuffix("group")  # several at once, as cargroup
-        if known not in LEVEL3:
-            raise UserError(f"{path} holds a polygon named {name!r}; IDD's names are {', '.join(LEVEL3)}.")
-        if len(points) > 1:
-            pen.polygon(points, fill=LEVEL3[known])
-    return np.array(image)
-
-
-def polygons_size(encoded: bytes, path: Path) -> tuple[int, int]:
-    """Read the (width, height); raises `UserError` as `draw_polygons`."""
-    return _read_polygons(encoded, path)[0]
-
-
-def _read_polygons(encoded: bytes, path: Path) -> tuple[tuple[int, int], list[tuple[str, Points]]]:
-    """Size, and the polygons that are not deleted."""
-    try:
-        content = json.loads(encoded)
-        size = int(content["imgWidth"]), int(content["imgHeight"])
-        if min(size) < 1:
-            raise ValueError(f"the size is {size[0]}x{size[1]}")
-        kept = [entry for entry in content["objects"] if not entry.get("deleted")]
-        return size, [(str(one["label"]), [(float(x), float(y)) for x, y, *_ in one["polygon"]]) for one in kept]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} cannot be read as polygons ({type(error).__name__}: {error}). Expected JSON with imgWidth, "
-            "imgHeight and objects, each with a label and a polygon of points."
-        ) from error

@@ -5,8 +5,11 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,6 +21,8 @@ from ssrseg.data.layouts import find_names, is_named, spec_of
 from ssrseg.data.shapes import BACKGROUND, REST, id_of
 from ssrseg.errors import UserError
 
+LARGEST = 65535
+"""Of the raw values that may mean a class."""
 Classes = str | Sequence[ClassConfig]
 """A label space by its name in `SPACES`, or the classes themselves."""
 
@@ -27,13 +32,15 @@ class LabelCode:
     """Mapping of the pixels of a label file to class ids."""
 
     table: Tensor
-    """Raw value -> class id, (256,) uint8."""
+    """Raw value -> class id, uint8: of 256 values, or of as many as the largest that has a meaning needs."""
     colors: Mapping[Color, int] | None = None
     """RGB -> class id, for files that hold colours; absent where the colours are not known."""
     names: Mapping[str, int] | None = None
     """Name in small letters -> class id, for shapes with names; see `names_of`."""
     channel: Channel | None = None
     """Of files of three channels, the one that holds the raw value."""
+    by_colour: bool = True
+    """Whether palettes and greys that are colours of classes are meant so; a published layout has values in them."""
 
     def digest(self) -> str:
         """Return a text that is equal for equal codes."""
@@ -42,25 +49,35 @@ class LabelCode:
 
 
 def lookup_table(id_map: Mapping[int, int], num_classes: int = IGNORE) -> Tensor:
-    """Turn a map of raw values to ids into a table (256,) uint8; values that are not listed become ignore.
+    """Turn a map of raw values to ids into a table, uint8; values that are not listed become ignore.
 
-    Raises `UserError` for a raw value outside 0..255, or an id that is neither a class nor ignore.
+    It has 256 entries, or more where values above 255 are listed. Raises `UserError` for a raw value outside 0..65535,
+    or an id that is neither a class nor ignore.
     """
-    table = torch.full((256,), IGNORE, dtype=torch.uint8)
+    table = torch.full((max(256, 1 + min(max(id_map, default=0), LARGEST)),), IGNORE, dtype=torch.uint8)
     for raw, new in id_map.items():
         wrong = f"The id map says {raw} -> {new}, but"
-        if not 0 <= raw <= 255:
-            raise UserError(f"{wrong} raw label values lie in 0..255.")
+        if not 0 <= raw <= LARGEST:
+            raise UserError(
+                f"{wrong} raw label values lie in 0..{LARGEST}; all others are ignored. Values of instances, as 26002, "
+                "become those of classes by a division: 26002 // 1000."
+            )
         if not (0 <= new < num_classes or new == IGNORE):
             raise UserError(f"{wrong} there are {num_classes} classes (0..{num_classes - 1}, and {IGNORE} to ignore).")
         table[raw] = new
     return table
 
 
-def map_ids(labels: Tensor, table: Tensor) -> Tensor:
-    """Look raw values, uint8, up in a table (256,): the same shape, uint8."""
-    mapped = cv2.LUT(labels.numpy(), table.numpy())  # twenty times faster than indexing tensors
-    return torch.from_numpy(mapped).reshape(labels.shape)
+def map_ids(labels: Tensor | npt.NDArray[Any], table: Tensor) -> Tensor:
+    """Look raw values up in a table: the same shape, uint8. Values beyond it, or below 0, are ignored."""
+    values = np.asarray(labels)
+    if values.dtype == np.uint8:
+        mapped = cv2.LUT(values, table[:256].numpy())  # twenty times faster than indexing tensors
+        return torch.from_numpy(mapped).reshape(labels.shape)
+    inside = (values >= 0) & (values < len(table))
+    ids = np.full(values.shape, IGNORE, np.uint8)
+    ids[inside] = table.numpy()[values[inside].astype(np.int64)]
+    return torch.from_numpy(ids)
 
 
 def space_of(classes: Classes) -> tuple[LabelSpace, dict[int, int] | None]:
@@ -185,7 +202,7 @@ def _code_for(data: DataConfig, classes: Classes | None, source: DataConfig) -> 
     table = lookup_table(mapping)
     raw = spec.ids or {i: i for i in range(published.num_classes)}
     colors = {color: int(table[i]) for i, color in enumerate(published.colors)}
-    return LabelCode(map_ids(lookup_table(raw), table), colors if spec.colored else None)
+    return LabelCode(map_ids(lookup_table(raw), table), colors if spec.colored else None, by_colour=False)
 
 
 def _by_name(code: LabelCode, data: DataConfig, classes: Classes) -> LabelCode:

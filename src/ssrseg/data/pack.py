@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +12,14 @@ from pathlib import Path
 import cv2
 import imagecodecs
 import numpy as np
+from PIL import Image
 
 from ssrseg.config import DataConfig
 from ssrseg.config.data import Bound
 from ssrseg.data.cache import ScaledFiles
 from ssrseg.data.checks.inspect import read_header
-from ssrseg.data.images import Pixels, read_image
-from ssrseg.data.label_files import is_colored, read_raw_labels
+from ssrseg.data.images import Pixels
+from ssrseg.data.label_files import read_raw_labels, read_stored_labels
 from ssrseg.data.layouts import find_images, find_pairs, is_named
 from ssrseg.data.storage import INDEX, name_below, read_bytes
 from ssrseg.data.transforms import rescale_size
@@ -94,15 +97,26 @@ def _image(path: Path, bound: Bound | None) -> bytes:
 
 
 def _label(path: Path, data: DataConfig) -> tuple[bytes, Counts]:
-    colored = is_colored(path)
-    values = read_image(path).permute(1, 2, 0).numpy() if colored else read_raw_labels(path).numpy()
+    stored = read_stored_labels(path)
+    values = stored.pixels if stored.pixels.ndim == 3 else read_raw_labels(path)
+    content = read_bytes(path)
     if data.resize is not None:
+        if values.dtype.kind != "u" or values.dtype.itemsize > 2 or stored.clear is not None:
+            raise UserError(f"{path} ({values.dtype}) cannot become a PNG, which resize makes of it: pack without.")
         size = rescale_size(values.shape[1], values.shape[0], data.resize)
-        values = np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_NEAREST), np.uint8)
-    content = read_bytes(path) if data.resize is None else _png(values)
-    if colored:
+        values = np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_NEAREST))
+        content = _png(values) if stored.palette is None else _palette_png(values, stored.palette)
+    if values.ndim == 3 or stored.palette is not None or stored.clear is not None:  # its colours may count
         return content, None
-    return content, {str(value): count for value, count in enumerate(np.bincount(values.ravel()).tolist()) if count}
+    found, counts = np.unique(values, return_counts=True)
+    return content, {str(int(v)): n for v, n in zip(found.tolist(), counts.tolist(), strict=True) if math.isfinite(v)}
+
+
+def _palette_png(indices: Pixels, palette: Pixels) -> bytes:
+    image, file = Image.fromarray(indices), io.BytesIO()
+    image.putpalette(palette.tobytes())
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def _png(pixels: Pixels) -> bytes:

@@ -16,9 +16,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-import torch
-from torch import Tensor
-
 from ssrseg.config.base import Url, as_path
 from ssrseg.data.remote import UrlPart, find_files, forget, list_folder, read_url, stamp_of_url
 from ssrseg.errors import UserError
@@ -142,15 +139,15 @@ def name_below(path: Path, root: Path) -> str:
     return where[1] if (where := _in_archive(path)) else path.relative_to(root).as_posix()
 
 
-def values_of(path: Path) -> Tensor | None:
-    """Return the pixels per raw value (256,) of a label, where they were counted when it was packed."""
+def values_of(path: Path) -> Mapping[int, int] | None:
+    """Return the pixels per raw value of a label, where they were counted when it was packed."""
     if (where := _in_archive(path)) is None:
         return None
     archive, name = where
     checksum, counted = _index(archive, stamp(archive)).get(name, (None, None))
     if counted is None or checksum != _member(archive, name)[0].CRC:
         return None
-    return torch.tensor([counted.get(str(value), 0) for value in range(256)])
+    return {int(value): int(count) for value, count in counted.items()}
 
 
 # --- archives: every read opens, reads one range and closes, so threads and forked processes share nothing

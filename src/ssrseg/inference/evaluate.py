@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.utils.data import Dataset
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset
 from ssrseg.config import ClassConfig, Data, DataConfig, InferenceConfig, Strict, datasets, domains, resolve_group
 from ssrseg.config.data import Classes
 from ssrseg.data import SPACES, LabelledImage, eval_samples, resolve_space
+from ssrseg.data.checks.survey import refuse_bad_labels
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.errors import UserError
 from ssrseg.inference.metrics import Scores, check_names, confusion_matrix
@@ -39,14 +41,16 @@ def evaluate(
     out: Path | None = None,
     device: str = "auto",
     engine: str = "auto",
+    console: Console | None = None,
 ) -> Scores:
-    """Score a model on labelled images.
+    """Score a model on labelled images, after a look at all of them as before a training.
 
     `model`, `device`, `engine`, `inference` (its `mode`) are those of `Predictor`; a path for `data` is a folder with
     `images` and `labels`; of several data sets there are scores of each beside those of all images together. Images are
     resized as the model's description says, unless `data` does. `classes` are a label space or the classes themselves,
     for example to say which label values mean them; the model's own when absent.
-    `subset` names classes whose mean IoU is wanted beside that of all; `out` gets the scores as JSON.
+    `subset` names classes whose mean IoU is wanted beside that of all; `out` gets the scores as JSON. What the
+    labels hold that no class takes, and other things that scores do not show, is printed on the console.
 
     Raises:
         UserError: model, data and classes do not fit together, or something cannot be read or written.
@@ -59,9 +63,13 @@ def evaluate(
     if classes is None and known is not None:  # a known label space says which raw values mean its classes
         classes = next((name for name, space in SPACES.items() if space.names == known.classes), known.classes)
     chosen = resolve_group(_Classes, {"classes": classes}, "classes").classes
-    space, dataset = resolve_space(chosen, sets), eval_samples(sets, chosen, bands=segmenter.in_channels)
+    space = resolve_space(chosen, sets)
     check_classes(segmenter, space.names)
     check_names(subset, space.names)
+    for note in refuse_bad_labels(domains("val", sets), chosen, segmenter.in_channels):
+        if console is not None:
+            console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    dataset = eval_samples(sets, chosen, bands=segmenter.in_channels)
     predictor = Predictor(segmenter, device, engine, inference or InferenceConfig(), images=len(dataset))
     scores = evaluate_model(
         predictor.network,

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ssrseg.config.data import Bound
 from ssrseg.data.annotations import names_of_no_class, read_annotation
+from ssrseg.data.checks.colours import Moments, colour_moments
 from ssrseg.data.checks.problems import Problem
-from ssrseg.data.images import BROKEN, TAIL, as_rgb, bands_beyond_pillow, orientation_of, read_image
-from ssrseg.data.label_files import polygons_size, read_labels, read_raw_labels
-from ssrseg.data.label_mapping import LabelCode, map_ids
+from ssrseg.data.checks.thickness import thickness_counts
+from ssrseg.data.images import BROKEN, TAIL, bands_beyond_pillow, orientation_of, read_image
+from ssrseg.data.label_files import (
+    LabelMap,
+    UnknownEncoding,
+    describe_labels,
+    read_raw_labels,
+    read_stored_labels,
+)
+from ssrseg.data.label_mapping import LabelCode
 from ssrseg.data.label_spaces import IGNORE
+from ssrseg.data.polygons import polygons_size
 from ssrseg.data.storage import open_file, read_bytes
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError, first_line
@@ -30,12 +36,6 @@ SAMPLES = 277
 """The TIFF tag that counts bands."""
 EXTREME = 8
 """Ratio of the long to the short side above which an image is reported."""
-PIXELS = 256
-"""Rows and columns, about, from which the colour statistics of an image are computed."""
-CELL = 4
-"""Pixels across for which SegFormer's and DAFormer's heads decide once (DeepLabV2 even for 8): their output stride."""
-LUMA = np.array([0.299, 0.587, 0.114])
-"""Weights of red, green and blue in perceived brightness (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True)
@@ -82,67 +82,6 @@ def read_header(path: Path) -> Header:
         raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
 
 
-Ids = npt.NDArray[np.uint8]
-
-Moments = npt.NDArray[np.float64]
-"""Colours of an image (2 C + 3,): means of its C bands in 0..255, means of their squares, mean and standard deviation
-of the luma (ITU-R BT.601), and mean saturation: (max - min) / max, as in HSV; these of the bands shown as RGB."""
-
-
-def colour_moments(image: Tensor) -> Moments:
-    """Compute the statistics of one image: bytes (C, H, W)."""
-    step = max(1, min(image.shape[1:]) // PIXELS)
-    bands = image[:, ::step, ::step].numpy().astype(np.float64)
-    rgb = as_rgb(image[:, ::step, ::step]).numpy().astype(np.float64)
-    luma = np.tensordot(LUMA, rgb, axes=1)
-    high, low = rgb.max(axis=0), rgb.min(axis=0)
-    saturation = np.where(high > 0, (high - low) / np.maximum(high, 1), 0)
-    means = bands.mean(axis=(1, 2)), (bands**2).mean(axis=(1, 2))
-    return np.concatenate([*means, [luma.mean(), luma.std(), saturation.mean()]])
-
-
-def colour_facts(moments: Sequence[Moments]) -> dict[str, Any] | None:
-    """Average over images, each counted once whatever its size; None without any.
-
-    Returns:
-        `mean` and `std` of each band over all pixels, `brightness`, `contrast` (the luma's standard
-        deviation within an image) and `saturation`.
-    """
-    if not moments:
-        return None
-    average = np.mean(moments, axis=0)
-    mean, square = np.split(average[:-3], 2)
-    spread = np.sqrt(np.maximum(square - mean**2, 0))
-    return {
-        "mean": mean.tolist(),
-        "std": spread.tolist(),
-        **dict(zip(("brightness", "contrast", "saturation"), average[-3:].tolist(), strict=True)),
-    }
-
-
-def run_lengths(ids: Ids) -> npt.NDArray[np.int64]:
-    """Count, for each pixel (H, W), how many of its row are of its class without a gap."""
-    begins = np.ones(ids.shape, bool)
-    begins[:, 1:] = ids[:, 1:] != ids[:, :-1]
-    lengths = np.diff(np.flatnonzero(begins), append=ids.size)
-    return np.repeat(lengths, lengths).reshape(ids.shape)
-
-
-def thickness_counts(ids: Ids, size: tuple[int, int], num_classes: int) -> Tensor:
-    """Count the pixels of each class by thickness (K, 100 `CELL` + 1): in hundredths, as if resized to `size`.
-
-    The thickness of a class at a pixel of `ids` (H, W) is the shorter of its two runs through it, along the row and
-    along the column: the width of a pole, the height of a kerb, up to 1.4 times that of what lies aslant. The last
-    count is of all that is as thick as `CELL`. `size` is (width, height).
-    """
-    across = run_lengths(ids) * (size[0] / ids.shape[1])
-    down = run_lengths(np.ascontiguousarray(ids.T)).T * (size[1] / ids.shape[0])
-    hundredths = np.minimum(100 * np.minimum(across, down) + 1e-6, 100 * CELL).astype(np.int64)
-    shape = 256, 100 * CELL + 1
-    counts = np.bincount((ids * np.int64(shape[1]) + hundredths).ravel(), minlength=shape[0] * shape[1])
-    return torch.from_numpy(counts.reshape(shape)[:num_classes])
-
-
 @dataclass(frozen=True)
 class Expected:
     """Requirements on the files of a data set."""
@@ -180,6 +119,8 @@ class Inspection:
     colour: Moments | None = None
     pixels: Tensor | None = None
     """Per class (K,) int64."""
+    labels: LabelMap | None = None
+    """What the label holds."""
     thickness: Tensor | None = None
     """`thickness_counts` at the training size."""
     digest: bytes | None = None
@@ -191,11 +132,18 @@ class Inspection:
 
 
 def inspect_files(
-    image: Path, label: Path | None, expected: Expected, *, whole: bool, measured: bool = False
+    image: Path,
+    label: Path | None,
+    expected: Expected,
+    *,
+    whole: bool,
+    labelled: bool | None = None,
+    measured: bool = False,
 ) -> Inspection:
     """Examine an image and its label: decode them if `whole`, else read the headers, unless a file seems cut off.
 
-    How thick its classes are is only `measured` in a label that is decoded.
+    The label is decoded if `labelled`, or as the image when absent. How thick its classes are is only `measured` in a
+    label that is decoded.
     """
     seen = Inspection(image, label, expected)
     headers: dict[str, Header] = {}
@@ -220,8 +168,8 @@ def inspect_files(
             _compare(seen, headers["image"], header)
         if header.format in ("JPEG", "MPO"):
             seen.report("label is a JPEG", label, f"{label} is a JPEG.")
-        elif whole or not header.complete:
-            _check_label(seen, label, header, measured)
+        elif (whole if labelled is None else labelled) or not header.complete:
+            _check_label(seen, label, measured)
     return seen
 
 
@@ -245,8 +193,11 @@ def _check_header(seen: Inspection, header: Header) -> None:
 
 
 def _compare(seen: Inspection, image: Header, label: Header) -> None:
-    """Report an image and a label that differ in size; an image turned by EXIF is compared as it is shown."""
-    if image.shown != label.stored:
+    """Report an image and a label that differ in size; an image turned by EXIF is compared as it is shown.
+
+    A label that is only scored with may be larger or smaller than its image, of the same shape.
+    """
+    if image.shown != label.stored and not (seen.expected.role == "val" and _same_shape(image.shown, label.stored)):
         sizes = "{}x{} and {}x{}".format(*image.shown, *label.stored)
         text = f"{seen.image} and its label {seen.label} differ in size: {sizes}."
         if image.stored == label.stored:
@@ -263,6 +214,12 @@ def _compare(seen: Inspection, image: Header, label: Header) -> None:
         seen.report("turned by its camera", seen.image, text)
 
 
+def _same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one size is the other times a factor, and not the same but for a few pixels at the border."""
+    factor = other[0] / size[0]
+    return abs(other[1] - size[1] * factor) <= max(1, factor) and not 0.9 < factor < 1.1
+
+
 def _check_image(seen: Inspection, header: Header) -> None:
     code = seen.expected.code
     try:
@@ -273,38 +230,36 @@ def _check_image(seen: Inspection, header: Header) -> None:
     seen.colour = colour_moments(image)
     seen.digest = hashlib.blake2b(read_bytes(seen.image), digest_size=16).digest()
     if seen.label is None and code is not None and header.mode in ("L", "P"):
-        values = torch.unique(image[0] if header.mode == "L" else read_raw_labels(seen.image)).int()
-        known = bool(((code.table[values] != IGNORE) | (values == IGNORE)).all())
+        values = np.unique(image[0] if header.mode == "L" else read_raw_labels(seen.image))
+        known = bool(((code.table[values.astype(np.int64)] != IGNORE) | torch.from_numpy(values == IGNORE)).all())
         if known and not set(values.tolist()) <= {0, IGNORE}:  # black and white alone is a picture
             seen.report("looks like a label map", seen.image, f"{seen.image} holds values of classes only.")
 
 
-def _check_label(seen: Inspection, label: Path, header: Header, measured: bool) -> None:
-    code, count, strange = seen.expected.code, seen.expected.num_classes, list[int]()
+def _check_label(seen: Inspection, label: Path, measured: bool) -> None:
+    code, count = seen.expected.code, seen.expected.num_classes
     try:
-        named = code is not None and code.names is not None
-        if code is not None and (named or (header.mode in ("RGB", "RGBA") and code.colors is not None)):
-            ids = read_labels(label, code, seen.image)  # colours: an unknown one is their reader's error
-        else:
-            raw = read_raw_labels(label, None if code is None else code.channel)
-            if code is None:
-                return
-            ids, values = map_ids(raw, code.table), torch.unique(raw).int()
-            if seen.expected.strict:
-                strange = values[(code.table[values] == IGNORE) & (values != IGNORE)].tolist()
+        if code is None:
+            read_stored_labels(label)
+            return
+        seen.labels = found = describe_labels(label, code, seen.image)
     except UserError as error:
-        seen.report("label cannot be read", label, str(error))
+        foreign = isinstance(error, UnknownEncoding)
+        seen.report("label of another kind" if foreign else "label cannot be read", label, str(error))
         return
+    ids = found.ids
     seen.pixels = torch.bincount(ids.flatten(), minlength=256)[:count]
     if measured:
         size, resize = (ids.shape[1], ids.shape[0]), seen.expected.resize
         seen.thickness = thickness_counts(ids.numpy(), rescale_size(*size, resize) if resize else size, count)
+    known = code.table
+    strange = [v for v in found.values or () if v >= 0 and v != IGNORE and (v >= len(known) or known[int(v)] == IGNORE)]
     shown = int((seen.pixels > 0).sum())
-    if code.names is not None and (foreign := names_of_no_class(label, code.names)):
-        listed = ", ".join(map(repr, foreign[:5])) + (" ..." if len(foreign) > 5 else "")
+    if code.names is not None and (unnamed := names_of_no_class(label, code.names)):
+        listed = ", ".join(map(repr, unnamed[:5])) + (" ..." if len(unnamed) > 5 else "")
         seen.report("name of no class", label, f"{label} names {listed}, which no class takes.")
-    if strange:
-        listed = ", ".join(map(str, strange[:5])) + (" ..." if len(strange) > 5 else "")
+    if strange and seen.expected.strict:
+        listed = ", ".join(f"{value:.9g}" for value in strange[:5]) + (" ..." if len(strange) > 5 else "")
         plural = "s" if len(strange) > 1 else ""
         classes = f"{count} classes (0..{count - 1}, and {IGNORE} to ignore)"
         seen.report("value of no class", label, f"{label} holds the value{plural} {listed}, but there are {classes}.")

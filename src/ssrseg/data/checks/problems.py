@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,13 +16,13 @@ SHOWN = 10
 """Problems that an error lists in full."""
 
 
-_TABLE: dict[str, dict[str, str]] = yaml.safe_load(
+_TABLE: dict[str, dict[str, Any]] = yaml.safe_load(
     (resources.files("ssrseg.data.checks") / "problems.yaml").read_text(encoding="utf-8")
 )
-KINDS = _TABLE["errors"] | _TABLE["warnings"]
+KINDS: dict[str, str] = _TABLE["errors"] | _TABLE["warnings"]
 """Every kind of fault that is detected -> instruction for the user."""
-EFFECTS = _TABLE["effects"]
-"""Kind of fault -> kind that only follows from it in the same data set, and is not reported too."""
+EFFECTS: dict[str, list[str]] = _TABLE["effects"]
+"""Kind of fault -> kinds that only follow from it in the same data set, and are not reported too."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def grouped(problems: Iterable[Problem]) -> list[tuple[str, list[Problem]]]:
     ]
 
 
-def refuse(problems: Iterable[Problem]) -> None:
+def refuse(problems: Iterable[Problem], use: str = "trained") -> None:
     """Raise one `UserError` that names the fatal problems, the first `SHOWN` in full."""
     fatal = [one for one in problems if one.fatal]
     if not fatal:
@@ -71,9 +72,10 @@ def refuse(problems: Iterable[Problem]) -> None:
         lines += [headline, *(f"  {one.text}" for one in found[:left]), f"  -> {found[0].remedy}"]
         left -= len(found)
     if left < 0 or len(fatal) > SHOWN:
-        lines.append(f"... and {len(fatal) - SHOWN} more: `ssrseg check-data` with the same settings shows all.")
+        more = ": `ssrseg check-data` with the same settings shows all." if use == "trained" else "."
+        lines.append(f"... and {len(fatal) - SHOWN} more{more}")
     count = "one problem" if len(fatal) == 1 else f"{len(fatal)} problems"
-    raise UserError("\n".join([f"These data cannot be trained on, {count}:", *lines]))
+    raise UserError("\n".join([f"These data cannot be {use} on, {count}:", *lines]))
 
 
 def notes(problems: Iterable[Problem]) -> list[str]:

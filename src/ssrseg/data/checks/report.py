@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ssrseg.config import Settings
-from ssrseg.data.checks.inspect import colour_facts
+from ssrseg.data.checks.classes import LISTED, facts_of_labels
+from ssrseg.data.checks.colours import colour_facts
 from ssrseg.data.checks.overlap import InspectedData
 from ssrseg.data.checks.problems import Problem, grouped
 from ssrseg.data.checks.survey import Survey, survey
@@ -98,7 +99,6 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
 
 
 def _facts_of(data: InspectedData, seen: Survey) -> dict[str, Any]:
-    pixels, names = data.pixels, seen.space.names
     sizes = Counter(one.size for one in data.files if one.size is not None)
     found: dict[str, Any] = {
         "root": str(data.config.root),
@@ -111,12 +111,7 @@ def _facts_of(data: InspectedData, seen: Survey) -> dict[str, Any]:
         by_set = shares([one.config for one in alike], [len(one.files) for one in alike]).tolist()
         found["share"] = by_set[alike.index(data)]
     if data.role != "target":
-        total = max(1, int(pixels.sum()))
-        counts = zip(names, pixels.sum(0).tolist(), (pixels > 0).sum(0).tolist(), strict=True)
-        found["labels"] = len(pixels)
-        found["frequencies"] = {
-            name: {"pixels": count, "share": count / total, "images": images} for name, count, images in counts
-        }
+        found |= facts_of_labels(data.files, seen.space)
     return found
 
 
@@ -126,6 +121,7 @@ def _print(report: DataReport, console: Console) -> None:
     table = Table("", *facts["domains"], box=None)
     table.add_row("images", *(str(of["images"]) for of in domains))
     table.add_row("labels", *(str(of.get("labels", "-")) for of in domains))
+    table.add_row("read by", *(", ".join(of.get("encodings", ())) or "-" for of in domains))
     if any("share" in of for of in domains):
         table.add_row("share of the draws", *(f"{of['share']:.1%}" if "share" in of else "-" for of in domains))
     table.add_row("sizes", *(_sizes(of["sizes"]) for of in domains))
@@ -143,6 +139,9 @@ def _print(report: DataReport, console: Console) -> None:
         counts = [of[name] for of in labelled.values()]
         row = [cell for one in counts for cell in (f"{one['share']:.3%}", str(one["images"]))]
         table.add_row(name, *row, *([f"{facts['drawn'].get(name, 0):.3%}"] if facts["drawn"] else []))
+    if any(of["ignored"]["pixels"] for of in domains if "ignored" in of):
+        table.add_section()
+        table.add_row("ignored, of all pixels", *(cell for of in domains if "ignored" in of for cell in _ignored(of)))
     console.print(table, "")
 
     def say(text: str, style: str = "") -> None:
@@ -161,6 +160,13 @@ def _print(report: DataReport, console: Console) -> None:
         say("\n".join([*lines, f"  -> {found[0].remedy}"]), style)
     verdict = "Training can start." if report.trainable else "Training would not work: mend the errors above."
     say(f"{verdict} The data in pictures: {report.folder}/contact-sheet.png")
+
+
+def _ignored(facts: dict[str, Any]) -> tuple[str, str]:
+    ignored = facts["ignored"]
+    values = [f"{value}: {share:.3%}" for value, share in ignored["values"].items()]
+    rest = [f"and {len(values) - LISTED} more"] if len(values) > LISTED else []
+    return f"{ignored['share']:.3%}", "\n".join(values[:LISTED] + rest)
 
 
 def _sizes(sizes: dict[str, int]) -> str:

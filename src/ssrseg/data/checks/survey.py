@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,13 +16,15 @@ from rich.progress import track
 
 from ssrseg.config import DataConfig, Settings, datasets
 from ssrseg.config.data import ExactSize
-from ssrseg.data.checks.inspect import CELL, Expected, Inspection, inspect_files
+from ssrseg.data.checks.classes import absent_from, check_classes, count_all
+from ssrseg.data.checks.inspect import Expected, Inspection, inspect_files
 from ssrseg.data.checks.overlap import InspectedData, shared_files
 from ssrseg.data.checks.problems import EFFECTS, Problem, notes, refuse
-from ssrseg.data.class_statistics import ClassStatistics, class_statistics, save_statistics
-from ssrseg.data.label_mapping import code_for, resolve_space
+from ssrseg.data.checks.thickness import CELL
+from ssrseg.data.class_statistics import ClassStatistics
+from ssrseg.data.label_mapping import Classes, code_for, resolve_space
 from ssrseg.data.label_spaces import LabelSpace
-from ssrseg.data.layouts import Pair, listing_of, no_image, spec_of
+from ssrseg.data.layouts import listing_of, no_image, spec_of
 from ssrseg.data.loader import rare_class_samplers, shares
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
@@ -56,6 +58,38 @@ def refuse_bad_data(settings: Settings) -> list[str]:
     return notes(problems)
 
 
+def refuse_bad_labels(sets: Mapping[str, DataConfig], classes: Classes | None, bands: int) -> list[str]:
+    """Examine labelled images before a model is scored on them: headers of the images, and every label.
+
+    A label may be larger or smaller than its image, if its shape is the same. Returns notes as `refuse_bad_data`;
+    raises one `UserError` of all that makes scores meaningless, files that are missing or broken among it.
+    """
+    problems, every = list[Problem](), tuple(sets.values())
+    space = resolve_space(classes, every)
+    for domain, data in sets.items():
+        code, strict = code_for(data, classes, every), is_strict(data, classes)
+        expected = Expected(domain, (1, 1), data.resize, code, space.num_classes, bands, strict)
+        seen = InspectedData(data, expected, _inspect_all(_list(domain, data, problems), expected, 0, None))
+        problems += (found for one in seen.files for found in one.problems)
+        problems += [*check_classes([seen], domain, space, classes), *shared_files({domain: seen}, contents=False)]
+    problems = [replace(one, text=one.text.replace("'val.", "'")) for one in without_effects(problems)]  # as its words
+    refuse(problems, "scored")
+    return notes(problems)
+
+
+def without_effects(problems: Sequence[Problem]) -> list[Problem]:
+    """Leave out problems that only follow from others."""
+    known = {(one.domain, one.kind) for one in problems}
+    effects = {(domain, effect) for domain, kind in known for effect in EFFECTS.get(kind, ())}
+    return [one for one in problems if (one.domain, one.kind) not in effects]
+
+
+def is_strict(data: DataConfig, classes: Classes | None) -> bool:
+    """Whether a raw value of no class is a fault: nothing maps the values."""
+    own_ids = classes is not None and not isinstance(classes, str) and any(entry.ids is not None for entry in classes)
+    return data.id_map is None and not own_ids and spec_of(data).space is None
+
+
 def survey(settings: Settings, *, some: int | None = None, console: Console | None = None) -> Survey:
     """Examine all data of a run and collect every problem; shows progress on a console that is a terminal.
 
@@ -76,20 +110,20 @@ def survey(settings: Settings, *, some: int | None = None, console: Console | No
         sets[domain] = InspectedData(data, expected, files)
         problems += (found for one in files for found in one.problems)
         if expected.role == "val" and expected.code is not None:
-            problems += _check_classes([sets[domain]], domain, space, settings)
+            problems += check_classes([sets[domain]], domain, space, settings.classes)
     sources = [data for data in sets.values() if data.role == "source"]
-    problems += _check_classes([data for data in sources if data.expected.code is not None], "source", space, settings)
+    if coded := [data for data in sources if data.expected.code is not None]:
+        problems += check_classes(coded, "source", space, settings.classes)
+        problems += _check_things(coded, space, settings)
     problems += shared_files(sets, contents=some is None)
     problems += [found for data in sources for found in _check_thickness(data, space)]
     drawn: dict[str, float] = {}
     if not any(one.fatal for one in problems) and (some is None or settings.loader.rare_class is not None):
-        statistics = [_count_all(data) for data in sources]
+        statistics = [count_all(data) for data in sources]
         if settings.loader.rare_class is not None:
             drawn, found = _check_sampling(sources, statistics, settings, space)
             problems += found
-    known = {(one.domain, one.kind) for one in problems}
-    effects = {(domain, EFFECTS.get(kind)) for domain, kind in known}
-    return Survey(space, sets, [one for one in problems if (one.domain, one.kind) not in effects], drawn)
+    return Survey(space, sets, without_effects(problems), drawn)
 
 
 def _expected(
@@ -102,10 +136,8 @@ def _expected(
     except UserError as error:
         if not domain.startswith("target"):
             problems.append(Problem("cannot be mapped", domain, data.root, str(error)))
-    own_ids = isinstance(classes, tuple) and any(entry.ids is not None for entry in classes)
-    strict = data.id_map is None and not own_ids and spec_of(data).space is None
     crop, bands = settings.loader.crop, settings.model.in_channels
-    return Expected(domain, crop, data.resize, code, space.num_classes, bands, strict)
+    return Expected(domain, crop, data.resize, code, space.num_classes, bands, is_strict(data, classes))
 
 
 def _list(domain: str, data: DataConfig, problems: list[Problem]) -> list[tuple[Path, Path | None]]:
@@ -139,28 +171,18 @@ def _inspect_all(
     files: Sequence[tuple[Path, Path | None]], expected: Expected, some: int | None, console: Console | None
 ) -> list[Inspection]:
     sample = max(1, -(-len(files) // DECODED))
-    step = 1 if some is None else max(1, -(-len(files) // some))
+    step = 1 if some is None else -(-len(files) // some) if some else len(files) + 1
 
     def inspect(number: int) -> Inspection:
         measured = expected.role == "source" and number % sample == 0
-        return inspect_files(*files[number], expected, whole=number % step == 0, measured=measured)
+        whole = some != 0 and number % step == 0
+        return inspect_files(*files[number], expected, whole=whole, labelled=whole or not some, measured=measured)
 
     quiet = console is None or not console.is_terminal
     with ThreadPoolExecutor((os.cpu_count() or 1) + 2) as pool:
         seen = pool.map(inspect, range(len(files)))
         text = f"looking at {expected.domain}"
         return list(track(seen, text, len(files), transient=True, console=console, disable=quiet))
-
-
-def _count_all(data: InspectedData) -> ClassStatistics:
-    """Return the pixels of all labels, kept where rare-class sampling looks for them; counts those not looked at."""
-    pairs = [Pair(one.image, one.label) for one in data.files if one.label is not None]
-    code, classes = data.expected.code, data.expected.num_classes
-    assert code is not None  # else no label was decoded, and its problem is fatal
-    if len(data.pixels) < len(pairs):
-        return class_statistics(pairs, code, classes)
-    save_statistics(statistics := ClassStatistics(data.pixels), pairs, code, classes)
-    return statistics
 
 
 def _check_sampling(
@@ -189,34 +211,13 @@ def _check_sampling(
     return {space.names[c]: float(probability[c]) for c in classes}, problems
 
 
-def _check_classes(sets: Sequence[InspectedData], domain: str, space: LabelSpace, settings: Settings) -> list[Problem]:
-    """Report classes that no label shows, where labels were decoded; of several sources, that none of them shows."""
-    source, found = domain == "source", list[Problem]()
-    every = [data.pixels for data in sets]
-    for data, pixels in zip(sets, every, strict=True):
-        if len(pixels) and not pixels.any():
-            text = f"No label of {data.config.root} shows any class."
-            found.append(Problem("no class in any label", data.expected.domain, data.config.root, text))
-    if found or not any(map(len, every)):
-        return found
-    pixels, root = torch.cat(every), sets[0].config.root
-    if source and len(pixels) < sum(len(data.files) for data in sets) and (pixels.sum(0) > 0).sum() < 2:
-        # before a run is refused for what some of its labels show
-        pixels = torch.cat([_count_all(data).pixels for data in sets])
-    absent = [name for name, count in zip(space.names, pixels.sum(0).tolist(), strict=True) if not count]
-    if not absent:
-        return []
-    where = ", ".join(str(data.config.root) for data in sets)
-    if source and len(absent) == len(space.names) - 1:
-        name = next(name for name in space.names if name not in absent)
-        return [Problem("one class in all labels", domain, root, f"The labels of {where} show {name} alone.")]
-    distance = settings.method.feature_distance
+def _check_things(sources: Sequence[InspectedData], space: LabelSpace, settings: Settings) -> Iterator[Problem]:
+    """Report that the feature distance has nothing to do."""
+    distance, absent = settings.method.feature_distance, absent_from(sources, space)
     things = [name for name in space.names if distance and name in (distance.classes or ())]
-    if source and things and set(things) <= set(absent):
-        listed = ", ".join(things)
-        found.append(Problem("no thing in any label", domain, root, f"{listed}: in none of the labels looked at."))
-    text = f"no pixel of {', '.join(absent)} in the {len(pixels)} labels looked at in {where}."
-    return [Problem("class that never occurs", domain, root, text), *found]
+    if things and set(things) <= set(absent) and len(absent) < len(space.names) - 1:
+        text = f"{', '.join(things)}: in none of the labels looked at."
+        yield Problem("no thing in any label", "source", sources[0].config.root, text)
 
 
 def _check_thickness(data: InspectedData, space: LabelSpace) -> Iterator[Problem]:

@@ -1,0 +1,225 @@
+"""Label files as tools write them: the right classes, or a message that says what the file holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import imagecodecs
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from factories import random_image, small_segmenter, write_pairs
+from ssrseg.cli import main
+from ssrseg.config import ClassConfig, DataConfig, resolve
+from ssrseg.data import code_for, find_pairs, read_labels, refuse_bad_data
+from ssrseg.data.class_statistics import class_statistics
+from ssrseg.data.label_files import describe_labels
+from ssrseg.data.label_mapping import LabelCode, lookup_table
+from ssrseg.data.pack import pack
+from ssrseg.errors import UserError
+from ssrseg.inference import evaluate
+from ssrseg.models.segmenter import save_segmenter
+
+IDS = np.random.default_rng(0).integers(0, 3, (24, 32))
+VOID = np.random.default_rng(1).random((24, 32)) < 0.1
+WANTED = np.where(VOID, 255, IDS)
+RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+COLORS = np.array([RED, GREEN, BLUE], np.uint8)
+PLAIN = LabelCode(lookup_table({0: 0, 1: 1, 2: 2}))
+COLOURED = LabelCode(PLAIN.table, {RED: 0, GREEN: 1, BLUE: 2})
+
+
+def read(path: Path, code: LabelCode = PLAIN) -> Any:
+    return read_labels(path, code).numpy()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "void"),
+    [("i1", -1), ("i2", -32768), ("i4", -9999), ("i8", -9999), ("u2", 65535), ("f4", -3.4e38), ("f8", np.nan)],
+)
+def test_rasters_of_any_type_are_read_and_their_nodata_is_ignored(dtype: str, void: float, tmp_path: Path) -> None:
+    pixels = np.where(VOID, void, IDS).astype(dtype)
+    (tmp_path / "a.tif").write_bytes(imagecodecs.tiff_encode(pixels))
+    assert np.array_equal(read(tmp_path / "a.tif"), WANTED)
+    ignored = describe_labels(tmp_path / "a.tif", PLAIN).ignored
+    assert ignored == {f"value {pixels[VOID][0]:.9g}": VOID.sum()}
+    np.save(tmp_path / "a.npy", pixels[..., None])
+    assert np.array_equal(read(tmp_path / "a.npy"), WANTED)
+
+
+def test_values_above_255_may_be_classes(tmp_path: Path) -> None:
+    Image.fromarray(np.where(VOID, 7, 100 * IDS + 200).astype(np.uint16)).save(tmp_path / "a.png")
+    classes = [ClassConfig(name=name, ids=(value,)) for name, value in (("a", 200), ("b", 300), ("c", 400))]
+    assert np.array_equal(read(tmp_path / "a.png", code_for(DataConfig(root=tmp_path), classes)), WANTED)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "says"),
+    [
+        (IDS + 0.25, "holds float64 values such as .*25, which is no whole number"),
+        (np.zeros((24, 32, 7), np.uint8), r"holds uint8 \(24, 32, 7\): expected one channel.*gdal_translate -b 1"),
+    ],
+)
+def test_what_is_no_label_says_what_it_is(pixels: Any, says: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", pixels)
+    with pytest.raises(UserError, match=says):
+        read(tmp_path / "a.npy")
+
+
+def palette(path: Path, indices: Any, colors: Any) -> None:
+    image = Image.fromarray(indices.astype(np.uint8))
+    image.putpalette(np.array(colors, np.uint8).tobytes())
+    image.save(path)
+
+
+def test_a_palette_of_the_classes_colours_counts_by_colour(tmp_path: Path) -> None:
+    order = np.array([3, 1, 2, 0])  # black, then the classes in another order
+    table = np.concatenate([COLORS, np.zeros((1, 3), np.uint8)])[order]
+    palette(tmp_path / "a.png", np.argsort(order)[np.where(VOID, 3, IDS)], table)
+    found = describe_labels(tmp_path / "a.png", COLOURED)
+    assert (found.encoding, found.ignored) == ("palette by colour", {"colour (0, 0, 0)": VOID.sum()})
+    assert np.array_equal(found.ids, WANTED)
+
+
+def test_another_palette_counts_by_index(tmp_path: Path) -> None:
+    palette(tmp_path / "a.png", IDS, [RED, GREEN, (1, 2, 3)])
+    assert describe_labels(tmp_path / "a.png", COLOURED).encoding == "palette by index"
+    assert np.array_equal(read(tmp_path / "a.png", COLOURED), IDS)
+    palette(tmp_path / "b.png", IDS, np.repeat(np.arange(256), 3).reshape(-1, 3))  # a grey ramp
+    assert np.array_equal(read(tmp_path / "b.png", COLOURED), IDS)
+
+
+@pytest.mark.parametrize("resize", [None, (16, 12)])
+def test_a_packed_palette_keeps_its_colours(resize: Any, tmp_path: Path) -> None:
+    for name in ("images", "labels"):
+        (tmp_path / "game" / name).mkdir(parents=True)
+    Image.fromarray(random_image(24, 32)).save(tmp_path / "game/images/a.png")
+    palette(tmp_path / "game/labels/a.png", IDS[::2, ::2].repeat(2, 0).repeat(2, 1), COLORS[[2, 0, 1]])
+    pack(DataConfig(root=tmp_path / "game", resize=resize), tmp_path / "a.zip")
+    pairs = [find_pairs(DataConfig(root=root))[0] for root in (tmp_path / "game", tmp_path / "a.zip")]
+    step = 1 if resize is None else 2
+    assert np.array_equal(read(pairs[1].label, COLOURED), read(pairs[0].label, COLOURED)[::step, ::step])
+    counted = class_statistics(pairs, COLOURED, 3).pixels
+    assert counted[0].tolist() == (step**2 * counted[1]).tolist()
+
+
+def test_ids_in_three_channels_are_values_though_colours_are_known(tmp_path: Path) -> None:
+    Image.fromarray(WANTED.astype(np.uint8)).convert("RGB").save(tmp_path / "a.png")
+    found = describe_labels(tmp_path / "a.png", COLOURED)
+    assert (found.encoding, found.ignored) == ("values", {"value 255": VOID.sum()})
+    assert np.array_equal(found.ids, WANTED)
+
+
+def test_grey_colours_of_classes_are_found_in_one_channel(tmp_path: Path) -> None:
+    code = LabelCode(lookup_table({0: 0, 1: 1}), {(0, 0, 0): 0, (255, 255, 255): 1})
+    Image.fromarray((IDS > 0).astype(np.uint8) * 255).save(tmp_path / "a.png")
+    assert np.array_equal(read(tmp_path / "a.png", code), IDS > 0)
+    Image.fromarray((IDS > 0).astype(np.uint8)).save(tmp_path / "b.png")
+    assert np.array_equal(read(tmp_path / "b.png", code), IDS > 0)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_pixels_are_ignored_whatever_lies_under_them(mode: str, tmp_path: Path) -> None:
+    under = np.where(VOID, (IDS + 1) % 3, IDS)
+    image = Image.fromarray(COLORS[under] + np.uint8(9) * VOID[..., None].astype(np.uint8))
+    if mode == "LA":
+        image = Image.fromarray(under.astype(np.uint8))
+    image.putalpha(Image.fromarray(np.where(VOID, 0, 255).astype(np.uint8)))
+    image.save(tmp_path / "a.png")
+    found = describe_labels(tmp_path / "a.png", COLOURED)
+    assert found.ignored == {"transparent": VOID.sum()}
+    assert np.array_equal(found.ids, WANTED)
+
+
+# --- what no class takes, as a run and an evaluation see it
+
+
+def masks(root: Path, value: int = 255, *, height: int = 48, width: int = 64) -> Path:
+    """Three images with masks of which a third holds `value`, the rest 0."""
+    write_pairs(root, 3, height=height, width=width)
+    for path in (root / "labels").iterdir():
+        mask = np.zeros((height, width), np.uint8)
+        mask[: height // 3] = value
+        Image.fromarray(mask).save(path)
+    return root
+
+
+def settings(root: Path, **more: Any) -> dict[str, Any]:
+    (root / "camera" / "images").mkdir(parents=True, exist_ok=True)
+    Image.fromarray(random_image(seed=99)).save(root / "camera" / "images" / "a.png")
+    tree = {"source": {"root": str(root / "game")}, "target": {"root": str(root / "camera")}}
+    return {**tree, "loader": {"crop": [32, 32], "workers": 0}, "method": {"teacher": {}, "mixed": {}}, **more}
+
+
+def test_masks_of_0_and_255_say_what_to_set_and_that_works(tmp_path: Path) -> None:
+    masks(tmp_path / "game")
+    with pytest.raises(UserError, match=r"no pixel of crack.*but 33.3% hold 255") as refused:
+        refuse_bad_data(resolve(settings(tmp_path, classes=["background", "crack"])))
+    words = [part for part in str(refused.value).split("'") if part.startswith(("classes=", "source.id_map="))]
+    classes, id_map = (yaml.safe_load(word.partition("=")[2]) for word in words)
+    assert refuse_bad_data(resolve(settings(tmp_path, classes=classes))) == []
+    pairs, code = find_pairs(DataConfig(root=tmp_path / "game")), resolve(settings(tmp_path, classes=classes)).classes
+    counted = class_statistics(pairs, code_for(DataConfig(root=tmp_path / "game"), code), 2).totals
+    assert counted.tolist() == [3 * 32 * 64, 3 * 16 * 64]
+    tree = settings(tmp_path, classes=["background", "crack"])
+    tree["source"]["id_map"] = id_map
+    with pytest.raises(UserError, match="background alone"):  # then there is nothing to tell it from
+        refuse_bad_data(resolve(tree))
+
+
+def test_check_data_counts_what_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks(tmp_path / "game", 254)
+    classes = [{"name": "a", "ids": [0]}, {"name": "b", "ids": [1]}, {"name": "c", "ids": [2]}]
+    (tmp_path / "run.yaml").write_text(json.dumps(settings(tmp_path, classes=classes)), encoding="utf-8")
+    argv = ["ssrseg", "check-data", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out")]
+    with mock.patch("sys.argv", argv), pytest.raises(SystemExit):
+        main()
+    printed = capsys.readouterr().out
+    assert "ignored, of all pixels" in printed
+    assert "value 254: 33.333%" in printed
+    source = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["domains"]["source"]
+    assert source["ignored"]["values"] == {"value 254": pytest.approx(1 / 3)}
+    assert source["encodings"] == {"values": 3}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of road, wall, tree and car."""
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_segmenter(small_segmenter(), path)
+    return path
+
+
+def spoilt(root: Path, change: Any) -> Path:
+    write_pairs(root, 2, height=32, width=48)
+    for path in (root / "labels").iterdir():
+        ids = np.array(Image.open(path))
+        Image.fromarray(change(np.where(ids == 255, 0, ids)).astype(np.uint8)).save(path)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda ids: ids + 7, r"labels/00.png holds the values .*4 classes.*\n.*labels/01.png holds the values"),
+        (lambda ids: ids + 1, r"holds the value 4, but there are 4 classes"),
+        (lambda ids: ids.T, r"differ in size: 48x32 and 32x48"),
+        (lambda ids: ids[1:, 1:], r"differ in size: 48x32 and 47x31"),
+        (lambda ids: np.full_like(ids, 255), "No label of .* shows any class. Ignored, of all pixels: value 255: 100"),
+        (lambda ids: np.where(ids < 2, 255, ids), "no pixel of road, wall .* hold 255, which is ignored"),
+    ],
+)
+def test_evaluate_refuses_labels_that_mean_something_else(change: Any, says: str, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"(?s)These data cannot be scored on.*{says}"):
+        evaluate(model, spoilt(tmp_path / "data", change), device="cpu")
+
+
+def test_evaluate_takes_labels_of_another_resolution(model: Path, tmp_path: Path) -> None:
+    whole = evaluate(model, spoilt(tmp_path / "data", lambda ids: ids), device="cpu")
+    half = evaluate(model, spoilt(tmp_path / "half", lambda ids: ids[::2, ::2]), device="cpu")
+    assert int(whole.confusion.sum()) == 4 * int(half.confusion.sum())
