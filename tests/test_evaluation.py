@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
@@ -23,6 +24,7 @@ from ssrseg.data import SPACES
 from ssrseg.data.datasets import bounded
 from ssrseg.errors import UserError
 from ssrseg.inference import Scores, evaluate, evaluate_model, scores_table
+from ssrseg.inference.image_scores import boundary_counts
 from ssrseg.inference.sliding_window import averaged, predict_ids, whole
 from ssrseg.models import Description, Segmenter, save_segmenter
 
@@ -71,6 +73,47 @@ def test_scores_of_a_small_matrix() -> None:
     assert scores.miou == pytest.approx((3 / 6 + 4 / 7) / 4)
     assert scores.accuracy == [3 / 4, 4 / 6, None, 0.0]
     assert scores.pixel_accuracy == 7 / 12
+    assert scores.precision == [3 / 5, 4 / 5, 0.0, None]
+    assert scores.dice == [6 / 9, 8 / 11, 0.0, 0.0]
+    assert scores.mean_dice == pytest.approx((6 / 9 + 8 / 11) / 4)
+
+
+def test_boundary_iou_is_that_of_the_paper() -> None:
+    """A square, and one shifted by a pixel: the pixels within d of each contour, counted by distances."""
+    true, found = np.zeros((60, 80), np.uint8), np.zeros((60, 80), np.uint8)
+    true[20:45, 20:50] = found[21:46, 20:50] = 1
+    distance = round(0.02 * 100)
+
+    def boundary(mask: np.ndarray) -> np.ndarray:
+        rows, columns = np.nonzero(mask)
+        inner = np.zeros_like(mask)
+        inner[
+            rows.min() + distance : rows.max() + 1 - distance, columns.min() + distance : columns.max() + 1 - distance
+        ] = 1
+        return (mask == 1) & (inner == 0)
+
+    one, other = boundary(true), boundary(found)
+    counts = boundary_counts(torch.from_numpy(true), torch.from_numpy(found).long(), 3)
+    assert counts[1].tolist() == [(one & other).sum(), (one | other).sum()]
+    assert counts[2].tolist() == [0, 0]
+    scores = Scores(("a", "b", "c"), torch.eye(3, dtype=torch.int64), boundary=counts)
+    assert scores.boundary_iou[1] == pytest.approx((one & other).sum() / (one | other).sum())
+    assert scores.boundary_iou[2] is None
+    true[:, :30] = 255  # what is ignored is no contour, and counts nowhere
+    cut = boundary_counts(torch.from_numpy(true), torch.from_numpy(found).long(), 3)
+    assert cut[1].tolist() == [(one & other)[:, 30:].sum(), (one | other)[:, 30:].sum()]
+
+
+def test_each_image_has_a_line_the_worst_first(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "data", 3)
+    words = {"per_image": tmp_path / "images.csv", "boundary": True, "device": "cpu"}
+    scores = evaluate(described(), tmp_path / "data", **words)
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "images.csv").read_text())))
+    assert [float(line["miou"]) for line in lines] == sorted(float(line["miou"]) for line in lines)
+    assert {Path(line["image"]).name for line in lines} == {"00.png", "01.png", "02.png"}
+    assert {"image", "mean_dice", "pixel_accuracy", "boundary_miou", "iou road", "iou car"} <= lines[0].keys()
+    assert 0 < scores.boundary_miou < 1
+    assert scores.to_dict()["boundary_iou"] == scores.boundary_iou
 
 
 def test_absent_classes_do_not_count() -> None:
@@ -102,8 +145,8 @@ def test_nothing_measured_is_nan_and_null() -> None:
     assert json.loads(json.dumps(scores.to_dict(), allow_nan=False)) == {
         "miou": None,
         "pixel_accuracy": None,
-        "iou": [None, None],
-        "accuracy": [None, None],
+        "mean_dice": None,
+        **{key: [None, None] for key in ("iou", "accuracy", "dice", "precision")},
     }
 
 
@@ -258,10 +301,10 @@ def test_table_shows_percent() -> None:
     console.print(scores_table(scores))
     rows = [line.split() for line in console.export_text().splitlines() if line.strip()]
     assert rows[1:] == [
-        ["road", "75.00", "75.00", "40"],
-        ["wall", "99.01", "100.00", "1,000"],
-        ["sky", "-", "-", "0"],
-        ["all", "87.00", "99.04", "1,040"],
+        ["road", "75.00", "85.71", "100.00", "75.00", "40"],
+        ["wall", "99.01", "99.50", "99.01", "100.00", "1,000"],
+        ["sky", "-", "-", "-", "-", "0"],
+        ["all", "87.00", "92.61", "-", "99.04", "1,040"],
     ]
 
 

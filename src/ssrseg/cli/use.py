@@ -28,11 +28,13 @@ def evaluate(
     words: Words = None,
     out: Annotated[Path | None, typer.Option(help="scores as JSON")] = None,
     subset: Annotated[str, typer.Option(help="classes whose mean is wanted too, e.g. road,car")] = "",
+    per_image: Annotated[Path | None, typer.Option(help="a CSV file: each image's scores, the worst first")] = None,
+    boundary: Annotated[bool, typer.Option("--boundary", help="boundary IoU too, for thin classes")] = False,
     mode: Mode = None,
     engine: Runner = "auto",
     device: Device = "auto",
 ) -> None:
-    """Score a model on labelled images: per-class IoU, mIoU, pixel accuracy.
+    """Score a model on labelled images: IoU, Dice, precision, accuracy (recall) per class and on average.
 
     Settings are those of the data, e.g. spec=camvid, and as in training classes=[...] and inference.flip=true; after a
     YAML file, such as a run's config.yaml, they are those of a run.
@@ -58,6 +60,8 @@ def evaluate(
         inference=inference,
         subset=mean_of,
         out=out,
+        per_image=per_image,
+        boundary=boundary,
         device=device,
         engine=engine,
         console=Console(stderr=True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ssrseg.config import ClassConfig, Data, DataConfig, InferenceConfig, Strict, datasets, domains, resolve_group
@@ -21,6 +21,7 @@ from ssrseg.data import SPACES, LabelledImage, eval_samples, resolve_space
 from ssrseg.data.checks.survey import refuse_bad_labels
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.errors import UserError
+from ssrseg.inference.image_scores import ImageScores
 from ssrseg.inference.metrics import Scores, check_names, confusion_matrix
 from ssrseg.inference.predict import prefetch
 from ssrseg.inference.predictor import Predictor
@@ -39,6 +40,8 @@ def evaluate(
     inference: InferenceConfig | None = None,
     subset: Sequence[str] = (),
     out: Path | None = None,
+    per_image: Path | None = None,
+    boundary: bool = False,
     device: str = "auto",
     engine: str = "auto",
     console: Console | None = None,
@@ -49,8 +52,9 @@ def evaluate(
     `images` and `labels`; of several data sets there are scores of each beside those of all images together. Images are
     resized as the model's description says, unless `data` does. `classes` are a label space or the classes themselves,
     for example to say which label values mean them; the model's own when absent.
-    `subset` names classes whose mean IoU is wanted beside that of all; `out` gets the scores as JSON. What the
-    labels hold that no class takes, and other things that scores do not show, is printed on the console.
+    `subset` names classes whose mean IoU is wanted beside that of all; `out` gets the scores as JSON, `per_image` those
+    of each image as CSV, the worst first. Boundary IoU is computed where `boundary` asks for it. What the labels hold
+    that no class takes, and other things that scores do not show, is printed on the console.
 
     Raises:
         UserError: model, data and classes do not fit together, or something cannot be read or written.
@@ -71,6 +75,7 @@ def evaluate(
             console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     dataset = eval_samples(sets, chosen, bands=segmenter.in_channels)
     predictor = Predictor(segmenter, device, engine, inference or InferenceConfig(), images=len(dataset))
+    single = ImageScores(space.names, bounded=boundary) if boundary or per_image is not None else None
     scores = evaluate_model(
         predictor.network,
         dataset,
@@ -78,8 +83,11 @@ def evaluate(
         device=predictor.device,
         classes=space.names,
         domains=names_of(sets),
+        on_image=single,
     )
-    scores = replace(scores, subset=tuple(subset))
+    scores = replace(scores, subset=tuple(subset), boundary=None if single is None else single.boundary)
+    if single is not None and per_image is not None:
+        single.write(Path(per_image))
     if out is not None:
         content = {
             "model": None if isinstance(model, Segmenter) else str(model),
@@ -114,13 +122,14 @@ def evaluate_model(
     device: torch.device | str,
     classes: Sequence[str],
     domains: Sequence[str] = (),
+    on_image: Callable[[Path, Tensor, Tensor], None] | None = None,
 ) -> Scores:
     """Score a network in memory, for example in the middle of its training, at the resolution of the labels.
 
     The network of these `classes` lies on `device`, where pixels are counted; a module is in eval mode meanwhile and in
     its own modes afterwards. The dataset has `LabelledImage` items; sizes may differ. `domains` name several
-    data sets that they are of. Nothing is exchanged between processes. Raises `UserError` where a label is none of the
-    classes.
+    data sets that they are of; `on_image` gets the path, the labels and the predicted ids (H, W) of each. Nothing is
+    exchanged between processes. Raises `UserError` where a label is none of the classes.
     """
     count = len(classes)
     confusions = torch.zeros(max(1, len(domains)), count, count, dtype=torch.int64, device=device)
@@ -135,6 +144,8 @@ def evaluate_model(
             height, width = item.labels.shape
             ids = predict_ids(network, item.image.to(device), infer, (height, width))
             confusions[item.domain if domains else 0] += confusion_matrix(item.labels.to(device), ids, count)
+            if on_image is not None:
+                on_image(item.path, item.labels, ids)
     return Scores.of_domains(classes, confusions.cpu(), domains)
 
 
@@ -152,21 +163,27 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def scores_table(scores: Scores) -> Table:
-    """Tabulate IoU and accuracy per class and their means, in percent, for a terminal."""
+    """Tabulate the scores per class and their means, in percent, for a terminal."""
+    bounded = scores.boundary is not None
     table = Table("class", box=None)
-    for heading in ("IoU", "accuracy", "pixels"):
+    for heading in ("IoU", "Dice", "precision", "accuracy", *(["boundary IoU"] if bounded else []), "pixels"):
         table.add_column(heading, justify="right")
-    pixels = scores.confusion.sum(1).tolist()
-    for name, iou, accuracy, count in zip(scores.classes, scores.iou, scores.accuracy, pixels, strict=True):
-        table.add_row(name, _percent(iou), _percent(accuracy), f"{count:,}")
+
+    def add(name: str, pixels: int, *values: float | None) -> None:
+        table.add_row(name, *map(_percent, values if bounded else values[:4]), f"{pixels:,}")
+
+    def add_means(name: str, of: Scores) -> None:
+        add(name, int(of.confusion.sum()), of.miou, of.mean_dice, math.nan, of.pixel_accuracy, of.boundary_miou)
+
+    columns = scores.iou, scores.dice, scores.precision, scores.accuracy, scores.boundary_iou
+    for name, count, *values in zip(scores.classes, scores.confusion.sum(1).tolist(), *columns, strict=True):
+        add(name, count, *values)
     table.add_section()
     for name, own in scores.domains.items():
-        table.add_row(
-            f"all of {name}", _percent(own.miou), _percent(own.pixel_accuracy), f"{int(own.confusion.sum()):,}"
-        )
-    table.add_row("all", _percent(scores.miou), _percent(scores.pixel_accuracy), f"{sum(pixels):,}")
+        add_means(f"all of {name}", own)
+    add_means("all", scores)
     for name, miou in scores.subsets.items():
-        table.add_row(f"of these, {', '.join(scores.subset) if name == 'subset' else name}", _percent(miou), "", "")
+        table.add_row(f"of these, {', '.join(scores.subset) if name == 'subset' else name}", _percent(miou))
     return table
 
 

@@ -34,6 +34,8 @@ class Scores:
     """Pixels (K, K), int64: a row per true class, a column per predicted one."""
     subset: tuple[str, ...] = ()
     """Names of classes whose mean is asked for beside that of all."""
+    boundary: Tensor | None = None
+    """Pixels (K, 2), int64, of `boundary_counts`; absent where boundaries were not counted."""
     domains: Mapping[str, Scores] = field(default_factory=dict)
     """The same for each of several data sets by name; empty for one. The confusion is that of all of them."""
 
@@ -55,8 +57,33 @@ class Scores:
         return _mean(self.iou)
 
     @property
+    def dice(self) -> list[float | None]:
+        """Dice or F1 score per class, 2 I / (2 I + missed + wrong); `None` as for IoU."""
+        return _ratios(2 * self._right, self.confusion.sum(0) + self.confusion.sum(1))
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean Dice of the classes that occur; NaN when none does."""
+        return _mean(self.dice)
+
+    @property
+    def precision(self) -> list[float | None]:
+        """Share of what is predicted as a class that is of it; `None` for a class that is never predicted."""
+        return _ratios(self._right, self.confusion.sum(0))
+
+    @property
+    def boundary_iou(self) -> list[float | None]:
+        """Boundary IoU per class (Cheng et al., CVPR 2021); `None` where it was not counted or does not occur."""
+        return [None] * len(self.classes) if self.boundary is None else _ratios(*self.boundary.unbind(1))
+
+    @property
+    def boundary_miou(self) -> float:
+        """Mean boundary IoU; NaN where none was counted."""
+        return _mean(self.boundary_iou)
+
+    @property
     def accuracy(self) -> list[float | None]:
-        """Share of each class's pixels that was found; `None` for a class that the truth does not contain."""
+        """Share of each class's pixels that was found (recall); `None` for a class that the truth does not contain."""
         return _ratios(self._right, self.confusion.sum(1))
 
     @property
@@ -87,11 +114,14 @@ class Scores:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what JSON takes: `miou`, `pixel_accuracy`, `iou` and `accuracy` per class, `subsets`, `domains`."""
-        means = {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy}
+        """Give what JSON takes: means, per class `iou`, `accuracy`, `dice` and `precision`, `subsets`, `domains`."""
+        means = {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy, "mean_dice": self.mean_dice}
+        means |= {} if self.boundary is None else {"boundary_miou": self.boundary_miou}
         finite = {name: value if math.isfinite(value) else None for name, value in (means | self.subsets).items()}
         subsets = {name: finite.pop(name) for name in self.subsets}
         whole: dict[str, Any] = {**finite, "iou": self.iou, "accuracy": self.accuracy}
+        whole |= {"dice": self.dice, "precision": self.precision}
+        whole |= {} if self.boundary is None else {"boundary_iou": self.boundary_iou}
         whole |= {"subsets": subsets} if subsets else {}
         whole |= {"domains": {name: each.to_dict() for name, each in self.domains.items()}} if self.domains else {}
         return whole | ({"subset": self.subset} if self.subset else {})
