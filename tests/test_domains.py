@@ -22,6 +22,8 @@ from ssrseg.data.class_statistics import ClassStatistics
 from ssrseg.data.loader import source_images, target_images
 from ssrseg.data.samplers import SOURCE, RareClassSampler, generator_of
 from ssrseg.errors import UserError
+from ssrseg.reporting import compare_records, model_card, overview, read_run, verdict
+from ssrseg.reporting.text_tables import per_class
 from ssrseg.training import Extensions, train
 from test_resume import At, assert_same, die
 
@@ -108,6 +110,18 @@ def test_a_run_of_several_domains_resumes_bitwise_and_scores_each(data: Path, tm
     said = CliRunner().invoke(app, ["evaluate", str(model), str(tmp_path / "whole" / "config.yaml")])
     assert said.exit_code == 0, said.output
     assert "all of dusk" in said.output
+
+    found = compare_records([read_run(tmp_path / name) for name in ("whole", "cut")])
+    assert len(found.groups) == 1  # the same settings, wherever the folders lie
+    rows = {row[0]: row[1] for row in overview(found).rows}
+    assert rows["mIoU on dusk"].startswith(f"{100 * alone[0].miou:.1f}")
+    assert any("(dusk, simulated) together" in note for note in overview(found).notes)
+    assert "Road, simulated" in [row[0] for row in per_class(found).rows]
+    assert any("on dusk" in line and "on simulated" in line for line in verdict(found))
+    page = ssrseg.report([tmp_path / "whole"]).read_text(encoding="utf-8")
+    assert "its mIoU on dusk" in page
+    assert "gta5, camvid" in page
+    assert "gta5 (gta5), camvid (camvid)" in model_card(tmp_path / "whole")
 
 
 def test_each_source_has_its_own_layout_and_mapping(data: Path) -> None:

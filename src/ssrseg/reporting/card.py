@@ -49,8 +49,8 @@ def model_card(run: Path | str, *, license: str | None = None, name: str | None 
         front |= {"license_name": "non-commercial-ingredients", "license_link": "README.md#licences"}
     data = {}  # by the last folder alone: a path on somebody's disk is nobody's business
     for role, label in (("source", "source (labelled)"), ("target", "target (images only)"), ("val", "scored on")):
-        if own := setting(config, role):
-            data[label] = f"{own.get('spec', 'folders')} ({Path(str(own['root'])).name})"
+        if own := sets_of(config, role):
+            data[label] = ", ".join(f"{each.get('spec', 'folders')} ({Path(str(each['root'])).name})" for each in own)
     text = fill(
         "card.md.jinja",
         front=yaml.safe_dump(front, sort_keys=False),
@@ -64,6 +64,12 @@ def model_card(run: Path | str, *, license: str | None = None, name: str | None 
         ingredients=parts,
     )
     return f"{text}\n"
+
+
+def sets_of(config: dict[str, Any], role: str) -> list[dict[str, Any]]:
+    """List the data sets of a role in a run's settings: none, one or several."""
+    own = setting(config, role)
+    return own if isinstance(own, list) else [own] if own else []
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def ingredients(config: dict[str, Any]) -> Iterator[Ingredient]:
         role = "foundation encoder (training only, not in the model)"
         yield Ingredient(role, name, **({} if local else terms("encoders", name)))
     for key, role in (("source", "source data"), ("target", "target data (no labels used)")):
-        if (data := setting(config, key)) is not None:
+        for data in sets_of(config, key):
             spec = str(data.get("spec", "folders"))
             name = spec if spec != "folders" else "a data set of the authors'"
             yield Ingredient(role, name, **known["data"].get(spec, {}))

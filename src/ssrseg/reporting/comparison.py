@@ -64,15 +64,19 @@ class Group:
         scores = [getattr(run.best, self.network, None) for run in self.runs]
         return spread([score.miou for score in scores if score and score.miou is not None])
 
-    def ious(self, name: str) -> Seeded:
-        """Collect (seed, IoU) of a class; without the seeds in which neither truth nor prediction has it."""
-        scored = [(run, score) for run, score in self.scores if score]
-        found = [(run.seed, dict(zip(run.classes, score.iou, strict=False)).get(name)) for run, score in scored]
+    def ious(self, name: str, domain: str | None = None) -> Seeded:
+        """Collect (seed, IoU) of a class, of all that is scored or of a `domain`, in the seeds that have the class."""
+        scored = [(run, score.domains.get(domain) if domain else score) for run, score in self.scores if score]
+        found = [(run.seed, dict(zip(run.classes, one.iou, strict=False)).get(name)) for run, one in scored if one]
         return [(seed, value) for seed, value in found if value is not None]
 
-    def iou(self, name: str) -> Spread | None:
+    def iou(self, name: str, domain: str | None = None) -> Spread | None:
         """Compute mean and deviation of a class's IoU over seeds."""
-        return over_seeds(self.ious(name))
+        return over_seeds(self.ious(name, domain))
+
+    def mious_on(self, domain: str) -> Seeded:
+        """Collect (seed, mIoU) on one of several validation sets."""
+        return self.values(lambda score: score.domains[domain].miou if domain in score.domains else None)
 
     def differing(self, other: Group) -> list[str]:
         """List the settings in which another group differs."""

@@ -17,11 +17,13 @@ from rich.table import Table
 from ssrseg.errors import UserError
 from ssrseg.reporting.comparison import Comparison
 from ssrseg.reporting.paper import paper_tables
+from ssrseg.reporting.statistics import over_seeds
 from ssrseg.reporting.text_tables import (
     TextTable,
     class_differences,
     data_of,
     differences,
+    domains,
     per_class,
     percent,
     scores,
@@ -93,6 +95,13 @@ def _csv_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
     for group in comparison.groups:
         measured = [("miou", "", group.mious, group.miou)]
         measured += [("iou", name, group.ious(name), group.iou(name)) for name in comparison.classes]
+        for domain in domains(comparison.groups):
+            mious = group.mious_on(domain)
+            measured.append((f"miou on {domain}", "", mious, over_seeds(mious)))
+            measured += [
+                (f"iou on {domain}", name, group.ious(name, domain), group.iou(name, domain))
+                for name in comparison.classes
+            ]
         measured.append(("best miou (oracle choice)", "", (), group.best))
         for measure, name, values, whole in measured:
             known = {"group": group.name, "measure": measure, "class": name, "source": group.network}

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ssrseg.config import affects_result, flatten, merge, read_yaml, resolve
+from ssrseg.config.data import COMMON, telling_end
 from ssrseg.errors import UserError
 from ssrseg.runs.folder import (
     ADJUSTED,
@@ -26,12 +27,9 @@ from ssrseg.runs.folder import (
 )
 from ssrseg.runs.records import RunRecord, method_name, setting
 
-PLACES = re.compile(r"(source|target|val)\.(root|stems|labels_root)|.*\.weights|model\.pretrained")
+PLACES = re.compile(r"(source|target|val)(\.\d+)?\.(root|stems|labels_root)|.*\.weights|model\.pretrained")
 LEFT_BY_RUNS = re.compile(r"model\.start|method\.segmentation\.priors")
 """Settings that name what another run left, in a folder whose name may end in its seed."""
-
-COMMON = {"train", "val", "test", "images", "labels", "data", "source", "target"}
-"""Names of folders that say too little without the one above."""
 
 CORRECTIONS = {
     TRAINED: "",
@@ -97,6 +95,11 @@ def essentials(run: RunRecord) -> dict[str, Any]:
         tree = resolve(run.config).model_dump(mode="json")  # with the defaults of what is new since
     except UserError:  # of another version
         tree = run.config
+    tree |= {
+        role: {str(number): one for number, one in enumerate(tree[role])}
+        for role in ("source", "target", "val")
+        if isinstance(tree.get(role), list)
+    }
     flat = {key: _end(key, value) for key, value in flatten(tree).items()}
     kept = {key: value for key, value in flat.items() if key != "train.seed" and affects_result(key)}
     of_recipe = RecipeFolder(run.folder.parent).exists and CORRECTIONS.get(run.folder.name) != ""
@@ -116,7 +119,7 @@ def _end(key: str, value: Any) -> Any:
         and not value.endswith((".safetensors", ".pth", ".pt", ".bin"))
     )
     if PLACES.fullmatch(key) and not on_the_hub:
-        return "/".join(parts[-2:] if parts and parts[-1] in COMMON else parts[-1:])
+        return telling_end(Path(value))
     return value
 
 
@@ -142,6 +145,10 @@ def dataset_of(run: RunRecord, role: str) -> tuple[Any, ...] | None:
     data = setting(run.config, role)
     if data is None:
         return None
+    return tuple(_dataset(role, one) for one in data) if isinstance(data, list) else _dataset(role, data)
+
+
+def _dataset(role: str, data: Mapping[str, Any]) -> tuple[Any, ...]:
     split = None if data.get("split") in COMMON else data.get("split")
     return (split, *(_end(f"{role}.{key}", data.get(key)) for key in ("spec", "root", "images", "stems")))
 

@@ -22,7 +22,7 @@ from ssrseg.reporting.examples import examples, galleries
 from ssrseg.reporting.formats import fill, table_markdown
 from ssrseg.reporting.grouping import members
 from ssrseg.reporting.statistics import spearman
-from ssrseg.reporting.text_tables import ABSENT, data_of, legend, overview, statements, subsets
+from ssrseg.reporting.text_tables import ABSENT, data_of, domains, legend, overview, statements, subsets
 from ssrseg.reporting.verdict import verdict
 from ssrseg.runs.records import RunRecord, read_run, setting
 
@@ -82,6 +82,7 @@ def render(runs: Sequence[RunRecord]) -> str:
         cells=[table.header, *table.rows] if len(runs) > 1 else [],
         caveats=comparison.caveats,
         subsets=subsets(comparison),
+        domains=domains(groups),
         legend=legend(comparison),
         verdict=verdict(comparison),
         statements=statements(comparison),
@@ -123,6 +124,8 @@ def differing(columns: Sequence[Mapping[str, Any]]) -> Rows:
 def _text(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(part, int | float) for part in value):
         return " × ".join(map(str, value))
+    if isinstance(value, tuple):  # of several data sets
+        return ", ".join(map(_text, value))
     return ABSENT if value is None else str(value)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ssrseg.reporting.comparison import Comparison, Contrast
+from ssrseg.reporting.comparison import Comparison, Contrast, Group
 from ssrseg.reporting.statistics import ENOUGH_TO_RESAMPLE, RESAMPLES, Spread, over_seeds
 from ssrseg.runs.records import Score, setting
 
@@ -47,6 +47,10 @@ def overview(comparison: Comparison) -> TextTable:
 
     rows = [("runs with scores", *(str(group.n) for group in groups)), row("mIoU", lambda score: score.miou)]
     rows += [row(f"mIoU of {name}", of(name)) for name in subsets(comparison)]
+    rows += [
+        (f"mIoU on {name}", *(cell(over_seeds(each.mious_on(name)), each.n) for each in groups))
+        for name in domains(groups)
+    ]
     rows.append(row("pixel accuracy", lambda score: score.pixel_accuracy))
     rows += [(name, *(cell(group.iou(name), group.n) for group in groups)) for name in comparison.classes]
     notes = [legend(comparison)]
@@ -62,15 +66,24 @@ def legend(comparison: Comparison) -> str:
     """Say whose numbers an overview has, and over what."""
     repeated = any(group.n > 1 for group in comparison.groups)
     spreads = "mean ± sample standard deviation over seeds" if repeated else "one seed each, so no deviation"
-    return f"The {comparison.network} at the last step, in per cent; {spreads}."
+    names = ", ".join(domains(comparison.groups))
+    pooled = f" What names no validation set is over the images of all ({names}) together." if names else ""
+    return f"The {comparison.network} at the last step, in per cent; {spreads}.{pooled}"
 
 
 def subsets(comparison: Comparison) -> tuple[str, ...]:
     """Name the parts of the classes that are scored besides: those of SYNTHIA only where a run adapts from it."""
     runs = [run for group in comparison.groups for run in group.runs]
-    if not any(setting(run.config, "source.spec") == "synthia" for run in runs):
+    specs = [setting(run.config, "source.spec") for run in runs]
+    if not any("synthia" in (spec if isinstance(spec, tuple) else (spec,)) for spec in specs):
         return ()
     return tuple(dict.fromkeys(name for run in runs if run.last for name in run.last.student.subsets))
+
+
+def domains(groups: Sequence[Group]) -> tuple[str, ...]:
+    """Name the validation sets, where a run has several."""
+    scored = (score for group in groups for _, score in group.scores if score)
+    return tuple(dict.fromkeys(name for score in scored for name in score.domains))
 
 
 def scores(comparison: Comparison) -> TextTable:
@@ -129,7 +142,12 @@ def statements(comparison: Comparison) -> list[str]:
 
 def per_class(comparison: Comparison) -> TextTable:
     """Show the IoU of every class in every group."""
-    rows = [(name, *(cell(group.iou(name), group.n) for group in comparison.groups)) for name in comparison.classes]
+    parts: list[tuple[str, str | None]] = [("", None), *((f", {name}", name) for name in domains(comparison.groups))]
+    rows = [
+        (f"{name}{words}", *(cell(group.iou(name, domain), group.n) for group in comparison.groups))
+        for words, domain in parts
+        for name in comparison.classes
+    ]
     note = f"In per cent. {ABSENT}: neither truth nor prediction has the class; n where it differs from the group's."
     return TextTable("IoU per class", ("class", *(group.name for group in comparison.groups)), tuple(rows), (note,))
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from ssrseg.reporting.comparison import Comparison, Contrast, Group, corrected
 from ssrseg.reporting.grouping import CORRECTIONS, dataset_of
-from ssrseg.reporting.statistics import Difference, difference, share_of_gap, spearman
-from ssrseg.reporting.text_tables import cell, data_of, interval, percent, signed
+from ssrseg.reporting.statistics import Difference, difference, over_seeds, share_of_gap, spearman
+from ssrseg.reporting.text_tables import cell, data_of, domains, interval, percent, signed
 from ssrseg.runs.folder import RECALIBRATED
 from ssrseg.runs.records import RunRecord, setting
 
@@ -75,6 +75,8 @@ def _of_task(groups: Sequence[Group]) -> Iterator[str]:
         if oracle := best.group.nearest([group for group in groups if group.method == "oracle"]):
             yield _gap(best, oracle)
         yield _classes(best)
+    if names := domains(groups):
+        yield _say("domains", found="; ".join(f"{each.name} has {_on(each, names)}" for each in groups))
     zeros = {group.name: [name for name in group.runs[0].classes if _is_zero(group, name)] for group in groups}
     if found := [f"{name}: {_listed(classes)}" for name, classes in zeros.items() if classes]:
         yield _say("zero", found="; ".join(found))
@@ -267,6 +269,11 @@ def _score(key: str, group: Group) -> str:
     deviation = percent(group.miou.sd if group.miou else None)
     seeds = _say("seeds", n=group.n, deviation=deviation) if group.n > 1 else _say("one_seed")
     return _say(key, group=group.name, network=group.network, miou=_mean(group), seeds=seeds)
+
+
+def _on(group: Group, names: Sequence[str]) -> str:
+    spreads = {name: over_seeds(group.mious_on(name)) for name in names}
+    return ", ".join(f"{cell(found)} on {name}" for name, found in spreads.items())
 
 
 def _mean(group: Group) -> str:

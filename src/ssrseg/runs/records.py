@@ -33,6 +33,8 @@ class Score:
     iou: tuple[Finite, ...] = ()  # one value per class; `None` for a class that neither prediction nor truth contains
     subsets: dict[str, Finite] = field(default_factory=dict)
     """Mean IoU of parts of the classes by name, as SYNTHIA's 16 and 13 of Cityscapes' 19."""
+    domains: dict[str, Score] = field(default_factory=dict)
+    """The same on each of several validation sets, by name; the other numbers are those of all their images."""
     confusion: tuple[tuple[int, ...], ...] = ()
     """Pixels: a row per true class, a column per predicted one; empty where it was not kept."""
 
@@ -164,10 +166,16 @@ def read_run(path: Path) -> RunRecord:
 
 
 def setting(config: dict[str, Any], path: str) -> Any:
-    """Look up a dotted path of the settings; `None` when a group on the way is absent."""
+    """Look up a dotted path of the settings; `None` when a group on the way is absent.
+
+    Below a list of groups, as several sources, it is a tuple of their values.
+    """
     value: Any = config
     for key in path.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, list | tuple):
+            value = tuple(one.get(key) if isinstance(one, dict) else None for one in value)
+        else:
+            value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
