@@ -28,7 +28,6 @@ ASCII = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": 
         ("'classes=[road, car'", {"classes": ["road", "car"]}),
         ("'a=[[1, 2], {b: [3'", {"a": [[1, 2], {"b": [3]}]}),
         ("optim={lr: 1, warmup: 2}", {"optim": {"lr": 1, "warmup": 2}}),
-        ("source.images=*.png", {"source": {"images": "*.png"}}),
         ("'val.root=a: b: c'", {"val": {"root": "a: b: c"}}),
         ("val.split=2020-13-45", {"val": {"split": "2020-13-45"}}),
         ("train.steps= 5", {"train": {"steps": 5}}),
@@ -43,6 +42,30 @@ def test_a_word_that_is_no_value_is_answered_with_one_that_is(typed: str, meant:
         assignments(shlex.split(typed))
     advice = re.split(r"in quotes: |beside it: ", str(raised.value))[1].partition(" (")[0]
     assert assignments(shlex.split(advice)) == meant  # as a shell reads what was printed
+
+
+def test_a_glob_may_begin_with_its_wildcard() -> None:
+    words = ["target.images=*.png", "source.labels=**/*_mask.png"]
+    assert assignments(words) == {"target": {"images": "*.png"}, "source": {"labels": "**/*_mask.png"}}
+
+
+def test_roots_of_the_command_line_keep_what_the_file_says(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "classes: [a, b]\nsource: {root: x, labels: m/*}\ntarget: {root: y}", encoding="utf-8"
+    )
+    own = {"source": {"root": "here"}}
+    tree = compose("dacs-segformer", tmp_path / "own.yaml", own, [])
+    assert (tree["classes"], tree["target"]) == (["a", "b"], {"root": "y"})
+    assert tree["source"] == {"root": "here", "labels": "m/*"}
+    (tmp_path / "own.yaml").write_text("classes: [a, b]", encoding="utf-8")
+    tree = compose("dacs-segformer", tmp_path / "own.yaml", own, [])
+    assert (tree["classes"], tree["source"]) == (["a", "b"], {"root": "here"})
+    (tmp_path / "own.yaml").write_text("source: {root: x, labels: m/*}", encoding="utf-8")
+    several = compose(None, tmp_path / "own.yaml", {"source": [{"root": "p"}, {"root": "q"}]}, [])["source"]
+    assert several == [{"root": "p", "labels": "m/*"}, {"root": "q", "labels": "m/*"}]
+    (tmp_path / "own.yaml").write_text("source: [{root: x}, {root: y}]", encoding="utf-8")
+    with pytest.raises(UserError, match="lists several data sets as `source`"):
+        compose(None, tmp_path / "own.yaml", own, [])
 
 
 def test_the_message_is_the_line_to_type() -> None:
@@ -67,6 +90,7 @@ def test_a_settings_file_says_its_encoding_itself(encoding: str, tmp_path: Path)
         (b"classes: [sky, ground", "line 1, column 22: expected ',' or ']'"),
         (b"val: {split: 2020-13-45}", "month must be in 1..12"),
         (b"[" * 1000, "recursion"),
+        (b"images: *.png", 'Put a text that begins with * in quotes: "*.png".'),
     ],
 )
 def test_a_file_that_is_no_yaml_says_where(content: bytes, said: str, tmp_path: Path) -> None:

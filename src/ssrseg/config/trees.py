@@ -50,14 +50,31 @@ def compose(preset: str | None, config: Path | None, own: Mapping[str, Any], wor
     """Compose a tree of settings: a preset, merged with a file, own data, and `key.path=value` words.
 
     Data in the file or in `own` (groups by name, or lists of them) replace *all* data of the preset: a task is a whole.
-    Words only change what they name. What file and words set holds in every stage of the preset's recipe.
+    Of the file's data `own` changes the roots alone. Words only change what they name. What file and words set holds in
+    every stage of the preset's recipe.
+
+    Raises:
+        UserError: the file lists several data sets where `own` says one group anew.
     """
-    tree = read_preset(preset) if preset else {}
-    for layer in (read_yaml(config) if config else {}, dict(own)):
-        if any(group in layer for group in ("source", "target")):
-            tree = {key: value for key, value in tree.items() if key not in DATA}
+    tree, file = read_preset(preset) if preset else {}, read_yaml(config) if config else {}
+    if any(group in layer for group in ("source", "target") for layer in (file, own)):
+        tree = {key: value for key, value in tree.items() if key not in DATA}
+    if several := [group for group in own if isinstance(file.get(group), list)]:
+        raise UserError(
+            f"{config} lists several data sets as `{several[0]}`, all of which --{several[0]} would replace: change "
+            f"the file, or leave --{several[0]} out."
+        )
+    roots = {name: _kept(file.get(name), group) for name, group in own.items()}
+    for layer in (file, roots, assignments(words)):
         tree = _merge_for_all_stages(tree, layer)
-    return _merge_for_all_stages(tree, assignments(words))
+    return tree
+
+
+def _kept(known: Any, own: Any) -> Any:
+    """Lay a group over a known one; several groups each."""
+    if not isinstance(known, dict):
+        return own
+    return [merge(known, one) for one in own] if isinstance(own, list) else merge(known, own)
 
 
 def _merge_for_all_stages(tree: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +116,9 @@ def _parse(text: bytes) -> Any:
     except yaml.MarkedYAMLError as error:
         mark, problem = error.problem_mark, f"{error.problem or error.context}."
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(where + problem + (" Indent with spaces." if "'\\t'" in problem else "")) from error
+        hint = " Indent with spaces." if "'\\t'" in problem else ""
+        hint = ' Put a text that begins with * in quotes: "*.png".' if "alias" in f"{error.context}{problem}" else hint
+        raise ValueError(where + problem + hint) from error
     except yaml.reader.ReaderError as error:
         raise ValueError(f"{error.reason} at position {error.position}. Save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:  # a date without such a month; a thousand brackets
@@ -142,7 +161,8 @@ def assignments(words: Sequence[str]) -> dict[str, Any]:
             hint = f" If it belongs to what stands beside it: {shlex.quote(' '.join(parts))}" if parts[1:] else ""
             raise UserError(f"Expected `key.path=value`, found {word!r}.{hint}")
         try:
-            branch: Any = _parse(_bytes(value))
+            # An alias has no anchor in a word: it is a glob.
+            branch: Any = value if value.startswith("*") else _parse(_bytes(value))
             if not value:
                 raise ValueError("nothing follows.")
         except ValueError as error:
