@@ -1,7 +1,8 @@
 """Controls: a foundation encoder's features with something taken from them, to see what a gain is owed to.
 
 Each is an encoder of one's own (`Extensions(foundation=...)`). Its name stands in the settings, by which reports tell
-the runs apart: `method.regularizer.foundation.encoder: demo, channels shuffled`.
+the runs apart: `method.regularizer.foundation.encoder: demo, channels shuffled`. Distillation, affinity and regions take
+them as SSR does.
 """
 
 from __future__ import annotations
@@ -51,10 +52,8 @@ CONTROLS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def control_of(settings: Settings) -> Frozen | None:
     """Build the disturbed encoder that the settings name as `encoder, control`; `None` where they name no control."""
-    regularizer = settings.method.regularizer
-    if regularizer is None or ", " not in regularizer.foundation.encoder:
-        return None
-    return disturbed(regularizer.foundation, settings.loader.crop)
+    named = (each for each in settings.method.foundations.values() if ", " in each.encoder)
+    return next((disturbed(each, settings.loader.crop) for each in named), None)
 
 
 def disturbed(config: FoundationConfig, crop: tuple[int, int]) -> Frozen:

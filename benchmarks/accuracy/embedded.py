@@ -41,6 +41,16 @@ def ssr(base: Tree, *, foundation: Tree | None = None, **options: Any) -> Tree:
     return merge(base, {"method": {"regularizer": {"foundation": encoder, **options}}})
 
 
+def added(part: str, base: Tree = DAFORMER, **foundation: Any) -> Tree:
+    """A method with another part that has the demo's encoder: `distillation`, `affinity` or `regions`."""
+    group = {"foundation": {"encoder": "demo", "input_size": "native", **foundation}}
+    return merge(base, {"method": {"teacher": {part: group}} if part == "regions" else {part: group}})
+
+
+PARTS = ("distillation", "affinity", "regions")
+SHUFFLED = "demo, locations shuffled"
+"""A control of these, which unlike SSR look at features place by place."""
+
 ROWS: dict[str, Tree] = {
     "source-only": METHODS["source-only"],
     "dacs": DACS,
@@ -66,6 +76,10 @@ ROWS: dict[str, Tree] = {
     "mic-other-images": ssr(MIC, foundation={"encoder": "demo, of another image"}),
     # SSR asks source and mixed twice, so the masked view counts for less beside them: without SSR, by its weight
     "mic-half-masked": merge(MIC, {"method": {"masked": {"weight": 0.5}}}),
+    # other uses of the encoder, and their controls
+    **{part: added(part) for part in PARTS},
+    **{f"{part}-random-encoder": added(part, weights="none") for part in PARTS},
+    **{f"{part}-shuffled": added(part, encoder=SHUFFLED) for part in PARTS},
 }
 
 

@@ -20,6 +20,11 @@ QUESTIONS = ("daformer-ssr", "shadow-statistics", "upscaled")
 CONTROLS = ("daformer-ssr", "daformer", "random-encoder", "shuffled-channels", "other-images")
 MASKED = ("mic-ssr", "masked-view")
 MIC_CONTROLS = ("mic-ssr", "mic", "mic-random-encoder", "mic-other-images", "mic-half-masked")
+USES = ("daformer", "daformer-ssr", "distillation", "affinity", "regions")
+USES_CONTROLS = {
+    part: (part, "daformer", f"{part}-random-encoder", f"{part}-shuffled")
+    for part in ("distillation", "affinity", "regions")
+}
 CONFIRMED = ("mic", "mic-half-masked", "mic-ssr")
 """Trained with fresh seeds too, which played no part in what was found on the others."""
 
@@ -30,7 +35,8 @@ def write_results(out: Path, found_on: set[int]) -> None:
     def of(*rows: str, fresh: bool = False) -> list[Path]:
         return [run for run in finished(out, rows) if (int(run.name.rpartition("-")[2]) in found_on) is not fresh]
 
-    runs = of(*dict.fromkeys(METHODS + STAGES + QUESTIONS + CONTROLS + MASKED + MIC_CONTROLS))
+    uses = tuple(row for rows in USES_CONTROLS.values() for row in rows)
+    runs = of(*dict.fromkeys(METHODS + STAGES + QUESTIONS + CONTROLS + MASKED + MIC_CONTROLS + USES + uses))
     runs += of(*CONFIRMED, fresh=True)
     last = {run.name: json.loads(RunFolder(run).scores.read_text())["last"] for run in runs}
     RESULTS.mkdir(exist_ok=True)
@@ -42,6 +48,8 @@ def write_results(out: Path, found_on: set[int]) -> None:
         "Open question: the masked view sees the encoder too": MASKED,
         "Controls on DAFormer: what a gain is owed to": CONTROLS,
         "Controls on MIC": MIC_CONTROLS,
+        "Other uses of the encoder on DAFormer": USES,
+        **{f"Controls of {part} on DAFormer": rows for part, rows in USES_CONTROLS.items()},
     }
     compared = {title: compare(of(*rows)) for title, rows in sections.items()}
     if fresh := of(*CONFIRMED, fresh=True):
