@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from factories import CLASSES, tiny_frozen, tiny_segmenter
@@ -21,6 +25,9 @@ from ssrseg.config.method import (
     RegularizerConfig,
     TeacherConfig,
 )
+from ssrseg.data import train_batches
+from ssrseg.data.masks import read_masks
+from ssrseg.errors import UserError
 from ssrseg.models import load_segmenter
 from ssrseg.runs.folder import RunFolder
 from ssrseg.runs.records import method_name
@@ -218,3 +225,60 @@ def test_a_run_is_resumed_bit_for_bit_and_leaves_no_trace_in_the_model(tmp_path:
     assert not any("rel_pos" in name or "patch_embed" in name for name in learners[0])
     deployed = load_segmenter(whole.student_last).state_dict()
     assert {f"student.{name}" for name in deployed} == {name for name in learners[0] if name.startswith("student.")}
+
+
+def write_masks(root: Path, ids: npt.NDArray[Any]) -> None:
+    (root / "masks").mkdir(exist_ok=True)
+    for image in (root / "images").glob("*.png"):
+        Image.fromarray(ids).save(root / "masks" / image.name)
+
+
+MASKED = {
+    "method": {"teacher": {"regions": {"of": "masks"}}, "masked": None, "feature_distance": None, "regularizer": None},
+    "target": {"masks": "masks/**/*"},
+}
+
+
+def test_masks_are_cropped_and_mirrored_with_their_images_and_refine_the_labels(tmp_path: Path) -> None:
+    """A mask for each block of the picture: pixels of one value are one region, whatever was cropped."""
+    settings = settings_for(tmp_path, **MASKED, loader={"crop": [48, 48]}, val=None, selection=None)
+    for number, image in enumerate(sorted((tmp_path / "camera" / "images").glob("*.png"))):
+        pixels = np.asarray(Image.open(image)).astype(np.int64)
+        ids = np.unique(pixels @ [1, 256, 65536], return_inverse=True)[1].reshape(64, 64)
+        (tmp_path / "camera" / "masks").mkdir(exist_ok=True)
+        Image.fromarray((300 * ids if number else ids + 1).astype(np.uint16)).save(
+            tmp_path / "camera" / "masks" / image.name
+        )
+    raw = next(iter(train_batches(settings)))
+    assert raw.regions is not None
+    assert raw.valid.dtype == torch.bool
+    assert raw.valid.all()
+    for image, regions in zip(raw.target.long(), raw.regions, strict=True):
+        color = (image * torch.tensor([1, 256, 65536]).view(3, 1, 1)).sum(dim=0).flatten()
+        assert torch.equal(color[:, None] == color, regions.flatten()[:, None] == regions.flatten())
+    seen = list[Pseudo]()
+
+    class Labels(Observer):
+        def labelled(self, pseudo: Pseudo, valid: Tensor) -> None:
+            seen.append(pseudo)
+
+    train(settings, tmp_path / "run", extensions=Extensions(observers=[Labels()]))
+    assert len(seen) == 4
+    assert all(len(pseudo.trust.unique()) > 10 for pseudo in seen)
+
+
+def test_masks_that_cannot_be_are_users_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"target\.masks and method\.teacher\.regions\.of: masks need each other"):
+        settings_for(tmp_path, target={"masks": "masks/**/*"})
+    settings = settings_for(tmp_path, **MASKED)
+    with pytest.raises(UserError, match=r"target\.masks are matched .* no label matching 'masks/\*\*/\*'"):
+        next(iter(train_batches(settings)))
+    image = tmp_path / "camera" / "images" / "00.png"
+    for ids, said in (
+        (np.zeros((32, 64), np.uint8), r"00\.png is 64x64, its regions .* are 64x32"),
+        (np.zeros((64, 64, 3), np.uint8), "has colours; a map of regions has one channel"),
+        (np.arange(64 * 64, dtype=np.uint16).reshape(64, 64), "holds 4095 regions, at most 1023"),
+    ):
+        write_masks(tmp_path / "camera", ids)
+        with pytest.raises(UserError, match=said):
+            read_masks(tmp_path / "camera" / "masks" / "00.png", image)

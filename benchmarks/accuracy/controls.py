@@ -1,8 +1,8 @@
 """Controls: a foundation encoder's features with something taken from them, to see what a gain is owed to.
 
 Each is an encoder of one's own (`Extensions(foundation=...)`). Its name stands in the settings, by which reports tell
-the runs apart: `method.regularizer.foundation.encoder: demo, channels shuffled`. Distillation, affinity and regions take
-them as SSR does.
+the runs apart: `method.regularizer.foundation.encoder: demo, channels shuffled`. Distillation, affinity and regions
+take them as SSR does.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ class Batch:
     valid: Tensor  # (B', H, W) bool: where a pseudo-label may be used (not on the own car, say)
     source_inside: Tensor | None = None  # (B, H, W) bool: no padding of images smaller than the crop; all if absent
     target_inside: Tensor | None = None  # (B', H, W) bool: likewise
+    regions: Tensor | None = None  # (B', H, W) int64: ids of masks below `MOST_MASKS`, 0 where there is none
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy the batch to another device without waiting for the copy."""

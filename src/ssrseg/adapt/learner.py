@@ -99,7 +99,7 @@ class Learner(nn.Module):
 
 def adapt(
     learner: Callable[[View], dict[str, Tensor]],
-    teacher: Callable[[Tensor, Tensor, Tensor | None], Pseudo],
+    teacher: Callable[..., Pseudo],
     makers: Sequence[ViewMaker],
     batch: Batch,
     backward: Callable[[Tensor], None],
@@ -112,7 +112,7 @@ def adapt(
 
     Args:
         learner: view -> losses.
-        teacher: target images, valid, inside -> pseudo-labels.
+        teacher: target images, valid, inside -> pseudo-labels; regions come last, where the batch has them.
         makers: make the views, in order.
         batch: of this process.
         backward: back-propagates a loss.
@@ -125,7 +125,8 @@ def adapt(
     Raises:
         UserError: no term names a view.
     """
-    pseudo = teacher(batch.target, batch.valid, batch.target_inside)
+    regions = () if batch.regions is None else (batch.regions,)
+    pseudo = teacher(batch.target, batch.valid, batch.target_inside, *regions)
     values: dict[str, Tensor] = {}
     for left, make in zip(reversed(range(len(makers))), makers, strict=True):
         view = make(batch, pseudo)

@@ -1,6 +1,6 @@
-"""Regions of an image that look alike to a frozen foundation encoder, and pseudo-labels refined by them.
+"""Regions of an image, and pseudo-labels refined by them: each takes the label of its majority, after SAM4UDASS.
 
-After SAM4UDASS (each mask takes the label of its majority), with clusters of features in the place of SAM's masks.
+Regions are masks such as SAM writes, or what looks alike to a frozen foundation encoder.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssrseg.adapt.batch import Pseudo
+from ssrseg.config.data import MOST_MASKS
 
 
 @dataclass(frozen=True)
@@ -20,23 +21,34 @@ class Regions:
     """Find regions of target images, and refine pseudo-labels by them.
 
     Args:
-        encoder: images in [0, 1] -> foundation features (B, D, h, w), frozen.
+        encoder: images in [0, 1] -> foundation features (B, D, h, w), frozen; masks are handed over when absent.
         clusters: k, regions of an image.
         majority: the mean probability of a class from which a region has its label everywhere.
     """
 
-    encoder: Callable[[Tensor], Tensor]
+    encoder: Callable[[Tensor], Tensor] | None
     clusters: int = 24
     majority: float = 0.6
 
-    def __call__(self, images: Tensor, logits: Tensor, pseudo: Pseudo, valid: Tensor, inside: Tensor | None) -> Pseudo:
+    def __call__(
+        self,
+        images: Tensor,
+        logits: Tensor,
+        pseudo: Pseudo,
+        valid: Tensor,
+        inside: Tensor | None,
+        masks: Tensor | None = None,
+    ) -> Pseudo:
         """Refine what `pseudo_label` made of logits (B, K, H, W) of images, where they are `inside`, no padding."""
-        size = logits.shape[-2:]
-        fine = F.interpolate(self.encoder(images), [-(-side // 4) for side in size], mode="bilinear")
-        regions = F.interpolate(1.0 + cluster(fine, self.clusters)[:, None], size)[:, 0].long()
-        if inside is not None:
-            regions = regions * inside
-        return refine(pseudo, logits.float().softmax(dim=1), regions, valid, self.majority, 1 + self.clusters)
+        size, count, regions = logits.shape[-2:], MOST_MASKS, masks
+        if self.encoder is not None:
+            fine = F.interpolate(self.encoder(images), [-(-side // 4) for side in size], mode="bilinear")
+            regions = F.interpolate(1.0 + cluster(fine, self.clusters)[:, None], size)[:, 0].long()
+            count = 1 + self.clusters
+        if regions is None:
+            return pseudo
+        regions = regions if inside is None else regions * inside
+        return refine(pseudo, logits.float().softmax(dim=1), regions, valid, self.majority, count)
 
 
 def cluster(features: Tensor, count: int, rounds: int = 5) -> Tensor:

@@ -65,11 +65,16 @@ class Teacher(nn.Module):
         torch._foreach_lerp_(mine, theirs, 1 - alpha)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, valid: Tensor, inside: Tensor | None = None) -> Pseudo:
-        """Label target images (B, C, H, W) in [0, 1]; the trust is 0 where not `valid`; see `pseudo_label`."""
+    def forward(
+        self, images: Tensor, valid: Tensor, inside: Tensor | None = None, masks: Tensor | None = None
+    ) -> Pseudo:
+        """Label target images (B, C, H, W) in [0, 1]; the trust is 0 where not `valid`; see `pseudo_label`.
+
+        `masks` (B, H, W) are ids of regions from files, where there are such.
+        """
         logits = self.logits(images)
         pseudo = pseudo_label(logits, valid, self.threshold, inside)
-        return pseudo if self.regions is None else self.regions(images, logits, pseudo, valid, inside)
+        return pseudo if self.regions is None else self.regions(images, logits, pseudo, valid, inside, masks)
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits (B, K, H, W) of images (B, C, H, W) in [0, 1]."""

@@ -57,6 +57,10 @@ Bound = Annotated[
 Channel = Literal["red", "green", "blue", "alpha"]
 
 
+MOST_MASKS = 1024
+"""Ids of an image's masks are below this."""
+
+
 class DataConfig(Strict):
     """Images, with labels or without."""
 
@@ -88,6 +92,9 @@ class DataConfig(Strict):
     resize: Bound | None = None
     """(width, height) that bounds the image, aspect ratio kept; `{exact: [width, height]}` stretches it to that size;
     no resize when absent."""
+    masks: str | None = None
+    """Glob below the `root` of a target: a map of regions for each image, matched as labels are, of 8 or 16 bits: an id
+    for each pixel, 0 where there is none (`method.teacher.regions.of: masks`)."""
     margins: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
     """Rows at the top and bottom of a target crop whose pseudo-labels are not trusted (own car, rectification)."""
 

@@ -31,9 +31,12 @@ class FoundationConfig(Strict):
 
 
 class RegionsConfig(Strict):
-    """Refine pseudo-labels by regions of an image that look alike to a frozen foundation encoder."""
+    """Refine pseudo-labels by regions of an image."""
 
+    of: Literal["clusters", "masks"] = "clusters"
+    """What looks alike to a frozen foundation encoder, or the files of `target.masks`, such as SAM's."""
     foundation: FoundationConfig = FoundationConfig()
+    """Of clusters."""
     clusters: Annotated[int, Field(ge=2)] = 24
     """Regions of an image: k-means of the encoder's features."""
     majority: Fraction = 0.6
@@ -185,10 +188,16 @@ class MethodConfig(Strict):
         return self.alignment is not None or any("target" in views for views in named)
 
     @property
+    def has_masks(self) -> bool:
+        """Whether regions are those of files."""
+        regions = None if self.teacher is None else self.teacher.regions
+        return regions is not None and regions.of == "masks"
+
+    @property
     def foundations(self) -> dict[str, FoundationConfig]:
         """The frozen encoders, by the dotted path of their settings."""
         regularizer = self.regularizer if self.regularizer is not None and self.regularizer.stages else None
-        regions = None if self.teacher is None else self.teacher.regions
+        regions = None if self.teacher is None or self.has_masks else self.teacher.regions
         parts = {
             "regularizer": regularizer,
             "distillation": self.distillation,

@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ssrseg.config.base import NO_EFFECT, Strict, by_default
-from ssrseg.config.data import Classes, Data, DataConfig, LoaderConfig, domains
+from ssrseg.config.data import Classes, Data, DataConfig, LoaderConfig, datasets, domains
 from ssrseg.config.method import MethodConfig
 from ssrseg.config.training import AdamWConfig, InferenceConfig, ModelConfig, Optim, SelectionConfig, TrainConfig
 from ssrseg.errors import UserError
@@ -138,6 +138,8 @@ class Settings(Strict):
     def _views_have_images(self) -> Settings:
         if self.method.looks_at_target and self.target is None:
             raise ValueError("this method adapts to a target: set target.root to a folder of images (no labels needed)")
+        if any((data.masks is None) is self.method.has_masks for data in datasets(self.target)):
+            raise ValueError("target.masks and method.teacher.regions.of: masks need each other: set both, or neither")
         if self.deploy.statistics != "as-trained" and self.target is None:
             raise ValueError("deploy.statistics are those of a target: set target.root to a folder of images")
         if self.loader.jitter is not None and self.model.in_channels != 3:

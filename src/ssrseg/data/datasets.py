@@ -18,12 +18,24 @@ from ssrseg.data.label_files import read_labels
 from ssrseg.data.label_mapping import LabelCode
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.layouts import Pair
+from ssrseg.data.masks import read_masks
 from ssrseg.data.samplers import Draw, Sampler
-from ssrseg.data.transforms import Box, is_varied, jitter, mirrored, pad, random_box, rescale_size, resize_image, retry
+from ssrseg.data.transforms import (
+    Box,
+    is_varied,
+    jitter,
+    mirrored,
+    pad,
+    random_box,
+    rescale_size,
+    resize_image,
+    resize_labels,
+    retry,
+)
 
 Crop = tuple[Tensor, Tensor, str, tuple[int, int]]
 """A crop of an image (3, h, w) uint8, of its labels or of where to trust pseudo-labels (h, w), the image's name, and
-the (height, width) that is no padding."""
+the (height, width) that is no padding. Where to trust is bool, or the id of a pixel's region, negative where not."""
 
 
 @dataclass(frozen=True)
@@ -104,19 +116,27 @@ class TargetImages:
     margins: tuple[int, int]
     loader: LoaderConfig
     sampler: Sampler
+    masks: list[Path] | None = None
+    """Maps of regions, one for each image."""
 
     def draw(self, number: int, generator: Generator) -> Crop:
         """Return a crop (3, h, w) uint8, where to trust pseudo-labels in it (h, w) bool, and the image's name."""
-        path = self.images[self.sampler(number, generator).file]
+        file = self.sampler(number, generator).file
+        path = self.images[file]
         scaled = self.files.image(path)
         width, height = scaled.size
-        image = scaled.crop(random_box(height, width, self.loader.of_target, generator))
+        box = random_box(height, width, self.loader.of_target, generator)
+        image, nowhere = scaled.crop(box), 0
+        valid = torch.ones_like(image[0])
+        if self.masks is not None:
+            valid, nowhere = resize_labels(read_masks(self.masks[file], path), scaled.size)[box], -1
         if mirrored(generator, self.loader.flip):
-            image = image.flip(-1)
-        valid = pad(torch.ones_like(image[0]), self.loader.of_target, 0).bool()
+            image, valid = image.flip(-1), valid.flip(-1)
+        valid = pad(valid, self.loader.of_target, nowhere)
         top, bottom = self.margins
-        valid[:top] = False
-        valid[len(valid) - bottom :] = False
+        valid[:top] = nowhere
+        valid[len(valid) - bottom :] = nowhere
+        valid = valid.bool() if self.masks is None else valid
         return pad(image, self.loader.of_target, 0), valid, str(path), (image.shape[-2], image.shape[-1])
 
 

@@ -133,6 +133,14 @@ def _spread(items: list[Item], at_most: int | None) -> list[Item]:
     return [items[number * count // wanted] for number in range(wanted)]
 
 
+def find_masks(data: DataConfig) -> list[Path]:
+    """Find the map of regions of every image, in their order: as labels are found, and raises as `find_pairs`."""
+    try:
+        return [pair.label for pair in find_pairs(data.model_copy(update={"labels": data.masks, "labels_root": None}))]
+    except UserError as error:
+        raise UserError(f"target.masks are matched as labels are: {error}") from error
+
+
 def find_pairs(data: DataConfig) -> list[Pair]:
     """Find all images with their labels, sorted by image; raises as `find_images`, and for an image without label."""
     listing = listing_of(data)

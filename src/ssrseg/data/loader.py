@@ -23,7 +23,7 @@ from ssrseg.data.cache import ScaledFiles
 from ssrseg.data.class_statistics import ClassStatistics, class_statistics
 from ssrseg.data.datasets import Crop, LabelledImages, Several, SourceImages, TargetImages
 from ssrseg.data.label_mapping import Classes, code_for, resolve_space
-from ssrseg.data.layouts import find_images, find_pairs, spec_of
+from ssrseg.data.layouts import find_images, find_masks, find_pairs, spec_of
 from ssrseg.data.samplers import SOURCE, TARGET, ClassBalancedSampler, RareClassSampler, Sampler, Shuffled, generator_of
 from ssrseg.errors import UserError
 
@@ -45,6 +45,7 @@ class RawBatch:
     """Image files, source then target, for messages."""
     source_inside: Tensor | None = None  # (B, H, W) bool: not padding; absent when nothing was padded
     target_inside: Tensor | None = None  # (B', H, W) bool: likewise
+    regions: Tensor | None = None  # (B', H, W) int16: ids of masks, where the target has such
 
     def pin_memory(self) -> RawBatch:
         """Return the same batch in page-locked memory."""
@@ -100,7 +101,9 @@ def collate(samples: list[Sample] | UserError) -> RawBatch | UserError:
         return RawBatch(source, torch.stack(labels), source[:0], source[:0, 0].bool(), names, inside)
     target, valid, target_names, target_sizes = zip(*targets, strict=True)
     names, others = (*names, *target_names), [torch.stack(part) for part in (labels, target, valid)]
-    return RawBatch(source, others[0], others[1], others[2], names, inside, _inside(target[0], target_sizes))
+    regions = None if others[2].dtype == torch.bool else others[2].clamp(min=0)
+    others[2] = others[2] if regions is None else others[2] >= 0
+    return RawBatch(source, others[0], others[1], others[2], names, inside, _inside(target[0], target_sizes), regions)
 
 
 def _inside(image: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor | None:
@@ -271,6 +274,7 @@ def target_images(settings: Settings) -> TargetImages | Several | None:
             data.margins,
             config,
             Shuffled(len(each), settings.train.seed, TARGET),
+            None if data.masks is None else find_masks(data),
         )
         for data, each in zip(sets, images, strict=True)
     ]

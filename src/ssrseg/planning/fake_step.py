@@ -122,9 +122,9 @@ def _step(settings: Settings, cast: _Cast, batch: Batch, views: list[View], live
     live.forget_peak()
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=settings.train.precision == "bf16")
 
-    def label(images: Tensor, valid: Tensor, inside: Tensor | None) -> Pseudo:
+    def label(images: Tensor, valid: Tensor, *more: Tensor | None) -> Pseudo:
         with autocast:
-            pseudo: Pseudo = method.teacher(images, valid, inside)
+            pseudo: Pseudo = method.teacher(images, valid, *more)
             return pseudo
 
     def learn(view: View) -> dict[str, Tensor]:

@@ -95,9 +95,9 @@ def fit(
     learner, wrapped = fabric.setup(method.learner, optimizer)
     learner.train()
 
-    def label(images: Tensor, valid: Tensor, inside: Tensor | None) -> Pseudo:
+    def label(images: Tensor, valid: Tensor, *more: Tensor | None) -> Pseudo:
         with fabric.autocast():
-            pseudo: Pseudo = method.teacher(images, valid, inside)
+            pseudo: Pseudo = method.teacher(images, valid, *more)
         for observer in observers:
             observer.labelled(pseudo, valid)
         return pseudo
@@ -142,8 +142,11 @@ def fit(
 
 def to_batch(raw: RawBatch, device: torch.device) -> Batch:
     """Copy bytes to the device, then cast to floats in [0, 1]: the only cast."""
-    batch = Batch(raw.source, raw.labels, raw.target, raw.valid, raw.source_inside, raw.target_inside).to(device)
-    return replace(batch, source=batch.source / 255, labels=batch.labels.long(), target=batch.target / 255)
+    parts = raw.source, raw.labels, raw.target, raw.valid, raw.source_inside, raw.target_inside, raw.regions
+    batch = Batch(*parts).to(device)
+    regions = None if batch.regions is None else batch.regions.long()
+    cast = {"source": batch.source / 255, "labels": batch.labels.long(), "target": batch.target / 255}
+    return replace(batch, **cast, regions=regions)
 
 
 def make_and_show(make: ViewMaker, observers: Sequence[Observer], step: int, batch: Batch, pseudo: Pseudo) -> View:
