@@ -22,6 +22,7 @@ SIZES: dict[str, tuple[int, tuple[int, int]]] = {
     "vit_small_patch14_dinov2": (112, (8, 8)),
     "vit_tiny_patch16_dinov3_qkvb": (112, (7, 7)),
     "vit_pe_spatial_tiny_patch16_512": (80, (5, 5)),
+    "vit_base_patch16_radio_v3": (96, (6, 6)),
     "vit_base_patch32_siglip_256": (96, (3, 3)),
     "vit_base_patch14_reg1_tipsv2": (84, (6, 6)),
     "eva02_tiny_patch14_224": (98, (7, 7)),

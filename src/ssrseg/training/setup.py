@@ -46,7 +46,7 @@ class Extensions:
     makers: Sequence[ViewMaker] = ()
     """Make further views of every batch, after the method's."""
     foundation: Frozen | None = None
-    """SSR's frozen encoder, instead of the one that `method.regularizer.foundation` names."""
+    """The frozen encoder, instead of those that the `foundation` of the method's parts name."""
     teacher: type[Teacher] = Teacher
     """Class of the teacher; it is built with the options of `method.teacher`, which must not be absent."""
     observers: Sequence[Observer] = ()
