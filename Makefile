@@ -6,7 +6,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --editable
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format docs clean
 
 demo: .venv/.installed
 	$(BIN)/ssrseg demo
@@ -20,6 +20,9 @@ check: .venv/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: .venv/.docs
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
 format: .venv/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -31,6 +34,10 @@ format: .venv/.dev
 
 .venv/.dev: .venv/.installed
 	$(INSTALL) '.[dev]'
+	touch $@
+
+.venv/.docs: .venv/.installed
+	$(INSTALL) '.[docs]'
 	touch $@
 
 clean:

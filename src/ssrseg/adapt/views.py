@@ -160,5 +160,5 @@ class BlockMask:
 
 
 def block_mask(draw: Tensor, ratio: float, size: tuple[int, int]) -> Tensor:
-    """Show the blocks whose draw exceeds `ratio`: draw (B, 1, h, w) in [0, 1) -> (B, 1, *size) bool."""
+    """Show the blocks whose draw exceeds `ratio`: draw (B, 1, h, w) in [0, 1) -> bool (B, 1) + `size`."""
     return F.interpolate((draw > ratio).float(), size, mode="nearest").bool()

@@ -104,7 +104,7 @@ class Predictor:
 
     @torch.no_grad()  # not inference_mode: its tensors could not be changed by the caller
     def logits(self, images: Tensor, size: Size | None = None) -> Tensor:
-        """Compute logits (B, K, *size), on the predictor's device, of images that have the network's size already.
+        """Compute logits (B, K) + `size`, on the predictor's device, of images that have the network's size already.
 
         They are (B, C, h, w) of the network's C bands, bytes or floats in [0, 1]; `size` is (h, w) when absent.
         """
