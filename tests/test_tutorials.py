@@ -1,9 +1,11 @@
-"""docs/tutorials: every command and program of a page runs in the order of the page, on small drawn folders."""
+"""The site builds without a warning; every command and program of docs/tutorials runs, on small drawn folders."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -41,6 +43,13 @@ def test_a_page_runs_from_top_to_bottom(page: str, tmp_path: Path, monkeypatch: 
             exec(compile(block, page, "exec"), {"__name__": page})
         for line in block.splitlines() if not language else []:
             run(line)
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-d", tmp_path / "trees"]
+    built = subprocess.run([*words, PAGES.parent, tmp_path / "site"], capture_output=True, text=True)
+    assert not built.returncode, built.stderr
+    assert "train.steps" in (tmp_path / "site" / "settings.html").read_text(encoding="utf-8")
 
 
 def run(line: str) -> None:

@@ -151,7 +151,7 @@ def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def places_inside(view: View, size: Sequence[int]) -> Tensor | None:
-    """Return which places of a map of `size` are no padding (B, *size) bool; `None` where a view has none."""
+    """Return which places of a map of `size` are no padding, bool (B,) + `size`; `None` where a view has none."""
     if view.inside is None:
         return None
     return F.interpolate(view.inside[:, None].float(), tuple(size), mode="nearest")[:, 0].bool()
