@@ -21,6 +21,9 @@ from ssrseg.cli.options import (
 from ssrseg.errors import UserError
 from ssrseg.runs.atomic import write_text
 
+RESULTS = "ids, color, overlay, confidence, probabilities, geojson, coco"
+"""`ssrseg.inference.results.Kind`, whose module is slow to load."""
+
 
 def evaluate(
     model: Path,
@@ -78,12 +81,15 @@ def predict(
     engine: Runner = "auto",
     device: Device = "auto",
     every: Annotated[int, typer.Option(help="of a video, label each n-th frame; the others keep its labels")] = 1,
+    write: Annotated[str, typer.Option(help=f"any of {RESULTS}")] = "ids,color,overlay",
+    values: Annotated[str | None, typer.Option(help="of ids: those of a layout (cityscapes), or road=7,car=26")] = None,
 ) -> None:
-    """Label your own pictures, id map, colour map and overlay of each, or a video.
+    """Label your own pictures, id map, colour map and overlay of each or what `--write` names, or a video.
 
     Settings are those of inference, e.g. inference.flip=true, 'inference.scales=[0.75, 1]', inference.window=...
     """
     from ssrseg import config as settings_of, inference as use
+    from ssrseg.inference.results import kinds_of
 
     tree = settings_of.assignments(words or [])
     inference = inference_from(tree.pop("inference", {}), mode)
@@ -94,7 +100,10 @@ def predict(
         pace = f"{video.speed:.2f} times the stream's {video.rate:g} frames/s"
         typer.echo(f"{video.frames} frames labelled in {video.seconds:.1f} s ({pace}): {video.path}")
         return
-    predictions = use.predict(model, images, out, inference=inference, device=device, engine=engine)
+    kinds = kinds_of(write)
+    predictions = use.predict(
+        model, images, out, inference=inference, kinds=kinds, values=values, device=device, engine=engine
+    )
     for path, why in predictions.unreadable.items():
         typer.echo(f"not readable, left out: {path}: {why}", err=True)
     typer.echo(f"{len(predictions)} images labelled: {out}")

@@ -1,4 +1,4 @@
-"""Folders of images, labelled: id map, colour map and overlay of each."""
+"""Folders of images, labelled: what `results` writes of each."""
 
 from __future__ import annotations
 
@@ -6,28 +6,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from PIL import Image
 from torch import Tensor
 
 from ssrseg.config import InferenceConfig
-from ssrseg.data.images import as_rgb, read_image
+from ssrseg.data.images import read_image
 from ssrseg.data.layouts import IMAGE_SUFFIXES
 from ssrseg.errors import UserError
 from ssrseg.inference.predictor import Predictor
+from ssrseg.inference.results import CERTAIN, ENDINGS, Kind, Results, values_of_classes
 from ssrseg.models.segmenter import Segmenter
-from ssrseg.runs.atomic import write_atomically, writing
+from ssrseg.runs.atomic import write_atomically, write_json, writing
 
-Kind = Literal["ids", "color", "overlay"]
-ENDINGS: dict[Kind, str] = {"ids": "_ids.png", "color": "_color.png", "overlay": "_overlay.jpg"}
-"""Class ids as grey values, the classes' colours as a palette, the colours over the image."""
-OPACITY = 0.5
 T = TypeVar("T")
 _END = object()
 
@@ -54,13 +46,15 @@ def predict(
     *,
     inference: InferenceConfig | None = None,
     kinds: Sequence[Kind] = ("ids", "color", "overlay"),
+    values: str | None = None,
     device: str = "auto",
     engine: str = "auto",
 ) -> Predictions:
-    """Label images and write the results as pictures of the images' own size.
+    """Label images and write the results at the images' own size.
 
     `inputs` are a file, a folder (with its sub-folders), a glob, or several of them; `out` is the folder for
-    `<name>_ids.png`, `<name>_color.png` and `<name>_overlay.jpg`, or those that `kinds` asks for. Sub-folders of an
+    `<name>_ids.png`, `<name>_color.png` and `<name>_overlay.jpg`, or those of `ENDINGS` that `kinds` asks for. With
+    `values`, ids are written as those of a layout, such as `cityscapes`, or as `road=7,car=26` says. Sub-folders of an
     input folder or glob are kept; earlier results in `out` are overwritten, inputs never. `model`, `device`, `engine`
     and `inference` (its `mode`) are those of `Predictor`.
 
@@ -71,25 +65,37 @@ def predict(
     out = Path(out)
     jobs = _jobs([inputs] if isinstance(inputs, str | Path) else inputs, out, kinds)
     predictor = Predictor(model, device, engine, inference or InferenceConfig(), images=len(jobs))
-    colors = predictor.colors
+    results = Results(predictor.space)
+    if values is not None:
+        results.values = values_of_classes(values, predictor.space.names)
     unreadable: dict[Path, str] = {}
 
-    def labelled() -> Iterator[tuple[Path, Tensor, Tensor]]:
+    def labelled() -> Iterator[tuple[Path, Tensor, Tensor, Tensor | None]]:
         for path, image in zip(jobs, prefetch(_read(job, predictor.bands) for job in jobs), strict=True):
             if isinstance(image, UserError):
                 unreadable[path] = str(image)
+            elif CERTAIN.isdisjoint(kinds):
+                yield path, image, predictor(image), None
             else:
-                yield path, image, predictor(image)
+                certain = predictor.probabilities(image)
+                yield path, image, certain.argmax(0), certain
 
-    for path, image, ids in prefetch(labelled()):  # written while the network works
+    for path, image, ids, certain in prefetch(labelled()):  # written while the network works
         for kind, place in jobs[path].items():
-            picture = draw(kind, image, ids, colors)
+            write = results.writer(kind, image, ids, certain)
             with writing(place):
-                write_atomically(place, partial(picture.save, format="JPEG" if place.suffix == ".jpg" else "PNG"))
+                write_atomically(place, write)
+        if "coco" in kinds:
+            results.collect(path.name, ids)
+    files = [out / "coco.json"] if "coco" in kinds else []
+    for place in files:
+        with writing(place):
+            write_json(place, results.coco())
     if len(unreadable) == len(jobs):
         raise UserError("None of the images could be read:\n" + "\n".join(unreadable.values()))
-    done = {path: results for path, results in jobs.items() if path not in unreadable}
-    return Predictions(tuple(done), tuple(file for results in done.values() for file in results.values()), unreadable)
+    done = {path: places for path, places in jobs.items() if path not in unreadable}
+    written = (*(file for places in done.values() for file in places.values()), *files)
+    return Predictions(tuple(done), written, unreadable)
 
 
 def _read(path: Path, bands: int) -> Tensor | UserError:
@@ -110,7 +116,8 @@ def _jobs(inputs: Sequence[Path | str], out: Path, kinds: Sequence[Kind]) -> dic
                 raise UserError(
                     f"{other} and {path} would have the same results, {stem}_*: label them into two folders."
                 )
-    jobs = {path: {kind: stem.with_name(stem.name + ENDINGS[kind]) for kind in kinds} for stem, path in owners.items()}
+    each = [kind for kind in kinds if kind in ENDINGS]  # the others are one file for all
+    jobs = {path: {kind: stem.with_name(stem.name + ENDINGS[kind]) for kind in each} for stem, path in owners.items()}
     images = {path.resolve() for path in jobs}
     for path, results in jobs.items():
         if taken := [result for result in results.values() if result.resolve() in images]:
@@ -137,17 +144,6 @@ def _images(word: Path | str, out: Path) -> Iterator[tuple[Path, Path]]:
     if not files:
         raise UserError(f"There is no image at {word}: expected an image, a folder with images, or a glob.")
     yield from ((file, root) for file in sorted(files))
-
-
-def draw(kind: Kind, image: Tensor, ids: Tensor, colors: npt.NDArray[np.uint8]) -> Image.Image:
-    """Draw one of the pictures: image (C, H, W), bytes; ids (H, W); colours (K, 3), RGB bytes."""
-    labels = Image.fromarray(ids.to(torch.uint8).numpy())
-    if kind == "ids":
-        return labels
-    labels.putpalette(colors.tobytes())
-    if kind == "color":
-        return labels
-    return Image.blend(Image.fromarray(as_rgb(image).permute(1, 2, 0).numpy()), labels.convert("RGB"), OPACITY)
 
 
 def prefetch(items: Iterable[T], count: int = 2) -> Iterator[T]:

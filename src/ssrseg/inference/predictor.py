@@ -17,6 +17,7 @@ from ssrseg.config import ClassConfig, InferenceConfig, resolve_group
 from ssrseg.data.datasets import bounded
 from ssrseg.data.images import read_image
 from ssrseg.data.label_mapping import space_of
+from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
 from ssrseg.inference.engines import open_engine, pick_device
@@ -68,9 +69,14 @@ class Predictor:
     @property
     def colors(self) -> npt.NDArray[np.uint8]:
         """RGB of the classes (K, 3): the model's own, else evenly spread hues."""
-        described = self.description.colors if self.description is not None else ()
-        chosen = space_of([ClassConfig(name=str(i)) for i in range(self.num_classes)])[0].colors
-        return np.array(described or chosen, dtype=np.uint8)
+        return np.array(self.space.colors, dtype=np.uint8)
+
+    @property
+    def space(self) -> LabelSpace:
+        """Names and colours of the classes: the model's own, else their numbers and evenly spread hues."""
+        chosen = space_of([ClassConfig(name=str(i)) for i in range(self.num_classes)])[0]
+        known = self.description
+        return chosen if known is None else LabelSpace(known.classes, known.colors or chosen.colors)
 
     def __call__(self, images: Images) -> Tensor:
         """Predict class ids: int64, (H, W) of one image, (B, H, W) of a batch of one size, on the images' device.

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ssrseg.config import InferenceConfig
 from ssrseg.errors import UserError
-from ssrseg.inference.predict import draw, prefetch
+from ssrseg.inference.predict import prefetch
 from ssrseg.inference.predictor import Predictor
+from ssrseg.inference.results import draw
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.runs.atomic import writing
 

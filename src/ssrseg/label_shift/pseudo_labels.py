@@ -10,8 +10,8 @@ from ssrseg.data import find_images, read_image
 from ssrseg.data.layouts import spec_of
 from ssrseg.data.storage import name_below
 from ssrseg.errors import UserError
-from ssrseg.inference.predict import draw
 from ssrseg.inference.predictor import Predictor
+from ssrseg.inference.results import draw
 from ssrseg.runs.atomic import write_atomically, writing
 
 
