@@ -125,7 +125,11 @@ class FeatureDistance(Term):
         deepest = features[-1]
         mask = None
         if self.things is not None:
-            stride, labels = student.backbone.strides[-1], view.labels
+            stride, labels, sizes = int(student.backbone.strides[-1]), view.labels, student.backbone.sizes
+            if sizes.scale is not None:  # the features are those of a resized image
+                labels = F.interpolate(labels[:, None].float(), sizes.seen(labels.shape[-2:]), mode="nearest")[
+                    :, 0
+                ].long()
             beyond = [stride * cells - side for cells, side in zip(deepest.shape[-2:], labels.shape[-2:], strict=True)]
             labels = F.pad(labels, (0, beyond[1], 0, beyond[0]), value=IGNORE)  # cut, where features are rounded down
             mask = self.things[downscale_labels(labels, stride, self.num_classes, self.min_share)]

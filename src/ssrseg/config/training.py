@@ -13,8 +13,8 @@ class ModelConfig(Strict):
     """What is deployed."""
 
     backbone: str = "mit_b5"
-    """A key of `ssrseg.models.BACKBONES` (`mit_b0`..`mit_b5`, `resnet101v1c`, `vgg16-dilated` ...) or `timm:<name>` of
-    any pyramid."""
+    """A key of `ssrseg.models.BACKBONES` (`mit_b0`..`mit_b5`, `resnet101v1c`, `dinov2-s`, `vgg16-dilated` ...) or
+    `timm:<name>` of any pyramid or plain ViT."""
     head: str = "daformer"
     head_channels: Positive | None = None
     """Width of the head; the published one (256 for DAFormer's, 768 for SegFormer's) when absent."""
@@ -28,7 +28,13 @@ class ModelConfig(Strict):
     mean: tuple[Fraction, ...] | None = None
     std: tuple[Rate, ...] | None = None
     """Of each band in [0, 1] (`check-data` prints them for 0..255); the backbone's, repeated, when absent."""
-    drop_path: Fraction = 0.1
+    drop_path: Fraction | None = None
+    """Stochastic depth of the deepest block; what its kind is fine-tuned with when absent: 0 for plain ViTs, or 0.1."""
+    taps: Literal["last", "four"] | None = None
+    """What the four levels of a plain ViT are made of: the `last` block's tokens (when absent), or those after each
+    quarter of the blocks."""
+    image_scale: Annotated[float, Field(ge=1, le=4)] | None = None
+    """A plain ViT sees images so many times as large, rounded down to whole patches (VFM-UDA: 1.1)."""
     dropout: Fraction = 0.1
     align_corners: bool = False
     """How logits are resized; DACS and Undoing align the corners."""
@@ -51,6 +57,11 @@ class OptimConfig(Strict):
 
     lr: Rate = 6e-5
     head_lr_factor: Rate = 10.0
+    """Of the head, and of the layers that make a pyramid of a plain ViT, which are new as well."""
+    backbone_lr_factor: Rate = 1.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor of the rate from each block of the backbone (in MiT: each stage) to the one before it; the last one has
+    the backbone's rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Annotated[int, Field(ge=0)] = 1500
     """Steps; the warm-up multiplies the already decaying rate."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ssrseg.errors import UserError, first_line
 from ssrseg.inference.sliding_window import Network
 from ssrseg.models.fused import fuse
+from ssrseg.models.plain import PlainPyramid
 from ssrseg.models.pyramids import ImageSizes
 from ssrseg.models.segmenter import Segmenter
 
@@ -119,26 +120,34 @@ def run_in_openvino(segmenter: Segmenter) -> Segmenter:
 
 
 class OpenVINOPyramid(nn.Module):
-    """A backbone's pyramid that OpenVINO computes in float32 on the CPU, with torch's number of threads."""
+    """A backbone's pyramid that OpenVINO computes in float32 on the CPU, with torch's number of threads.
+
+    A plain ViT, whose positions follow the image's size, is converted for each of the last `SHAPES` sizes.
+    """
 
     def __init__(self, pyramid: nn.Module, sizes: ImageSizes, bands: int = 3) -> None:
         super().__init__()
-        runtime: Any = importlib.import_module("openvino")
-        with warnings.catch_warnings():  # tracing warns of every Python number that it makes constant
-            warnings.simplefilter("ignore")
+        self.plain = pyramid if isinstance(pyramid, PlainPyramid) and sizes.scale is not None else None
+        if self.plain is None:
             padded = (-(-side // step) * step for side, step in zip(PICTURE, sizes.multiple, strict=True))
-            example = torch.rand(2, bands, *(sizes.largest or padded))
-            self.program = runtime.convert_model(_Tuple(pyramid), example_input=example)
-        self.core = runtime.Core()
+            self.program = _converted(pyramid, torch.rand(2, bands, *(sizes.largest or padded)))
+        self.core: Any = importlib.import_module("openvino").Core()
         self.requests: dict[tuple[int, ...] | None, Any] = {}
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute features of normalised images; the next call overwrites them."""
         shape: tuple[int, ...] | None = tuple(images.shape)
         if shape not in self.requests and len(self.requests) >= SHAPES:
-            shape = None
+            if self.plain is None:
+                shape = None
+            else:
+                self.requests.pop(next(iter(self.requests)))
         if shape not in self.requests:
-            program = self.program.clone()
+            if self.plain is None:
+                program = self.program.clone()
+            else:
+                height, width = images.shape[-2:]
+                program = _converted(self.plain.at((height, width)), images)
             if shape is not None:
                 program.reshape(list(shape))
             settings = {
@@ -149,6 +158,12 @@ class OpenVINOPyramid(nn.Module):
             self.requests[shape] = self.core.compile_model(program, "CPU", settings).create_infer_request()
         results = self.requests[shape].infer([images.contiguous().numpy()], share_inputs=True, share_outputs=True)
         return [torch.from_numpy(results[i]) for i in range(len(results))]
+
+
+def _converted(pyramid: nn.Module, example: Tensor) -> Any:
+    with warnings.catch_warnings():  # tracing warns of every Python number that it makes constant
+        warnings.simplefilter("ignore")
+        return importlib.import_module("openvino").convert_model(_Tuple(pyramid), example_input=example)
 
 
 class _Tuple(nn.Module):

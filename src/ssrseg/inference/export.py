@@ -56,7 +56,8 @@ def export(model: Path | str | Segmenter, out: Path, *, size: Size = (512, 1024)
         out: the `.onnx` file.
         size: (height, width) of the images to trace and check with.
         dynamic: batch, height and width are free, height and width as multiples of 32; else one image of `size`. A
-            model that takes other sizes is exported for one image of the largest, or of `size` rounded up.
+            model that takes other sizes is exported for one image of the largest, or of `size` rounded up; a plain ViT,
+            whose positions follow the image's size, for one image of `size`.
 
     Raises:
         UserError: packages are missing, torch cannot export the model, or its predictions differ from torch's.
@@ -65,7 +66,9 @@ def export(model: Path | str | Segmenter, out: Path, *, size: Size = (512, 1024)
         raise UserError(f"Exporting needs {', '.join(missing)}: pip install 'ssrseg[export]'")
     segmenter = copy.deepcopy(load(model)).cpu().float().eval()
     sizes = segmenter.backbone.sizes
-    if max(sizes.multiple) > STRIDE:
+    if sizes.scale is not None:
+        dynamic = False
+    elif max(sizes.multiple) > STRIDE:
         rows, columns = (-(-side // step) * step for side, step in zip(size, sizes.multiple, strict=True))
         size, dynamic = sizes.largest or (rows, columns), False
     if dynamic and any(length % STRIDE for length in size):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
@@ -20,6 +20,7 @@ from ssrseg.models.deeplab import (
     frozen_norms,
     renormalise,
 )
+from ssrseg.models.plain import Taps, plain_stride
 from ssrseg.models.pyramids import ImageSizes, Size, create_pyramid, options_for
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -43,6 +44,8 @@ class Architecture:
     """Of RGB in [0, 1]; the pyramid's own when absent."""
     bgr: bool = False
     """Its published weights want blue, green, red: their first layer is turned when it is loaded."""
+    plain: bool = False
+    """A plain ViT, of which a pyramid is made."""
     fresh: str | None = None
     """Pattern of names that published weights do not have: these layers start random."""
 
@@ -66,22 +69,34 @@ def _resnets(depth: int) -> dict[str, Architecture]:
     }
 
 
+def _dino() -> dict[str, Architecture]:
+    """DINOv2 and DINOv3 of three sizes."""
+    versions = {"dinov2": "vit_{}_patch14_dinov2.lvd142m", "dinov3": "vit_{}_patch16_dinov3.lvd1689m"}
+    return {
+        f"{version}-{size[0]}": Architecture(name.format(size), plain=True, fresh=r"^backbone\.up\.")
+        for version, name in versions.items()
+        for size in ("small", "base", "large")
+    }
+
+
 BACKBONES: dict[str, Architecture] = {
     **{f"mit_b{size}": _mit(size) for size in range(6)},
+    **_dino(),
     **_resnets(50),
     **_resnets(101),
     "vgg16-dilated": Architecture(
         "vgg16.tv_in1k", build=DilatedVGG, mean=CAFFE_VGG_MEAN, std=CAFFE_STD, bgr=True, fresh=r"\.fc[67]\."
     ),
 }
-"""Short names; `timm:<name>` reaches every other pyramid of timm. `vgg16-dilated` is Undoing's."""
+"""Short names; `timm:<name>` reaches every other pyramid and plain ViT of timm. `vgg16-dilated` is Undoing's."""
 
 
 class Backbone(nn.Module):
     """The last four levels of a timm pyramid.
 
     Takes images normalised by `mean` and `std` (B, C, H, W) and gives four maps (B, C_i, h_i, w_i), finest first.
-    Images that do not have one of its `sizes` are padded with the mean colour, and the maps cut back.
+    Images that do not have one of its `sizes` are padded with the mean colour, and the maps cut back; for plain ViTs
+    they are resized.
     """
 
     def __init__(
@@ -96,7 +111,7 @@ class Backbone(nn.Module):
         self.pyramid = pyramid
         info: Any = pyramid.feature_info
         self.channels: tuple[int, ...] = tuple(info.channels())
-        self.strides: tuple[int, ...] = tuple(info.reduction())
+        self.strides: tuple[float, ...] = tuple(info.reduction())
         self.mean, self.std = mean, std
         self._channels_last = getattr(pyramid, "output_fmt", None) == "NHWC"
 
@@ -111,11 +126,13 @@ class Backbone(nn.Module):
                 "give it windows of the image (inference.mode=slide), or "
                 + ("train it with a larger loader.crop." if self.sizes.built else fixed)
             )
-        if multiple == (1, 1):
+        if self.sizes.scale is not None and (seen := self.sizes.seen((height, width))) != (height, width):
+            images = F.interpolate(images, seen, mode="bilinear", align_corners=False)
+        if self.sizes.scale is not None or multiple == (1, 1):
             return self._levels(images)
         levels = self._levels(F.pad(images, (0, -width % multiple[1], 0, -height % multiple[0])))
         pairs = zip(levels, self.strides, strict=True)
-        return [level[..., : -(-height // stride), : -(-width // stride)] for level, stride in pairs]
+        return [level[..., : int(-(-height // stride)), : int(-(-width // stride))] for level, stride in pairs]
 
     def _levels(self, images: Tensor) -> list[Tensor]:
         features: list[Tensor] = self.pyramid(images)
@@ -154,23 +171,41 @@ def architecture(name: str) -> Architecture:
 
 
 def build_backbone(
-    name: str, *, drop_path: float = 0.1, timm_weights: bool = False, size: Size | None = None
+    name: str,
+    *,
+    drop_path: float | None = None,
+    timm_weights: bool = False,
+    size: Size | None = None,
+    taps: Taps | None = None,
+    scale: float | None = None,
 ) -> Backbone:
     """Build a backbone with random weights, or with timm's published ones.
 
     Args:
-        name: a key of `BACKBONES` or `timm:<name>`; the pyramid must have at least four levels.
-        drop_path: rate of the deepest block, linear from 0 (architectures that have it).
+        name: a key of `BACKBONES` or `timm:<name>`; a pyramid of at least four levels, or a plain ViT.
+        drop_path: rate of the deepest block, linear from 0 (architectures that have it); when absent what its kind is
+            fine-tuned with, 0 for plain ViTs and 0.1 for pyramids.
         timm_weights: download timm's pretrained weights; timm resamples those that depend on the image's size.
         size: (height, width) of the images that it is for; only used where the architecture depends on it.
+        taps: what a plain ViT's levels are made of (`PlainPyramid`).
+        scale: a plain ViT sees images so many times as large (`ImageSizes`); as they are when absent.
 
     Raises:
-        UserError: unknown name, fewer than four levels, or no size at which it runs.
+        UserError: unknown name, neither pyramid nor plain ViT, no size at which it runs, or an option that it has not.
     """
     record = architecture(name)
-    options, sizes = (record.options, ImageSizes()) if name in BACKBONES else options_for(record.timm_name, size)
+    measured = name not in BACKBONES or record.plain
+    options, sizes = options_for(record.timm_name, size) if measured else (record.options, ImageSizes())
+    plain = measured and plain_stride(record.timm_name) is not None
+    if taps is not None and not plain:
+        raise UserError(f"{name} is no plain ViT, and has levels of its own: leave model.taps out.")
+    if scale is not None and sizes.scale is None:
+        raise UserError(f"{name} is no plain ViT that takes every size: leave model.image_scale out.")
+    if scale is not None:
+        sizes = replace(sizes, scale=scale)
     if record.build is None:
-        pyramid = create_pyramid(record.timm_name, options, drop_path, weights=timm_weights)
+        rate = (0.0 if plain else 0.1) if drop_path is None else drop_path
+        pyramid = create_pyramid(record.timm_name, options, rate, weights=timm_weights, taps=taps or "last")
         config = pyramid.default_cfg
     else:
         pyramid, config = record.build(), {}

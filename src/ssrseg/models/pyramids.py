@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -11,6 +11,7 @@ import timm
 import torch
 
 from ssrseg.errors import UserError
+from ssrseg.models.plain import PlainPyramid, Taps, plain_stride
 
 Size = tuple[int, int]
 """(height, width)."""
@@ -22,8 +23,8 @@ WINDOWED = {"strict_img_size": False, "always_partition": True}
 """Swin's: windows keep their side whatever the image's, which is padded to them, as in segmentation since the paper."""
 NO_PYRAMID = (
     "this program's heads need four, each coarser than the one before, such as strides 4, 8, 16 and 32. Pyramids are "
-    "mit_b2, timm:convnext_tiny, timm:swin_tiny_patch4_window7_224, timm:hiera_tiny_224; a plain ViT can be SSR's "
-    "frozen encoder (method.regularizer.foundation.encoder)."
+    "mit_b2, timm:convnext_tiny, timm:swin_tiny_patch4_window7_224, timm:hiera_tiny_224; one is made of a plain ViT "
+    "such as dinov2-s."
 )
 
 
@@ -37,14 +38,30 @@ class ImageSizes:
     """Heights and widths must be multiples of these."""
     largest: Size | None = None
     """The only size, up to which smaller images are padded; absent where there is no bound."""
+    scale: float | None = None
+    """Images are resized to the multiples instead of padded: so many times as large, rounded down, but never smaller
+    than they are."""
+
+    def seen(self, size: Sequence[int]) -> Size:
+        """Compute the (height, width) at which the pyramid sees an image that it has resized or padded."""
+        scale = self.scale or 1.0
+        height, width = (
+            step * max(-(-side // step), int(scale * side) // step)
+            for side, step in zip(size, self.multiple, strict=True)
+        )
+        return height, width
 
 
-def create_pyramid(name: str, options: Mapping[str, Any], drop_path: float, *, weights: bool = False) -> Any:
-    """Create the last four levels of timm's `name`; `weights` downloads the published ones.
+def create_pyramid(
+    name: str, options: Mapping[str, Any], drop_path: float, *, weights: bool = False, taps: Taps = "last"
+) -> Any:
+    """Create the last four levels of timm's `name`, or make four of a plain ViT; `weights` downloads published ones.
 
     Raises:
         UserError: it is no pyramid of four levels.
     """
+    if (patch := plain_stride(name)) is not None:
+        return PlainPyramid(_create(name, drop_path, {**options, "pretrained": weights, "num_classes": 0}), patch, taps)
     options = {**options, "pretrained": weights, "features_only": True}
     try:
         pyramid = _create(name, drop_path, options)
@@ -82,7 +99,9 @@ def options_for(name: str, size: Size | None) -> tuple[Mapping[str, Any], ImageS
                     raise
                 reason = reason or error
                 continue
-        table = any(weight.endswith("rel_pos_h") for weight, _ in pyramid.named_parameters())
+        table = plain_stride(name) is None and any(
+            weight.endswith("rel_pos_h") for weight, _ in pyramid.named_parameters()
+        )
         for image, sizes in candidates:
             if table:  # MViTv2's positions are looked up in one of its published size, which needs data to fail
                 sizes = replace(sizes, largest=_published(name))
@@ -98,6 +117,10 @@ def options_for(name: str, size: Size | None) -> tuple[Mapping[str, Any], ImageS
 
 def _ways(name: str, size: Size | None) -> Iterator[tuple[dict[str, Any], list[tuple[Size, ImageSizes]]]]:
     """Yield options, and images to try with what is known if they work."""
+    if (patch := plain_stride(name)) is not None:
+        resized = (4 * patch, 6 * patch), ImageSizes(multiple=(2 * patch, 2 * patch), scale=1.0)
+        yield {"dynamic_img_size": True}, [resized]
+        yield {}, [resized]
     even = EVEN, ImageSizes(multiple=(STRIDE, STRIDE))
     yield {}, [(ODD, ImageSizes()), even]
     yield dict(WINDOWED), [even]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import Backbone, build_backbone
 from ssrseg.models.heads import Resize, build_head
+from ssrseg.models.plain import Taps
 from ssrseg.runs.atomic import write_atomically
 
 
@@ -44,6 +45,9 @@ class Description:
     """Of each band in [0, 1]; the backbone's, repeated, when absent."""
     image_size: tuple[int, int] | None = None
     """(height, width) that the backbone was built for, where its weights depend on it."""
+    taps: Taps | None = None
+    image_scale: float | None = None
+    """Of plain ViTs, as in `build_backbone`."""
 
 
 WEIGHTS = "model.safetensors"
@@ -138,10 +142,12 @@ def build_segmenter(
     num_classes: int,
     *,
     head_channels: int | None = None,
-    drop_path: float = 0.1,
+    drop_path: float | None = None,
     dropout: float = 0.1,
     align_corners: bool = False,
     size: tuple[int, int] | None = None,
+    taps: Taps | None = None,
+    image_scale: float | None = None,
 ) -> Segmenter:
     """Build a segmenter with random weights; raises `UserError` for unknown names.
 
@@ -150,13 +156,15 @@ def build_segmenter(
         head: a name of `ssrseg.models.HEADS`.
         num_classes: K.
         head_channels: width of the head; the published one when absent.
-        drop_path: stochastic depth of the backbone's deepest block.
+        drop_path: stochastic depth of the backbone's deepest block; its kind's own when absent (`build_backbone`).
         dropout: channel dropout before the classifier.
         align_corners: how logits are resized.
         size: (height, width) of the images, for backbones that depend on it.
+        taps: what a plain ViT's levels are made of.
+        image_scale: a plain ViT sees images so many times as large.
     """
     if isinstance(backbone, str):
-        backbone = build_backbone(backbone, drop_path=drop_path, size=size)
+        backbone = build_backbone(backbone, drop_path=drop_path, size=size, taps=taps, scale=image_scale)
     decoder = build_head(head, backbone.channels, num_classes, channels=head_channels, dropout=dropout)
     return Segmenter(backbone, decoder, num_classes, align_corners=align_corners)
 
@@ -170,6 +178,8 @@ def build_described(description: Description) -> Segmenter:
         head_channels=description.head_channels,
         align_corners=description.align_corners,
         size=description.image_size,
+        taps=description.taps,
+        image_scale=description.image_scale,
     )
     segmenter.description = description
     take_bands(segmenter, description.in_channels, description.mean, description.std)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import timm
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from pydantic import ValidationError
@@ -14,12 +16,21 @@ from torch import nn
 
 from ssrseg.errors import UserError, first_line
 from ssrseg.models.backbones import Architecture, architecture, build_backbone
+from ssrseg.models.plain import PlainPyramid
 from ssrseg.models.published import LoadReport, load_published
 from ssrseg.models.segmenter import WEIGHTS, Segmenter, load_segmenter, read_description, take_bands
 from ssrseg.models.weight_names import DIALECTS
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 """`owner/name[@revision]`."""
+LICENCES = {
+    "dinov3-license": "DINOv3 licence: what is made of them keeps it; no military, nuclear or espionage use",
+    "cc-by-nc-4.0": "CC BY-NC 4.0: non-commercial use only",
+    "fair-noncommercial-research-license": "FAIR's licence: non-commercial research only",
+    "nvidia-open-model-license": "NVIDIA Open Model License",
+    "nvidia": "NVIDIA's terms: non-commercial use only",
+}
+"""What timm's names of licences mean for users, where the name does not say it."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".onnx", ".ckpt", ".bin")
 """Of files: what ends so is never looked for on the Hub."""
 
@@ -49,6 +60,16 @@ def load(model: Segmenter | Path | str) -> Segmenter:
             "Give a path, or owner/name[@revision] of a Hub repository that holds a model of ssrseg."
         ) from error
     return load_segmenter(path)
+
+
+def licence(backbone: str) -> str:
+    """Name the licence of a backbone's published weights, as timm or their publisher states it."""
+    record = architecture(backbone)
+    if record.hub is not None:
+        return LICENCES[record.hub.partition("/")[0]]
+    config: Any = timm.get_pretrained_cfg(record.timm_name)
+    stated = str(config.license) if config and config.license else ""
+    return LICENCES.get(stated, stated) or "licence not stated"
 
 
 def load_pretrained(segmenter: Segmenter, spec: str, backbone: str, part: str | None = None) -> str:
@@ -81,7 +102,10 @@ def load_pretrained(segmenter: Segmenter, spec: str, backbone: str, part: str | 
         if spec == "hub":
             published = build_backbone(backbone, timm_weights=True, size=segmenter.backbone.sizes.built)
             segmenter.backbone.load_state_dict(published.state_dict())
-            return f"{backbone}: {what}" + (" but for fc6 and fc7, which are random" if record.fresh else "")
+            new = " but for fc6 and fc7, which are random" if backbone.startswith("vgg") else ""
+            if isinstance(segmenter.backbone.pyramid, PlainPyramid):
+                new = "; the layers that make a pyramid of them are random"
+            return f"{backbone}: {what} ({licence(backbone)}){new}"
         what = f"The weights {spec}"
         file = _from_hub(spec, "model.safetensors", "pytorch_model.bin")
     except (OSError, RuntimeError, ValueError) as error:
@@ -90,7 +114,7 @@ def load_pretrained(segmenter: Segmenter, spec: str, backbone: str, part: str | 
             "Fetch the weights file by hand where there is a network, and set model.pretrained to its path; "
             "model.pretrained: none starts from random weights."
         ) from error
-    terms = " (NVIDIA's terms: non-commercial use only)" if spec.startswith("nvidia/") else ""
+    terms = f" ({LICENCES['nvidia']})" if spec.startswith("nvidia/") else ""
     return f"{backbone}: {spec}{terms}: {_load_backbone(segmenter, file, record, part)}"
 
 

@@ -2,34 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, cast
 
+import timm
+import torch
+from timm.models import group_parameters
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ssrseg.adapt.learner import Learner
 from ssrseg.config import OptimConfig, SGDConfig
+from ssrseg.errors import UserError
+from ssrseg.models.plain import PlainPyramid
+from ssrseg.models.segmenter import Segmenter
+from ssrseg.models.weight_names import timm_architecture, timm_name
 
 DISCRIMINATOR = ".discriminator."
 """Part of the names of a term's discriminator's parameters, which have an optimiser of their own."""
+
+
+NO_DECAY = re.compile("norm")
+"""Of a pyramid: names of what does not decay."""
+NO_DECAY_OF_VIT = re.compile(r"norm|pos_embed|cls_token|reg_token|gamma|rel_pos|relative_position")
+"""Of a plain ViT: its norms, positions, class token, registers and layer scales."""
+BACKBONE, NEW = "student.backbone.", "student.backbone.pyramid.up."
 
 
 def parameter_groups(learner: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Group the trainable parameters of a learner, but for discriminators, by learning rate and weight decay.
 
     The head learns `head_lr_factor` times as fast; the backbone's norms do not decay; biases do, and so do the head's
-    norms (DAFormer's configuration).
+    norms (DAFormer's configuration). Of a plain ViT, the layers that make the pyramid learn as fast as the head, and
+    `NO_DECAY_OF_VIT` does not decay.
 
     Each group holds `params`, their `names`, `lr`, `base_lr` (what the schedule scales), `weight_decay`, and `steps`,
     how often an iteration steps it.
+
+    Raises:
+        UserError: `layer_decay` for a backbone whose layers have no known order.
     """
+    student = cast(Segmenter, getattr(learner, "student", None))
     by_depth = isinstance(config, SGDConfig) and config.steps_by_depth
+    plain = student is not None and isinstance(student.backbone.pyramid, PlainPyramid)
+    undecayed = NO_DECAY_OF_VIT if plain else NO_DECAY
+    above = blocks_above(student) if config.layer_decay not in (None, 1) else dict[str, int]()
     groups: dict[tuple[float, float, int], dict[str, Any]] = {}
     for name, parameter in learner.named_parameters():
         if not parameter.requires_grad or DISCRIMINATOR in name:
             continue
-        lr = config.lr * (config.head_lr_factor if name.startswith("student.head.") else 1.0)
-        decay = 0.0 if name.startswith("student.backbone.") and "norm" in name else config.weight_decay
+        lr = config.lr
+        if name.startswith("student.head.") or (plain and name.startswith(NEW)):
+            lr *= config.head_lr_factor
+        elif name.startswith(BACKBONE):
+            lr *= config.backbone_lr_factor * (config.layer_decay or 1.0) ** above.get(name, 0)
+        decay = 0.0 if name.startswith(BACKBONE) and undecayed.search(name) else config.weight_decay
         path = name.removeprefix("student.backbone.pyramid.")
         steps = path.count(".") if by_depth and path != name else 1
         new = {"params": [], "names": [], "lr": lr, "base_lr": lr, "weight_decay": decay, "steps": steps}
@@ -37,6 +64,27 @@ def parameter_groups(learner: nn.Module, config: OptimConfig) -> list[dict[str, 
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def blocks_above(student: Segmenter) -> dict[str, int]:
+    """Count the blocks of the backbone between each of its parameters and the end: learner's name -> 0 for the last.
+
+    The order is timm's, which has stages for blocks in some architectures; what stands before the first block is one
+    more. Raises `UserError` where timm has none.
+    """
+    names = {f"student.{name}": timm_name(name) for name, _ in student.named_parameters()}
+    names = {name: its for name, its in names.items() if name.startswith(BACKBONE) and not name.startswith(NEW)}
+    architecture = timm_architecture(student)
+    with torch.device("meta"):
+        model: Any = timm.create_model(architecture) if timm.is_model(architecture) else None
+    if not hasattr(model, "group_matcher"):
+        raise UserError(
+            "optim.layer_decay: the layers of this backbone have no known order. Set optim.layer_decay=null; "
+            "optim.backbone_lr_factor slows the whole backbone down."
+        )
+    depth = group_parameters(model, model.group_matcher(), reverse=True)
+    last = max(depth[its] for its in names.values() if not its.startswith("neck."))  # SAM's, behind the last block
+    return {name: max(0, last - depth[its]) for name, its in names.items()}
 
 
 def build_optimizer(learner: Learner, config: OptimConfig, *, discriminator_lr: float = 1e-4) -> Optimizer:

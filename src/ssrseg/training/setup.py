@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from shutil import which
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,6 +133,8 @@ def build_student(settings: Settings, space: LabelSpace, size: tuple[int, int] |
         dropout=config.dropout,
         align_corners=config.align_corners,
         size=size or built_size(settings, start),
+        taps=config.taps,
+        image_scale=config.image_scale,
     )
     bands, usual = (config.in_channels, config.mean, config.std), (student.backbone.mean, student.backbone.std)
     if start is None:
@@ -141,10 +144,11 @@ def build_student(settings: Settings, space: LabelSpace, size: tuple[int, int] |
         take_bands(student, *bands)
         note = start_from(student, start, config, space.names)
     bound = datasets(settings.target or settings.source)[0].resize
-    parts = config.head_channels, config.align_corners
+    same = ("head_channels", "align_corners", "taps", "image_scale")
+    parts: dict[str, Any] = {name: getattr(config, name) for name in same}
     if isinstance(bound, ExactSize):
         bound = bound.exact
-    description = Description(config.backbone, config.head, space.names, space.colors, bound, *parts)
+    description = Description(config.backbone, config.head, space.names, space.colors, bound, **parts)
     own = student.backbone
     if config.in_channels != 3 or (own.mean, own.std) != usual:
         description = replace(description, in_channels=config.in_channels, mean=own.mean, std=own.std)

@@ -68,9 +68,14 @@ def _refuse_other_network(student: Segmenter, start: Segmenter, config: ModelCon
         {name: tuple(value.shape[name in by_class :]) for name, value in network.state_dict().items()}
         for network in (student, start)
     )
+    its = start.description
+    if here == there and its is not None and its.taps != config.taps:  # the same weights, which mean something else
+        raise UserError(
+            f"model.start: {config.start} has model.taps={its.taps or 'null'}, found {config.taps or 'null'}: "
+            f"set model.taps={its.taps or 'null'}."
+        )
     if here == there:
         return
-    its = start.description
     settings = {
         "backbone": config.backbone,
         "in_channels": config.in_channels,
