@@ -215,7 +215,7 @@ LAYOUTS = {
 
 
 def test_every_layout_has_a_test() -> None:
-    assert LAYOUTS.keys() | EXPORTS.keys() | {"carla"} == SPECS.keys()
+    assert LAYOUTS.keys() | EXPORTS.keys() | {"carla", "video"} == SPECS.keys()
 
 
 @pytest.mark.parametrize("spec", LAYOUTS)

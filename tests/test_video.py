@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
-from factories import small_segmenter, tiny_segmenter
-from ssrseg.cli import app
+from factories import CLASSES, small_segmenter, tiny_segmenter, write_pairs
+from ssrseg.cli import app, main
+from ssrseg.config import resolve
+from ssrseg.data import find_images, read_image
 from ssrseg.errors import UserError
 from ssrseg.inference import Predictor, predict_video
 from ssrseg.models import save_segmenter
@@ -101,3 +106,76 @@ def test_what_is_no_video_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="every is 0"):
         predict_video(tiny_segmenter(), broken, tmp_path / "out", every=0)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_clips_is_labelled_with_its_pictures(clip: Path, tmp_path: Path) -> None:
+    model, folder, out = tmp_path / "model.safetensors", tmp_path / "clips", tmp_path / "out"
+    save_segmenter(small_segmenter(), model)
+    (folder / "north").mkdir(parents=True)
+    shutil.copy(clip, folder / "a.avi")
+    shutil.copy(clip, folder / "north" / "b.avi")
+    words = ["predict", str(model), str(folder), "--out", str(out), "--frames", "2", "--write", "ids"]
+    run = CliRunner().invoke(app, words)
+    assert run.exit_code == 0, run.output
+    assert len(shown(out / "a_overlay.mp4")) == len(shown(out / "north" / "b_overlay.mp4")) == 2
+    Image.new("RGB", (64, 64)).save(folder / "c.png")
+    run = CliRunner().invoke(app, words)
+    assert run.exit_code == 0, run.output
+    assert (out / "c_ids.png").is_file()
+
+
+def test_a_stream_is_labelled_until_the_user_stops_it(
+    clip: Path, tmp_path: Path, by_shade: ByShade, monkeypatch
+) -> None:
+    real = cv2.VideoCapture
+    opened = []
+
+    class Camera:
+        def __init__(self, source: object) -> None:
+            opened.append(source)
+            self.stream, self.left = real(str(clip)), 4
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.stream, name)
+
+        def read(self) -> object:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return self.stream.read()
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    result = predict_video(tiny_segmenter(), "0", tmp_path)
+    assert (opened, result.path.name) == ([0], "camera-0_overlay.mp4")
+    assert 0 < result.frames <= 4
+    result = predict_video(tiny_segmenter(), "rtsp://host/gate", tmp_path, frames=2)
+    assert (opened[1:], result.path.name, result.frames) == (["rtsp://host/gate"], "gate_overlay.mp4", 2)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="no camera or stream 97"):
+        predict_video(tiny_segmenter(), "97", tmp_path)
+
+
+def test_a_video_is_a_target(clip: Path, tmp_path: Path) -> None:
+    data = {"root": str(tmp_path), "spec": "video", "frame_interval": 0.16}  # two frames of 12.5 a second
+    run = resolve({"source": {"root": "nowhere"}, "target": data, "classes": ["a", "b"]})
+    frames = find_images(run.target)
+    assert [frame.relative_to(tmp_path).as_posix() for frame in frames] == [
+        f"drive.avi/{number:06}.bmp" for number in (1, 3, 5)
+    ]
+    for frame, number in zip(frames, (1, 3, 5), strict=True):
+        red, _, blue = read_image(frame).float().mean((1, 2)).tolist()
+        assert (red, blue) == (pytest.approx(30 * number, abs=12), pytest.approx(255 - 30 * number, abs=12))
+    clip.write_bytes(clip.read_bytes()[:4000])
+    with pytest.raises(UserError, match=r"drive\.avi (ends before frame|cannot be read)"):
+        find_images(run.target)
+
+
+def test_a_video_is_trained_on(clip: Path, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "source", 2)
+    words = ["train", "--preset", "dacs-segformer", "--source", str(tmp_path / "source"), "--target", str(tmp_path)]
+    sizes = ["loader={crop: [32, 32], batch: 2, workers: 0}", "optim.warmup=0", "train={steps: 1, accelerator: cpu}"]
+    model = ["model={backbone: timm:test_resnet, head_channels: 8, pretrained: none}", f"classes={list(CLASSES)}"]
+    more = ["target={spec: video, frame_interval: 0.2, images: drive.avi}", "--out", str(tmp_path / "run")]
+    with mock.patch("sys.argv", ["ssrseg", *words, *sizes, *model, *more]), pytest.raises(SystemExit) as left:
+        main()
+    assert not left.value.code

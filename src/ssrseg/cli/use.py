@@ -74,31 +74,38 @@ def evaluate(
 
 def predict(
     model: Path,
-    images: Annotated[str, typer.Argument(help="a file, a folder, a quoted glob, or a video")],
+    images: Annotated[
+        str, typer.Argument(help="a file, folder or quoted glob; a video, camera (0) or stream (rtsp://...)")
+    ],
     out: Annotated[Path, typer.Option(help="where the label maps and overlays go")],
     words: Words = None,
     mode: Mode = None,
     engine: Runner = "auto",
     device: Device = "auto",
     every: Annotated[int, typer.Option(help="of a video, label each n-th frame; the others keep its labels")] = 1,
+    frames: Annotated[int | None, typer.Option(min=1, help="of a video or stream, how many are read")] = None,
     write: Annotated[str, typer.Option(help=f"any of {RESULTS}")] = "ids,color,overlay",
     values: Annotated[str | None, typer.Option(help="of ids: those of a layout (cityscapes), or road=7,car=26")] = None,
 ) -> None:
-    """Label your own pictures, id map, colour map and overlay of each or what `--write` names, or a video.
+    """Label your own pictures, id map, colour map and overlay of each or what `--write` names, or videos.
 
     Settings are those of inference, e.g. inference.flip=true, 'inference.scales=[0.75, 1]', inference.window=...
     """
     from ssrseg import config as settings_of, inference as use
+    from ssrseg.inference.predict import find_pictures
     from ssrseg.inference.results import kinds_of
 
     tree = settings_of.assignments(words or [])
     inference = inference_from(tree.pop("inference", {}), mode)
     if tree:
         raise UserError(f"predict takes settings of `inference` only, such as inference.flip=true; found {min(tree)}.")
-    if use.is_video(images):
-        video = use.predict_video(model, images, out, inference=inference, device=device, engine=engine, every=every)
+    for clip, folder in use.find_videos(images):
+        video = use.predict_video(
+            model, clip, out / folder, inference=inference, every=every, frames=frames, device=device, engine=engine
+        )
         pace = f"{video.speed:.2f} times the stream's {video.rate:g} frames/s"
         typer.echo(f"{video.frames} frames labelled in {video.seconds:.1f} s ({pace}): {video.path}")
+    if use.find_videos(images) and not find_pictures(images):
         return
     kinds = kinds_of(write)
     predictions = use.predict(

@@ -89,6 +89,8 @@ class DataConfig(Strict):
     """Of coloured label files, the one that holds the values, as CARLA's red."""
     labels_root: UserPath | None = None
     """Where `labels` lie when it is not below `root`."""
+    frame_interval: Rate = 1.0
+    """Seconds between the frames that are used of videos (`spec: video`)."""
     resize: Bound | None = None
     """(width, height) that bounds the image, aspect ratio kept; `{exact: [width, height]}` stretches it to that size;
     no resize when absent."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,6 +17,7 @@ from ssrseg.config import Data, DataConfig, datasets
 from ssrseg.config.base import Url, as_path
 from ssrseg.config.data import Bound, Channel
 from ssrseg.data.annotation_sets import members_of
+from ssrseg.data.frames import VIDEO_SUFFIXES, list_frames
 from ssrseg.data.storage import list_files, list_members, read_bytes, stamp
 from ssrseg.errors import UserError
 
@@ -47,6 +48,8 @@ class Spec:
     """Of coloured label files, the one that holds the values."""
     many: bool = False
     """Whether a label file holds the labels of many images."""
+    frames: bool = False
+    """Whether the images are frames of videos."""
     names: tuple[str, ...] = ()
     """Files, any of which says the names of classes: with their colours (CVAT), or in the order of numbers (YOLO)."""
 
@@ -90,7 +93,10 @@ def spec_of(data: DataConfig) -> Spec:
 def listing_of(data: DataConfig, *, labelled: bool = True) -> Listing:
     """List the files of a data set, faults included; raises `UserError` without such a folder or list of stems."""
     twice: list[tuple[Path, Path]] = []
-    images = _match(data.root, _glob(data, "images"), twice)
+    images = _match(data.root, _glob(data, "images"), twice, endings=VIDEO_SUFFIXES if spec_of(data).frames else None)
+    if spec_of(data).frames:
+        clips = {key: list_frames(clip, data.frame_interval) for key, clip in images.items()}
+        images = {(*key, frame.stem): frame for key, frames in clips.items() for frame in frames}
     labels = _match(data.labels_root or data.root, _glob(data, "labels"), twice, images) if labelled else {}
     if spec_of(data).many:
         labels = members_of(list(labels.values()), images, twice)
@@ -211,7 +217,11 @@ Key = tuple[str, ...]
 
 
 def _match(
-    root: Path, glob: str, twice: list[tuple[Path, Path]], images: Mapping[Key, Path] | None = None
+    root: Path,
+    glob: str,
+    twice: list[tuple[Path, Path]],
+    images: Mapping[Key, Path] | None = None,
+    endings: Collection[str] | None = None,
 ) -> dict[Key, Path]:
     """Find image files below `root`, keyed by the text that each wildcard matches; second ones are added to `twice`.
 
@@ -221,7 +231,7 @@ def _match(
     pattern, lazy = _pattern(glob), _pattern(glob, within="([^/]*?)")
     own = pattern.groupindex.get("class_")
     any_ending, ending = glob.endswith(".*"), Path(glob).suffix
-    endings = {ending} if ending in (".json", ".txt") else IMAGE_SUFFIXES
+    endings = endings or ({ending} if ending in (".json", ".txt") else IMAGE_SUFFIXES)
     # Nothing but the folders before the first wildcard needs to be walked.
     below = "/".join(itertools.takewhile(lambda folder: "*" not in folder and folder != CLASS, glob.split("/")[:-1]))
     found: dict[Key, Path] = {}

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from ssrseg.config.base import Url, as_path
+from ssrseg.data.frames import clip_of, read_frame
 from ssrseg.data.remote import UrlPart, find_files, forget, list_folder, read_url, stamp_of_url
 from ssrseg.errors import UserError
 
@@ -73,6 +74,8 @@ def list_members(root: Path, below: str = "") -> list[tuple[str, Path]]:
 
 def read_bytes(path: Path, *, empty: bool = False) -> bytes:
     """Read a whole file, wherever it lies; raises `UserError` when it is missing, unreadable or not to be `empty`."""
+    if clip_of(path) is not None:
+        return read_frame(path)
     if where := _in_archive(path):
         encoded = _read_member(*where)
     elif isinstance(path, Url):
@@ -87,6 +90,8 @@ def read_bytes(path: Path, *, empty: bool = False) -> bytes:
 
 def open_file(path: Path) -> IO[bytes]:
     """Open a file, seekable, to read parts of it; raises `UserError` when it is missing or cannot be opened."""
+    if clip_of(path) is not None:
+        return io.BytesIO(read_frame(path))
     if where := _in_archive(path):
         archive, name = where
         info, _ = _member(archive, name)
@@ -102,7 +107,7 @@ def open_file(path: Path) -> IO[bytes]:
 
 def stamp(path: Path) -> str:
     """Return size and time, checksum or version: they change when the file does; raises `UserError` without one."""
-    if holder := holder_of(path):
+    if holder := holder_of(path) or clip_of(path):
         return stamp(holder)
     if masks := masks_of(path):
         return " ".join(stamp(mask) for _, mask in masks)

@@ -8,7 +8,7 @@ from ssrseg.inference.predict import Predictions, predict
 from ssrseg.inference.predictor import Predictor
 from ssrseg.inference.recalibrate import Recalibrated, recalibrate
 from ssrseg.inference.sliding_window import build_inference
-from ssrseg.inference.video import LabelledVideo, is_video, predict_video
+from ssrseg.inference.video import LabelledVideo, find_videos, is_video, predict_video
 
 __all__ = [
     "Choice",
@@ -25,6 +25,7 @@ __all__ = [
     "evaluate_model",
     "evaluating",
     "export",
+    "find_videos",
     "graph_signature",
     "is_video",
     "predict",

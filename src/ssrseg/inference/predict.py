@@ -127,6 +127,11 @@ def _jobs(inputs: Sequence[Path | str], out: Path, kinds: Sequence[Kind]) -> dic
     return jobs
 
 
+def find_pictures(folder: Path | str) -> list[Path]:
+    """Find all images in a folder and below; none where there is no folder."""
+    return [file for file in Path(folder).rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
+
+
 def _images(word: Path | str, out: Path) -> Iterator[tuple[Path, Path]]:
     """Find the images that a word means, each with the folder that its results are named relative to."""
     path = Path(word)
@@ -134,7 +139,7 @@ def _images(word: Path | str, out: Path) -> Iterator[tuple[Path, Path]]:
         yield path, path.parent
         return
     if path.is_dir():
-        root, found = path, [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
+        root, found = path, find_pictures(path)
     else:
         fixed = next((i for i, part in enumerate(path.parts) if any(sign in part for sign in "*?[")), len(path.parts))
         root, pattern = Path(*path.parts[:fixed]), path.parts[fixed:]

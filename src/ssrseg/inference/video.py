@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ssrseg.config import InferenceConfig
+from ssrseg.data.frames import VIDEO_SUFFIXES
 from ssrseg.errors import UserError
 from ssrseg.inference.predict import prefetch
 from ssrseg.inference.predictor import Predictor
@@ -21,7 +24,6 @@ from ssrseg.inference.results import draw
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.runs.atomic import writing
 
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 VideoKind = Literal["color", "overlay"]
 """Class ids have no place in a video: its compression would change them."""
 
@@ -44,8 +46,24 @@ class LabelledVideo:
 
 
 def is_video(path: Path | str) -> bool:
-    """Return whether the name is that of a video."""
-    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+    """Return whether the name is that of a video, a camera's number, or a stream's address."""
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES or is_live(path)
+
+
+def is_live(path: Path | str) -> bool:
+    """Return whether this is a camera by its number, or a stream by its address, as `rtsp://host/camera`."""
+    return "://" in str(path) or (str(path).isdecimal() and not Path(path).exists())
+
+
+def find_videos(place: Path | str) -> list[tuple[Path | str, Path]]:
+    """Find what `predict_video` takes at a place: it, or all videos in that folder and below.
+
+    With each is the folder that it lies in, relative to the place.
+    """
+    if is_video(place):
+        return [(place, Path())]
+    found = sorted(path for path in Path(place).rglob("*") if path.is_file() and is_video(path))
+    return [(path, path.parent.relative_to(place)) for path in found]
 
 
 def predict_video(
@@ -56,27 +74,33 @@ def predict_video(
     inference: InferenceConfig | None = None,
     kind: VideoKind = "overlay",
     every: int = 1,
+    frames: int | None = None,
     device: str = "auto",
     engine: str = "auto",
 ) -> LabelledVideo:
     """Label the frames of a video; frames are read and written while the network works.
 
     The result is `<name>_<kind>.mp4` in the folder `out`, at the clip's size and rate. With `every`, each n-th frame is
-    labelled and the others keep the labels of the last one, which makes a stream n times as fast. `model`, `device`,
+    labelled and the others keep the labels of the last one, which makes a stream n times as fast. A camera by its
+    number and a stream by its address, as `rtsp://host/camera`, are labelled until they end, `frames` are read or the
+    user interrupts; what was labelled is kept. `model`, `device`,
     `engine` and `inference` (its `mode`) are those of `Predictor`.
 
     Raises:
         UserError: the clip is missing, no video or without a frame, or the result cannot be written.
     """
-    clip, out = Path(clip), Path(out)
+    live, source, out = is_live(clip), str(clip), Path(out)
+    clip = Path(f"camera-{source}" if source.isdecimal() else source.partition("://")[2]) if live else Path(clip)
     if every < 1:
         raise UserError(f"every is {every}: label each frame (1), or each n-th.")
     path = out / f"{clip.stem}_{kind}.mp4"
-    if path.resolve() == clip.resolve():
+    if not live and path.resolve() == clip.resolve():
         raise UserError(f"The result would overwrite {clip}: give another folder for results.")
-    if not clip.is_file():
+    if not live and not clip.is_file():
         raise UserError(f"There is no video {clip}.")
-    stream = cv2.VideoCapture(str(clip))
+    stream = cv2.VideoCapture(int(source)) if source.isdecimal() and live else cv2.VideoCapture(source)
+    if not stream.isOpened() and live:
+        raise UserError(f"There is no camera or stream {source}: check its number or address, and who else uses it.")
     if not stream.isOpened():
         raise UserError(f"{clip} cannot be read as a video: convert it to MP4 (H.264), which OpenCV reads.")
     rate = stream.get(cv2.CAP_PROP_FPS) or 25.0
@@ -88,17 +112,18 @@ def predict_video(
 
     def labelled() -> Iterator[tuple[Tensor, Tensor]]:
         ids = torch.empty(0)
-        for number, frame in enumerate(prefetch(_frames(stream))):
+        for number, frame in enumerate(prefetch(itertools.islice(_frames(stream), frames))):
             if number % every == 0:
                 ids = predictor(frame)
             yield frame, ids
 
     try:
-        for frame, ids in prefetch(labelled()):  # written while the network works
-            if video is None:
-                video = _create(partial_path, rate, (frame.shape[2], frame.shape[1]))
-            video.write(np.asarray(draw(kind, frame, ids, colors).convert("RGB"))[:, :, ::-1])
-            done += 1
+        with contextlib.suppress(*([KeyboardInterrupt] if live else [])):
+            for frame, ids in prefetch(labelled()):  # written while the network works
+                if video is None:
+                    video = _create(partial_path, rate, (frame.shape[2], frame.shape[1]))
+                video.write(np.asarray(draw(kind, frame, ids, colors).convert("RGB"))[:, :, ::-1])
+                done += 1
         if video is None:
             raise UserError(f"{clip} has no frame that can be read.")
         video.release()
