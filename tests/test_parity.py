@@ -18,8 +18,6 @@ def pytest_generate_tests(metafunc):
 
 
 def test_equals_the_original_implementation(case):
-    if case.kind.startswith("hrda_"):
-        pytest.skip("HRDA is not built yet")
     assert case.kind in KINDS, f"no check for the kind {case.kind!r}"
     try:
         worst = measure(case)

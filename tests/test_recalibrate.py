@@ -14,8 +14,9 @@ from ssrseg import recalibrate
 from ssrseg.cli import app
 from ssrseg.errors import UserError
 from ssrseg.inference.recalibrate import batches_of_one_size, blend_statistics
+from ssrseg.models.description import Description
 from ssrseg.models.pyramids import ImageSizes
-from ssrseg.models.segmenter import Description, build_segmenter, load_segmenter, save_segmenter
+from ssrseg.models.segmenter import build_segmenter, load_segmenter, save_segmenter
 
 
 def images(count: int = 8, *, dim: int = 1) -> torch.Tensor:

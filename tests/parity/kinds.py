@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from parity import models, pieces, runs, steps, undoing
+from parity import hrda, models, pieces, runs, steps, undoing
 from parity.cases import Same
 
 FUNCTION, NETWORK, EXACT = 1e-5, 1e-4, 0.0
@@ -63,6 +63,12 @@ KINDS = {
     "dacs_step": Kind(undoing.dacs_step, NETWORK),
     "dacs_param_groups": Kind(undoing.dacs_param_groups, EXACT),
     "dacs_lr_schedule": Kind(undoing.lr_schedule, FUNCTION),
+    "hrda_head": Kind(hrda.head, NETWORK),
+    "hrda_whole": Kind(hrda.whole, NETWORK),
+    "hrda_slide": Kind(hrda.whole, NETWORK),
+    "hrda_train_step": Kind(steps.train_step, NETWORK),
+    "hrda_margins": Kind(hrda.margins, EXACT),
+    "hrda_crop_box": Kind(hrda.crop_boxes, EXACT),
     "dacs_blur": Kind(undoing.dacs_blur, FUNCTION),
 }
 

@@ -8,12 +8,12 @@ from timm.layers.drop import DropPath
 from parity.cases import Unsupported
 from ssrseg.config import InferenceConfig
 from ssrseg.inference.sliding_window import build_inference
-from ssrseg.models import BACKBONES, build_head, build_segmenter
+from ssrseg.models import BACKBONES, Detail, build_head, build_segmenter
 from ssrseg.models.backbones import build_backbone
 from ssrseg.models.weight_names import official_name
 
 CLASSES = 19
-HEADS = {"daformer": "daformer", "segformer": "segformer", "dlv2red": "deeplabv2"}
+HEADS = {"daformer": "daformer", "segformer": "segformer", "dlv2red": "deeplabv2", "dlv2": "deeplabv2-whole"}
 """The manifest's names of heads -> ours."""
 
 DEAD = {"segformer": {"decode_head.conv_seg.weight": [CLASSES, 128, 1, 1], "decode_head.conv_seg.bias": [CLASSES]}}
@@ -22,6 +22,7 @@ DEAD = {"segformer": {"decode_head.conv_seg.weight": [CLASSES, 128, 1, 1], "deco
 
 def head_name(name):
     """Our name of a head of the manifest."""
+    name = name.removeprefix("hrda_")
     if name not in HEADS:
         raise Unsupported(f"the head {name!r} is not built here")
     return HEADS[name]
@@ -31,7 +32,26 @@ def segmenter_of(params, **options):
     """The network of a case, with random weights."""
     if params["arch"] not in BACKBONES:
         raise Unsupported(f"the backbone {params['arch']!r} is not built here")
+    if "hrda" in params or params.get("head", "").startswith("hrda_"):
+        options["detail"] = detail_of(params)
     return build_segmenter(params["arch"], head_name(params.get("head", "dlv2red")), CLASSES, **options)
+
+
+def detail_of(params):
+    """The windows, scales and attention of an HRDA case, under their official names."""
+    options = {**params.get("head_options", {}), **params.get("hrda", params)}
+    window, scales = tuple(options.get("hr_crop_size", (512, 512))), options.get("scales", [0.5, 1])
+    if scales[-1] != 1:
+        raise Unsupported(f"the scales {scales}")
+    attention = "classes" if options.get("attention_classwise", True) else "shared"
+    return Detail(
+        window,
+        stride=None if options.get("hr_slide_overlapping", True) else window,
+        scale=float(scales[0]),
+        attention=attention if options.get("fixed_attention") is None else float(options["fixed_attention"]),
+        divisor=options.get("crop_coord_divisible", 8),
+        blurred=bool(options.get("blur_hr_crop")),
+    )
 
 
 def fill(segmenter, case, prefix="", strip=""):
@@ -87,7 +107,7 @@ def head_logits(case, same):
     params = case.params
     head = build_head(head_name(params["head"]), params["in_channels"], CLASSES, dropout=params["dropout"])
     _count(same, params, head, DEAD.get(params["head"], {}).values())
-    holder = SimpleNamespace(head=head)
+    holder = SimpleNamespace(head=head, detail=None)
     names = {key: official_name(f"head.{key}", holder).removeprefix("decode_head.") for key in head.state_dict()}
     values = {key: case.rule.fill_value(params["prefix"] + name, head.state_dict()[key].shape, params["salt"],
                                         scale=params.get("scale")) for key, name in names.items()}  # fmt: skip
@@ -124,7 +144,7 @@ def segmentor(case, same):
     step = params["subsample"]
     if "logits_stride4" in case.arrays:
         same("logits_stride4", segmenter.head(segmenter.encode(images)), case.arrays["logits_stride4"])
-    infer = _inference(params["test_cfg"])
+    infer = inference(params["test_cfg"])
     logits, resized = infer(segmenter, images, None), infer(segmenter, images, tuple(params["ori_shape"]))
     same("logits_input_res", logits[:, :, ::step, ::step], case.arrays["logits_input_res"])
     same("logits_ori_res", resized[:, :, ::step, ::step], case.arrays["logits_ori_res"])
@@ -132,7 +152,8 @@ def segmentor(case, same):
     assert differing <= 1e-3, f"{differing:.2%} of the pixels are predicted otherwise"  # near-ties in float32
 
 
-def _inference(test_cfg):
+def inference(test_cfg):
+    """The case's way from images to logits."""
     windows = {"window": test_cfg["crop_size"], "stride": test_cfg["stride"]} if "stride" in test_cfg else {}
     return build_inference(InferenceConfig(mode=test_cfg["mode"], **windows))
 

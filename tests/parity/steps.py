@@ -13,6 +13,7 @@ from parity.models import CLASSES, DEAD, as_images, fill, segmenter_of
 from parity.pieces import accuracy
 from ssrseg.adapt import Batch, Masked, Mixed, Source, adapt, build_method
 from ssrseg.adapt.foundation import Frozen, frozen_backbone
+from ssrseg.adapt.views import Zoomed
 from ssrseg.config import OptimConfig
 from ssrseg.config.method import (
     FeatureDistanceConfig,
@@ -20,6 +21,7 @@ from ssrseg.config.method import (
     MethodConfig,
     MixedConfig,
     RegularizerConfig,
+    SegmentationConfig,
     TeacherConfig,
 )
 from ssrseg.models.weight_names import official_name
@@ -32,6 +34,8 @@ LOG_NAMES = {
     "mixed/regularizer": "enhanced_mix",
     "masked/segmentation": "masked.decode",
 }
+SCALES = {"fused": "loss_seg", "context": "lr.loss_seg", "detail": "hr.loss_seg"}
+"""Parts of the segmentation loss of a student that looks twice."""
 MASK_MODES = {"separatetrg": "target", "separatesrc": "source", "separate": "both"}
 HEADS = (1, 2, 5, 8)
 """The authors' attention heads, whatever the backbone's width."""
@@ -62,8 +66,13 @@ def method_config(params):
         weight=uda.get("imnet_feature_dist_lambda") or 1,
         classes=None if things is None else tuple(map(str, things)),
         min_share=uda.get("imnet_feature_dist_scale_min_ratio", 0.75),
+        of_detail=params.get("hrda", {}).get("feature_scale") == "all",
     )
+    numbers = params.get("hrda", {})
+    shares = {f"{ours}_weight": numbers.get(f"{official}_loss_weight") or None
+              for ours, official in (("detail", "hr"), ("context", "lr"))}  # fmt: skip
     return MethodConfig(
+        segmentation=SegmentationConfig(**shares),
         teacher=TeacherConfig(decay=uda.get("alpha", 0.999), threshold=uda.get("pseudo_threshold", 0.968)),
         mixed=mixed,
         masked=masked,
@@ -106,7 +115,7 @@ class Run:
         self._fill_regularizer()
         fill(self.method.teacher.double().segmenter, case, "ema_model.")
         self.optimizer = optimizer_of(self.learner, params)
-        self.views, self.logits, self.term = {}, {}, None
+        self.views, self.logits, self.parts, self.term = {}, {}, {}, None
         self._listen()
 
     def official(self, name):
@@ -131,11 +140,22 @@ class Run:
             (self.view,) = args
             self.views[self.view.name] = self.view
 
-        def on_logits(head, args, logits):
-            self.logits[f"{self.view.name}/{self.term}"] = logits.detach()
+        decode = self.student.scales
+
+        def scales(features, size, window=None):
+            found = decode(features, size, window)
+            self.logits[f"{self.view.name}/{self.term}"] = found
+            return found
+
+        segmentation = self.learner.terms["segmentation"]
+        parts_of = segmentation.losses
+
+        def losses(view, features, student):
+            self.parts[view.name] = parts_of(view, features, student)
+            return self.parts[view.name]
 
         self.learner.register_forward_pre_hook(on_view)
-        self.student.head.register_forward_hook(on_logits)
+        self.student.scales, segmentation.losses = scales, losses
         for name, term in self.learner.terms.items():
             term.register_forward_pre_hook(lambda term, args, name=name: setattr(self, "term", name))
 
@@ -153,6 +173,7 @@ class Run:
 
     def _label(self, images, valid, inside):
         pseudo = self.method.teacher(images, valid, inside)
+        self.pseudo = pseudo
         if "stub" not in self.case.params:
             return pseudo
         # The SSR authors' code kept the trust in float32 while the rest of these cases ran in float64.
@@ -169,6 +190,9 @@ class Run:
         valid = torch.ones(count, height, width, dtype=torch.bool)
         valid[:, : uda.get("pseudo_weight_ignore_top", 0)] = False
         valid[:, height - uda.get("pseudo_weight_ignore_bottom", 0) :] = False
+        if share := params.get("valid_mask"):  # "fill_uniform('valid{it}', (B,1,H,W)) > 0.3"
+            drawn = self.case.uniform(f"valid{iteration}", (count, 1, height, width))
+            valid &= (drawn > float(share.rpartition(">")[2]))[:, 0]
         source, target = (
             as_images(self.case.input(f"{tag}{iteration}", shape), self.student) for tag in ("src", "tgt")
         )
@@ -182,7 +206,13 @@ class Run:
             bits = np.unpackbits(self.case.arrays[at + name])[: np.prod(shape)]
             return torch.from_numpy(bits).bool().view(shape)
 
+        def zoomed(maker):
+            return replace(maker, maker=with_draws[type(maker.maker)](maker.maker), draw=lambda size: next(windows))
+
+        boxes = self.case.arrays.get(at + "crop_boxes", [])
+        windows = iter([(slice(*map(int, box[:2])), slice(*map(int, box[2:]))) for box in boxes])
         with_draws = {
+            Zoomed: zoomed,
             Source: lambda maker: maker,
             Mixed: lambda maker: replace(maker, draw=lambda labels: drawn("mix_mask", labels.shape)),
             Masked: lambda maker: replace(maker, draw=lambda shape: drawn("block_mask", (shape[0], 1, *params["hw"]))),
@@ -192,19 +222,28 @@ class Run:
     def _compare_logs(self, iteration, losses, same):
         stored = self.case.params["log_vars"][iteration]
         ours = {f"{LOG_NAMES[name]}.loss_seg": loss for name, loss in losses.items() if name in LOG_NAMES}
+        for view, parts in self.parts.items():
+            start = LOG_NAMES[f"{view}/segmentation"]
+            ours |= {f"{start}.{SCALES[part]}": loss for part, loss in parts.items()}
         if "source/feature_distance" in losses:
             ours["src.loss_imnet_feat_dist"] = losses["source/feature_distance"]
         same.exactly("logged losses", set(ours), {name for name in stored if ".acc_seg" not in name})
         for name, loss in ours.items():
             expected = stored[name] if stored[name] == stored[name] else 0.0  # the mean of nothing is NaN there
             same(f"iteration {iteration}: {name}", loss, expected)
-        for name, logits in self.logits.items():
-            labels = self.views[name.partition("/")[0]].labels
-            resized = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
-            logged = f"{LOG_NAMES[name]}.acc_seg"
-            same(f"iteration {iteration}: {logged}", accuracy(resized, labels), stored[logged])
+        for name, scales in self.logits.items():
+            view = self.views[name.partition("/")[0]]
+            seen = {"acc_seg": (scales.fused, view), "lr.acc_seg": (scales.context, view)}
+            seen["hr.acc_seg"] = (scales.detail, view.cut())
+            for part, (logits, cut) in seen.items():
+                if (logged := f"{LOG_NAMES[name]}.{part}") in stored or part == "acc_seg":
+                    resized = F.interpolate(logits.detach(), cut.labels.shape[-2:], mode="bilinear")
+                    same(f"iteration {iteration}: {logged}", accuracy(resized, cut.labels), stored[logged])
 
     def _compare_trust(self, at, same):
+        if at + "pseudo_label" in self.case.arrays:
+            same(at + "pseudo_label", self.pseudo.labels, self.case.arrays[at + "pseudo_label"])
+            same(at + "pseudo_share", self.pseudo.trust.max(), self.case.arrays[at + "pseudo_share"])
         if at + "mix_weight_values" in self.case.arrays:
             weights = self.views["mixed"].trust
             same(at + "distinct trusts", weights.unique(), self.case.arrays[at + "mix_weight_values"])

@@ -66,7 +66,7 @@ class Alignment(Term):
         """Return half the discriminator's loss, and on the target the student's, to pass as source."""
         size, deepest = view.images.shape[-2:], features[-1]
         with torch.no_grad():
-            logits = student.decode([level.detach() for level in features], size)
+            logits = student.decode([level.detach() for level in features], size, view.window)
             soft = soft_classes(logits, self.temperature, self.clip)
         domain = 0 if view.name == self.source else 1
         detached = student.resize(self.discriminator(deepest.detach()), size)

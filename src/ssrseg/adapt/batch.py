@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ssrseg.models.description import Window
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -53,6 +56,16 @@ class View:
     trust: Tensor | None = None  # (B, H, W) in [0, 1]; 1 everywhere when absent
     inside: Tensor | None = None  # (B, H, W) bool: not padding; everywhere when absent
     clean: Tensor | None = None  # (B, C, H, W): the images before augmentation and masking, where they differ
+    window: Window | None = None  # what a student that looks twice sees in detail, of every image
+
+    def cut(self) -> View:
+        """Return the view of its window alone; itself where it has none."""
+        if self.window is None:
+            return self
+        rows, columns = self.window
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        cut: dict[str, Any] = {name: value[..., rows, columns] for name, value in tensors.items()}
+        return replace(self, window=None, **cut)
 
 
 IGNORE = 255

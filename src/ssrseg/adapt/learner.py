@@ -74,7 +74,7 @@ class Learner(nn.Module):
         its activations before the next term begins, so the two branches of SSR are never in memory together. The
         backward pass of the returned losses goes through the backbone.
         """
-        features = self.student.encode(view.images)
+        features = self.student.encode(view.images, view.window)
         return {
             f"{view.name}/{name}": self._early_backward(term, view, features)
             for name, term in cast(Mapping[str, Term], self.terms).items()

@@ -94,6 +94,9 @@ def build_method(
             temperature=config.segmentation.temperature,
             shift=None if (file := config.segmentation.priors) is None else -find_priors(file).of(classes).shift,
             over_labelled=config.segmentation.over_labelled,
+            detail_weight=config.segmentation.detail_weight,
+            context_weight=config.segmentation.context_weight,
+            factors={} if config.masked is None else {"masked": 1 / config.masked.weight},  # MIC's code
         )
     }
     if config.regularizer is not None and not config.regularizer.stages:
@@ -129,17 +132,22 @@ def build_method(
             len(classes),
             classes=_things(config.feature_distance, classes, notes),
             min_share=config.feature_distance.min_share,
+            of_detail=config.feature_distance.of_detail,
             weight=config.feature_distance.weight,
         )
     if config.alignment is not None:
         rest = config.alignment.model_dump(exclude={"lr"})  # the optimiser's
         composed["alignment"] = Alignment(student.backbone.channels[-1], student.num_classes, **rest)
+    makers = (*_makers(config, generator, student.mean), *makers)
+    if student.detail is not None:
+        draw = views.DetailWindow(generator, student.detail)
+        makers = tuple(views.Zoomed(maker, draw) for maker in makers)
     return Method(
         learner=Learner(student, {**composed, **(terms or {})}, head_only=config.trains == "head"),
         teacher=NoTeacher()
         if config.teacher is None
         else teacher(student, **_teacher_options(config.teacher, encoders)),
-        makers=(*_makers(config, generator, student.mean), *makers),
+        makers=makers,
         generator=generator,
         frozen=tuple(frozen),
         notes=tuple(notes),

@@ -80,23 +80,26 @@ class Regularizer(Term):
         weight: float = 1.0,
     ) -> None:
         super().__init__(views, weight)
-        self.encoder = encoder
+        self.encoder, self.levels = encoder, len(channels)
         heads = heads or [default_heads(width) for width in channels]
         self.stages = nn.ModuleDict({str(i): Stage(encoder_channels, channels[i], heads[i]) for i in sorted(stages)})
         self._statistics = nullcontext if own_statistics else still_statistics
 
     def enhance(self, features: Sequence[Tensor], foundation: Tensor) -> list[Tensor]:
-        """Map features F_i (B, C_i, h_i, w_i) and the foundation map (B, D, h, w) to regularised features R_i."""
+        """Map features F_i (B, C_i, h_i, w_i) and the foundation map (B, D, h, w) to regularised features R_i.
+
+        Of eight maps, of detail and context, those of the context, which are the last, attend to it.
+        """
         tokens = foundation.flatten(2).transpose(1, 2)
-        enhanced = list(features)
+        enhanced, first = list(features), len(features) - self.levels
         for i, stage in self.stages.items():
-            enhanced[int(i)] = stage(features[int(i)], tokens)
+            enhanced[first + int(i)] = stage(features[first + int(i)], tokens)
         return enhanced
 
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
         enhanced = self.enhance(features, self.encoder(view.images))
-        with self._statistics(student.head):
-            logits = student.decode(enhanced, view.labels.shape[-2:])
+        with self._statistics(student):
+            logits = student.decode(enhanced, view.labels.shape[-2:], view.window)
         return segmentation_loss(logits, view.labels, view.trust)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,10 @@ class Segmentation(Term):
         temperature: divides the logits (Undoing trains with 1.8).
         shift: (K,) added to the logits: `-b` of `ssrseg.label_shift.log_ratio` makes this classifier refinement.
         over_labelled: views whose loss is averaged over their labelled pixels only.
+        detail_weight: share of the loss that is the detail's own, of a student that looks twice (HRDA, eq. 13).
+        context_weight: share of the loss that is the context's, by what the detail leaves to it; for windows as large
+            as the images, outside of which nothing else would train it.
+        factors: view -> factor of these two shares alone.
     """
 
     def __init__(
@@ -78,14 +82,33 @@ class Segmentation(Term):
         temperature: float = 1.0,
         shift: Tensor | None = None,
         over_labelled: Iterable[str] = (),
+        detail_weight: float | None = None,
+        context_weight: float | None = None,
+        factors: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(views, weight)
         self.temperature, self.over_labelled = temperature, frozenset(over_labelled)
+        self.detail_weight, self.context_weight = detail_weight, context_weight
+        self.factors = factors or {}
         self.shift: Tensor | None
         self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
-        logits = student.decode(features, view.labels.shape[-2:])
+        return torch.stack([*self.losses(view, features, student).values()]).sum()
+
+    def losses(self, view: View, features: list[Tensor], student: Segmenter) -> dict[str, Tensor]:
+        """Return what `forward` sums: the loss of the prediction, and those of the scales that have a weight."""
+        fused, context, detail = student.scales(features, view.labels.shape[-2:], view.window)
+        shares = {"detail": (self.detail_weight, detail, view.cut()), "context": (self.context_weight, context, view)}
+        factor, left, losses = self.factors.get(view.name, 1.0), 1.0, dict[str, Tensor]()
+        for name, (share, logits, seen) in shares.items():
+            if share is not None and logits is not None:
+                losses[name] = share * factor * self._loss(logits, seen, student)
+                left -= share
+        return {"fused": left * self._loss(fused, view, student), **losses}
+
+    def _loss(self, logits: Tensor, view: View, student: Segmenter) -> Tensor:
+        logits = student.resize(logits, view.labels.shape[-2:])
         if self.temperature != 1:
             logits = logits / self.temperature
         if self.shift is not None:
@@ -102,6 +125,8 @@ class FeatureDistance(Term):
         num_classes: K.
         classes: ids of the thing classes; all locations count when absent.
         min_share: a location belongs to a class that covers at least this share of its pixels.
+        of_detail: add the distance of the detail's features, of a student that looks twice (HRDA's code, where the
+            window is the whole image).
     """
 
     def __init__(
@@ -111,21 +136,28 @@ class FeatureDistance(Term):
         *,
         classes: Sequence[int] | None = None,
         min_share: float = 0.75,
+        of_detail: bool = False,
         weight: float = 0.005,
         views: Iterable[str] = ("source",),
     ) -> None:
         super().__init__(views, weight)
-        self.frozen, self.num_classes, self.min_share = frozen, num_classes, min_share
+        self.frozen, self.num_classes, self.min_share, self.of_detail = frozen, num_classes, min_share, of_detail
         self.things: Tensor | None
         ids = None if classes is None else torch.tensor(classes)
         things = None if ids is None else torch.zeros(256, dtype=torch.bool).index_fill(0, ids, True)
         self.register_buffer("things", things, persistent=False)
 
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
-        deepest = features[-1]
+        distance = self._distance(student.context(view.images), features[-1], view, student, -1)
+        if self.of_detail:
+            seen, level = view.cut(), len(student.backbone.channels) - 1
+            distance = distance + self._distance(seen.images, features[level], seen, student, level)
+        return distance
+
+    def _distance(self, images: Tensor, deepest: Tensor, view: View, student: Segmenter, level: int) -> Tensor:
         mask = None
         if self.things is not None:
-            stride, labels, sizes = int(student.backbone.strides[-1]), view.labels, student.backbone.sizes
+            stride, labels, sizes = int(student.strides[level]), view.labels, student.backbone.sizes
             if sizes.scale is not None:  # the features are those of a resized image
                 labels = F.interpolate(labels[:, None].float(), sizes.seen(labels.shape[-2:]), mode="nearest")[
                     :, 0
@@ -135,7 +167,7 @@ class FeatureDistance(Term):
             mask = self.things[downscale_labels(labels, stride, self.num_classes, self.min_share)]
         else:
             mask = places_inside(view, deepest.shape[-2:])
-        return feature_distance(deepest, self.frozen(view.images), mask)
+        return feature_distance(deepest, self.frozen(images), mask)
 
 
 def feature_distance(features: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from ssrseg.adapt import distributed
 from ssrseg.adapt.batch import Batch, Pseudo, View, to_device
+from ssrseg.models.description import Detail, Window
 
 Images = Callable[[Tensor], Tensor]
 
@@ -23,6 +24,49 @@ def unchanged(images: Tensor) -> Tensor:
 def clean_of(images: Tensor, augment: Images) -> Tensor | None:
     """Return the images that `augment` will change, for `View.clean`; `None` where it leaves them as they are."""
     return None if augment is unchanged else images
+
+
+@dataclass(frozen=True)
+class Zoomed:
+    """Let a maker's view have a window, for a student that looks twice (HRDA).
+
+    Args:
+        maker: of the view.
+        draw: (height, width) of its images -> window.
+    """
+
+    maker: Callable[[Batch, Pseudo], View]
+    draw: Callable[[tuple[int, int]], Window]
+
+    def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
+        view = self.maker(batch, pseudo)
+        height, width = view.images.shape[-2:]
+        return replace(view, window=self.draw((height, width)))
+
+
+@dataclass(frozen=True)
+class DetailWindow:
+    """Draw where images are seen in detail: one window for the whole batch, alike in every process."""
+
+    generator: Generator
+    detail: Detail
+
+    def __call__(self, size: tuple[int, int]) -> Window:
+        """Map the (height, width) of images to a window."""
+        return detail_window(size, self.detail, lambda count: int(torch.randint(count, (), generator=self.generator)))
+
+
+def detail_window(size: tuple[int, int], detail: Detail, draw: Callable[[int], int]) -> Window:
+    """Draw a window of images of `size`, which begins at multiples of the divisor, but never at the last (HRDA's code).
+
+    An axis without room for a draw is seen from its beginning. `draw` gives a number below its argument, rows first.
+    """
+    spans = []
+    for side, window in zip(size, detail.window, strict=True):
+        places = (side - window + 1) // detail.divisor
+        start = detail.divisor * draw(places) if places > 0 else 0
+        spans.append(slice(start, start + min(window, side)))
+    return spans[0], spans[1]
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,30 @@ MOST_MASKS = 1024
 """Ids of an image's masks are below this."""
 
 
+class ImageMargins(Strict):
+    """Borders of whole images whose pseudo-labels are not trusted; they travel with the image through every crop."""
+
+    sides: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=4, max_length=4)]
+    """Rows at the top and bottom, columns at the left and right."""
+    of: Size
+    """(width, height) of the image in which they are counted; [100, 100] makes them percent."""
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> ImageMargins:
+        top, bottom, left, right = self.sides
+        if top + bottom >= self.of[1] or left + right >= self.of[0]:
+            raise ValueError(f"sides {list(self.sides)} leave nothing of an image of {self.of[0]}x{self.of[1]}")
+        return self
+
+
+Margins = Annotated[
+    Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], Tag("<rows>")]
+    | Annotated[ImageMargins, Tag("<image>")],
+    chosen_by((dict, ImageMargins), "<image>", "<rows>"),
+]
+"""Rows at the top and bottom of every crop, or borders of whole images."""
+
+
 class DataConfig(Strict):
     """Images, with labels or without."""
 
@@ -97,8 +121,9 @@ class DataConfig(Strict):
     masks: str | None = None
     """Glob below the `root` of a target: a map of regions for each image, matched as labels are, of 8 or 16 bits: an id
     for each pixel, 0 where there is none (`method.teacher.regions.of: masks`)."""
-    margins: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
-    """Rows at the top and bottom of a target crop whose pseudo-labels are not trusted (own car, rectification)."""
+    margins: Margins = (0, 0)
+    """Where pseudo-labels are not trusted (own car, rectification): rows at the top and bottom of a target crop, or
+    `{sides: [top, bottom, left, right], of: [width, height]}` of whole images (HRDA: 30, 240, 30, 30 of 2048x1024)."""
 
 
 Data = Annotated[

@@ -90,6 +90,8 @@ class FeatureDistanceConfig(Strict):
     classes: tuple[str, ...] | None = None
     """Names of the thing classes, those that the label space has; all locations when absent or when it has none."""
     min_share: Fraction = 0.75
+    of_detail: bool = False
+    """Add the distance of the features of `model.detail`, for windows as large as the crop (HRDA's code)."""
 
 
 class SegmentationConfig(Strict):
@@ -99,6 +101,11 @@ class SegmentationConfig(Strict):
     """Divides the logits in training (Undoing: 1.8)."""
     over_labelled: tuple[View, ...] = ()
     """Views whose loss is averaged over labelled pixels only; over all pixels elsewhere."""
+    detail_weight: Fraction | None = None
+    """Share of the loss that is the detail's own (HRDA: 0.1); needs `model.detail`. The fused prediction has the rest.
+    `masked.weight` leaves it alone."""
+    context_weight: Fraction | None = None
+    """Share that is the context's, for windows as large as the crop (HRDA's code: 0.1); else none is needed."""
     priors: str | None = None
     """Classifier refinement (Undoing): a file of `ssrseg priors`, or `gta5-cityscapes`, `synthia-cityscapes`. The loss
     is that of logits pushed back to the source's priors, so that they carry the target's themselves."""

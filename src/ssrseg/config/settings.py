@@ -144,6 +144,14 @@ class Settings(Strict):
             raise ValueError("deploy.statistics are those of a target: set target.root to a folder of images")
         if self.loader.jitter is not None and self.model.in_channels != 3:
             raise ValueError("loader.jitter is for RGB, and model.in_channels is not 3: set loader.jitter to null")
+        segmentation, distance = self.method.segmentation, self.method.feature_distance
+        asked = {
+            "method.segmentation.detail_weight": segmentation.detail_weight is not None,
+            "method.segmentation.context_weight": segmentation.context_weight is not None,
+            "method.feature_distance.of_detail": distance is not None and distance.of_detail,
+        }
+        if self.model.detail is None and (of_detail := [key for key, asks in asked.items() if asks]):
+            raise ValueError(f"{of_detail[0]} is for a model that looks twice: set model.detail, or leave it out")
         if self.loader.of_target != self.loader.crop:
             differs = "loader.target_crop differs from loader.crop"
             if self.method.mixed:

@@ -4,9 +4,40 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, Tag, model_validator
 
-from ssrseg.config.base import EFFECT, NO_EFFECT, Fraction, Positive, Rate, Size, Strict, UserPath, by_default
+from ssrseg.config.base import (
+    EFFECT,
+    NO_EFFECT,
+    Fraction,
+    Positive,
+    Rate,
+    Size,
+    Strict,
+    UserPath,
+    by_default,
+    chosen_by,
+)
+
+
+class DetailConfig(Strict):
+    """How the model looks twice: at all of a smaller image, and at windows of the image as it is (HRDA)."""
+
+    window: Size = (512, 512)
+    """(height, width) of what is seen in detail; a crop that is smaller is seen whole."""
+    stride: Size | None = None
+    """Of the windows at inference and of the teacher; half of them when absent."""
+    scale: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Factor of height and width of the image that gives the context."""
+    attention: Annotated[
+        Annotated[Fraction, Tag("<share>")] | Annotated[Literal["classes", "shared"], Tag("<word>")],
+        chosen_by(str, "<word>", "<share>"),
+    ] = "classes"
+    """How much the detail counts at each place: learned, for each class or one for all; or a constant."""
+    divisor: Positive = 8
+    """In training, windows begin at multiples of this."""
+    blurred: bool = False
+    """See the windows halved and doubled again, which shows what their detail is worth."""
 
 
 class ModelConfig(Strict):
@@ -38,11 +69,19 @@ class ModelConfig(Strict):
     dropout: Fraction = 0.1
     align_corners: bool = False
     """How logits are resized; DACS and Undoing align the corners."""
+    detail: DetailConfig | None = None
+    """Look at details, too (HRDA); the crop should be larger than its window."""
     start: UserPath | None = None
     """A model of ours to start from, head and all: a file, or a name on the Hub."""
     start_classes: Literal["same", "shared", "renamed"] = "same"
     """How its classes become those of the run. By their names, in whatever order: they are the `same`, or `shared` ones
     keep their rows of the classifier and the others start fresh. `renamed`: by their places alone."""
+
+    @model_validator(mode="after")
+    def _detail_is_placed_by_cells(self) -> ModelConfig:
+        if self.detail is not None and self.align_corners:
+            raise ValueError("model.detail is placed by cells, not corners: set model.align_corners=false")
+        return self
 
     @model_validator(mode="after")
     def _a_number_for_each_band(self) -> ModelConfig:

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from ssrseg.config import LoaderConfig
-from ssrseg.config.data import Bound
+from ssrseg.config.data import Bound, ImageMargins, Margins
 from ssrseg.data.cache import ScaledFiles
 from ssrseg.data.label_files import read_labels
 from ssrseg.data.label_mapping import LabelCode
@@ -31,6 +31,7 @@ from ssrseg.data.transforms import (
     resize_image,
     resize_labels,
     retry,
+    valid_pixels,
 )
 
 Crop = tuple[Tensor, Tensor, str, tuple[int, int]]
@@ -113,7 +114,7 @@ class TargetImages:
 
     images: list[Path]
     files: ScaledFiles
-    margins: tuple[int, int]
+    margins: Margins
     loader: LoaderConfig
     sampler: Sampler
     masks: list[Path] | None = None
@@ -127,16 +128,17 @@ class TargetImages:
         width, height = scaled.size
         box = random_box(height, width, self.loader.of_target, generator)
         image, nowhere = scaled.crop(box), 0
-        valid = torch.ones_like(image[0])
+        valid = valid_pixels(scaled.size, self.margins)[box]
         if self.masks is not None:
-            valid, nowhere = resize_labels(read_masks(self.masks[file], path), scaled.size)[box], -1
+            nowhere = -1
+            valid = resize_labels(read_masks(self.masks[file], path), scaled.size)[box].where(valid, nowhere)
         if mirrored(generator, self.loader.flip):
             image, valid = image.flip(-1), valid.flip(-1)
         valid = pad(valid, self.loader.of_target, nowhere)
-        top, bottom = self.margins
-        valid[:top] = nowhere
-        valid[len(valid) - bottom :] = nowhere
-        valid = valid.bool() if self.masks is None else valid
+        if not isinstance(self.margins, ImageMargins):
+            top, bottom = self.margins
+            valid[:top] = nowhere
+            valid[len(valid) - bottom :] = nowhere
         return pad(image, self.loader.of_target, 0), valid, str(path), (image.shape[-2], image.shape[-1])
 
 

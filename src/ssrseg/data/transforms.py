@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torchvision.transforms import functional as V
 
-from ssrseg.config.data import Bound, ExactSize, JitterConfig
+from ssrseg.config.data import Bound, ExactSize, ImageMargins, JitterConfig, Margins
 from ssrseg.data.label_spaces import IGNORE
 
 Box = tuple[slice, slice]
@@ -77,6 +77,19 @@ def pad(image: Tensor, size: tuple[int, int], value: int) -> Tensor:
     height, width = image.shape[-2:]
     below, right = max(0, size[0] - height), max(0, size[1] - width)
     return F.pad(image, (0, right, 0, below), value=value) if below or right else image
+
+
+def valid_pixels(size: tuple[int, int], margins: Margins) -> Tensor:
+    """Tell where an image of `size` (width, height) lies inside of its margins, (H, W) bool: resized as labels are.
+
+    It is all of the image where the margins are rows of the crop.
+    """
+    width, height = size
+    if not isinstance(margins, ImageMargins):
+        return torch.ones(height, width, dtype=torch.bool)
+    (top, bottom, left, right), (columns, rows) = margins.sides, margins.of
+    row, column = torch.arange(height) * rows // height, torch.arange(width) * columns // width
+    return ((row >= top) & (row < rows - bottom))[:, None] & ((column >= left) & (column < columns - right))
 
 
 def random_box(height: int, width: int, crop: tuple[int, int], generator: Generator) -> Box:

@@ -115,7 +115,8 @@ def run_in_openvino(segmenter: Segmenter) -> Segmenter:
     """Run the backbone in OpenVINO; the head is faster as `run_in_torch` arranges it."""
     network = run_in_torch(segmenter)
     backbone = fuse(segmenter).backbone
-    network.backbone.pyramid = OpenVINOPyramid(backbone.pyramid, backbone.sizes, segmenter.in_channels)
+    keeps = segmenter.detail is not None  # the context's features, while the windows are seen
+    network.backbone.pyramid = OpenVINOPyramid(backbone.pyramid, backbone.sizes, segmenter.in_channels, keeps=keeps)
     return network
 
 
@@ -125,8 +126,9 @@ class OpenVINOPyramid(nn.Module):
     A plain ViT, whose positions follow the image's size, is converted for each of the last `SHAPES` sizes.
     """
 
-    def __init__(self, pyramid: nn.Module, sizes: ImageSizes, bands: int = 3) -> None:
+    def __init__(self, pyramid: nn.Module, sizes: ImageSizes, bands: int = 3, *, keeps: bool = False) -> None:
         super().__init__()
+        self.keeps = keeps
         self.plain = pyramid if isinstance(pyramid, PlainPyramid) and sizes.scale is not None else None
         if self.plain is None:
             padded = (-(-side // step) * step for side, step in zip(PICTURE, sizes.multiple, strict=True))
@@ -135,7 +137,7 @@ class OpenVINOPyramid(nn.Module):
         self.requests: dict[tuple[int, ...] | None, Any] = {}
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Compute features of normalised images; the next call overwrites them."""
+        """Compute features of normalised images; the next call overwrites them, unless it `keeps` them."""
         shape: tuple[int, ...] | None = tuple(images.shape)
         if shape not in self.requests and len(self.requests) >= SHAPES:
             if self.plain is None:
@@ -156,7 +158,9 @@ class OpenVINOPyramid(nn.Module):
                 "INFERENCE_PRECISION_HINT": "f32",
             }
             self.requests[shape] = self.core.compile_model(program, "CPU", settings).create_infer_request()
-        results = self.requests[shape].infer([images.contiguous().numpy()], share_inputs=True, share_outputs=True)
+        results = self.requests[shape].infer(
+            [images.contiguous().numpy()], share_inputs=True, share_outputs=not self.keeps
+        )
         return [torch.from_numpy(results[i]) for i in range(len(results))]
 
 

@@ -57,7 +57,7 @@ def export(model: Path | str | Segmenter, out: Path, *, size: Size = (512, 1024)
         size: (height, width) of the images to trace and check with.
         dynamic: batch, height and width are free, height and width as multiples of 32; else one image of `size`. A
             model that takes other sizes is exported for one image of the largest, or of `size` rounded up; a plain ViT,
-            whose positions follow the image's size, for one image of `size`.
+            whose positions follow the image's size, and one that looks at details, for one image of `size`.
 
     Raises:
         UserError: packages are missing, torch cannot export the model, or its predictions differ from torch's.
@@ -71,6 +71,8 @@ def export(model: Path | str | Segmenter, out: Path, *, size: Size = (512, 1024)
     elif max(sizes.multiple) > STRIDE:
         rows, columns = (-(-side // step) * step for side, step in zip(size, sizes.multiple, strict=True))
         size, dynamic = sizes.largest or (rows, columns), False
+    if segmenter.detail is not None:  # the number of its windows follows from the size
+        dynamic = False
     if dynamic and any(length % STRIDE for length in size):
         raise UserError(f"The size {size} should be multiples of {STRIDE}; or export with dynamic=False.")
     out = Path(out)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,8 @@ from torch import Tensor
 from ssrseg.config import InferenceConfig
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import fits
+from ssrseg.models.description import Window
+from ssrseg.models.multi_resolution import MultiResolution, spans
 from ssrseg.models.segmenter import Segmenter
 
 Size = tuple[int, int]
@@ -43,7 +47,7 @@ def slide(
 
     The last window of an axis is shifted back to end at the border; a window larger than the image shrinks to it, and
     one larger than the network takes to that, with strides of two thirds of it. `batch` crops go through the model at
-    once. Raises `UserError` for a stride that is larger than the window.
+    once, or so many windows of their details. Raises `UserError` for a stride that is larger than the window.
     """
     if stride[0] > window[0] or stride[1] > window[1]:
         raise UserError(f"The stride {stride} is larger than the window {window}: pixels between windows are not seen.")
@@ -53,22 +57,26 @@ def slide(
     height, width = images.shape[-2:]
     boxes = [
         (rows, columns)
-        for rows in _spans(height, window[0], stride[0])
-        for columns in _spans(width, window[1], stride[1])
+        for rows in spans(height, window[0], stride[0])
+        for columns in spans(width, window[1], stride[1])
     ]
-    at_once = max(1, batch // len(images))
+    looks_twice = isinstance(model, MultiResolution) and not model.training
+    crops = cast(MultiResolution, model).crops if looks_twice else partial(_crops, model)
     visits = images.new_zeros(1, 1, height, width)
     total: Tensor | None = None
-    for start in range(0, len(boxes), at_once):
-        group = boxes[start : start + at_once]
-        logits = model(torch.cat([images[..., rows, columns] for rows, columns in group]))
+    for (rows, columns), crop in zip(boxes, crops(images, boxes, max(1, batch // len(images))), strict=True):
         if total is None:
-            total = logits.new_zeros(len(images), logits.shape[1], height, width)
-        for (rows, columns), crop in zip(group, logits.chunk(len(group)), strict=True):
-            total[..., rows, columns] += crop
-            visits[..., rows, columns] += 1
+            total = crop.new_zeros(len(images), crop.shape[1], height, width)
+        total[..., rows, columns] += crop
+        visits[..., rows, columns] += 1
     assert total is not None  # there is at least one window
     return _resized(total / visits, size)
+
+
+def _crops(model: Network, images: Tensor, boxes: Sequence[Window], at_once: int) -> Iterator[Tensor]:
+    """Logits of crops of images, box by box, `at_once` through the model together."""
+    for group in (boxes[start : start + at_once] for start in range(0, len(boxes), at_once)):
+        yield from model(torch.cat([images[..., rows, columns] for rows, columns in group])).chunk(len(group))
 
 
 def largest_image(model: Network) -> Size | None:
@@ -119,11 +127,3 @@ def _resized(maps: Tensor, size: Size | None) -> Tensor:
     if size is None or tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
-
-
-def _spans(length: int, window: int, stride: int) -> list[slice]:
-    """Windows of one axis."""
-    window = min(window, length)
-    count = max(length - window + stride - 1, 0) // stride + 1
-    starts = [min(i * stride, length - window) for i in range(count)]
-    return [slice(start, start + window) for start in starts]

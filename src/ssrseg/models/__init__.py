@@ -2,9 +2,10 @@
 
 from ssrseg.models.backbones import BACKBONES, Backbone, build_backbone
 from ssrseg.models.convert import convert
+from ssrseg.models.description import Description, Detail
 from ssrseg.models.heads import HEADS, build_head
 from ssrseg.models.published import LoadReport, load_published
-from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, load_segmenter, save_segmenter
+from ssrseg.models.segmenter import Segmenter, build_segmenter, load_segmenter, save_segmenter
 from ssrseg.models.weights import load, load_pretrained
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "HEADS",
     "Backbone",
     "Description",
+    "Detail",
     "LoadReport",
     "Segmenter",
     "build_backbone",

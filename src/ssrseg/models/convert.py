@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import BACKBONES
+from ssrseg.models.description import Description, Detail
 from ssrseg.models.published import LoadReport, load_published
-from ssrseg.models.segmenter import Description, build_described, save_segmenter
+from ssrseg.models.segmenter import build_described, save_segmenter
 from ssrseg.models.weight_files import find_network, read_weights
 from ssrseg.models.weight_names import backbone_in, recognise, to_official
 
@@ -25,6 +27,9 @@ HEAD_MARKS = {
     "squeeze.1.weight": ("aspp-attentive", None),
 }
 """Official name of a layer -> the head that has it, and its published width."""
+
+_OUTPUTS = ("linear_pred", "aspp_modules.0.conv", "classify", "branches.0", "conv_seg")
+"""Layers that give the classes, in official names and in ours; SegFormer's conv_seg is a dead layer."""
 
 CITYSCAPES = (
     *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation"),
@@ -73,7 +78,8 @@ def convert(
     classes = tuple(classes or _listed(file.meta.get("CLASSES"), count) or known)
     if len(classes) != count:
         raise UserError(f"{source} has {count} classes, but {len(classes)} names were given.")
-    recognised, channels = _head_in(state)
+    detail = _detail_in(state, file.meta)
+    recognised, channels = _head_in(state, "decode_head.head." if detail else "decode_head.")
     if dialect == "dacs":  # its head owns four branches and returns after the second
         recognised = "deeplabv2"
     if dialect == "ssrseg" and classifier.shape[-1] == 1:  # a layer of 1x1, behind the head's own width
@@ -93,6 +99,7 @@ def convert(
         resize=resize,
         head_channels=channels,
         align_corners=dialect in ("dacs", "undoing"),
+        detail=detail,
     )
     segmenter = build_described(description)
     report = load_published(segmenter, file, part=network.path[:-1] or None, setting=PART)
@@ -100,18 +107,46 @@ def convert(
     return report
 
 
-def _head_in(state: Mapping[str, Tensor]) -> tuple[str, int | None]:
+def _head_in(state: Mapping[str, Tensor], prefix: str) -> tuple[str, int | None]:
     """Name, and the width where it is not the published one; no name when unknown."""
     for layer, (head, published) in HEAD_MARKS.items():
-        if (weight := state.get(f"decode_head.{layer}")) is not None:
+        if (weight := state.get(f"{prefix}{layer}")) is not None:
             return head, None if published in (None, len(weight)) else len(weight)
     return "", None
 
 
+def _detail_in(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Detail | None:
+    """How a network looks twice, if it does; the numbers stand in the text of its configuration, else are HRDA's."""
+    if not any(name.startswith("decode_head.head.") for name in state):
+        return None
+    text, usual = str(meta.get("config", "")), Detail()
+
+    def numbers(option: str, pattern: str = r"[^\])]*") -> list[float]:
+        found = re.search(rf"\b{option}\s*=\s*[\[(]?({pattern})", text)
+        return [float(number) for number in re.findall(r"[\d.]+", found[1])] if found else []
+
+    rows, columns = numbers("hr_crop_size") or usual.window
+    window = int(rows), int(columns)
+    attention: Any = numbers("fixed_attention", r"[\d.]+") or [0.5]
+    if (weight := _first(state, "decode_head.scale_attention.", _OUTPUTS)) is not None:
+        attention = ["shared" if len(weight) == 1 else "classes"]
+    return Detail(
+        window,
+        stride=window if re.search(r"hr_slide_overlapping\s*=\s*False", text) else None,
+        scale=min(numbers("scales") or [usual.scale]),
+        attention=attention[0],
+        divisor=int((numbers("crop_coord_divisible", r"\d+") or [usual.divisor])[0]),
+        blurred=bool(re.search(r"blur_hr_crop\s*=\s*True", text)),
+    )
+
+
 def _classifier(state: Mapping[str, Tensor]) -> Tensor | None:
-    official = ("linear_pred", "aspp_modules.0.conv", "classify", "conv_seg")  # SegFormer's conv_seg is a dead layer
-    names = [*(f"decode_head.{name}.weight" for name in official), "head.classify.weight", "head.branches.0.weight"]
-    return next((state[name] for name in names if name in state), None)
+    found = (_first(state, prefix, _OUTPUTS) for prefix in ("decode_head.", "decode_head.head.", "head."))
+    return next((weight for weight in found if weight is not None), None)
+
+
+def _first(state: Mapping[str, Tensor], prefix: str, layers: Sequence[str]) -> Tensor | None:
+    return next((state[name] for layer in layers if (name := f"{prefix}{layer}.weight") in state), None)
 
 
 def _fit(weights: Mapping[str, Tensor]) -> float:

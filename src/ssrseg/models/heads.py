@@ -125,6 +125,16 @@ class SegFormerHead(Head):
         return logits
 
 
+class ScaleAttentionHead(SegFormerHead):
+    """Per-level projection and one 1x1 fusion, as wide as the DAFormer head; it starts even (HRDA, section 3.3)."""
+
+    def __init__(
+        self, in_channels: Sequence[int], num_classes: int, *, channels: int = 256, dropout: float = 0.1
+    ) -> None:
+        super().__init__(in_channels, num_classes, channels=channels, dropout=dropout)
+        self.classify = _classifier(channels, num_classes)
+
+
 class DeepLabV2Head(nn.Module):
     """Parallel dilated convolutions of the last level, summed.
 
@@ -220,6 +230,8 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     "aspp-attentive": AttentiveASPPHead,
 }
 """Name -> head, which takes the channels of each level, the number of classes, and what `build_head` takes."""
+OF_DEEPEST = ("deeplabv2", "deeplabv2-whole", "aspp-attentive")
+"""Heads whose logits have the resolution of the deepest level; those of the others have the finest one's."""
 
 
 def build_head(
@@ -236,3 +248,12 @@ def build_head(
     if channels is not None and options:
         options["channels"] = channels
     return HEADS[name](in_channels, num_classes, **options)
+
+
+def build_attention(
+    head: str, in_channels: Sequence[int], outputs: int, *, channels: int | None = None, dropout: float = 0.1
+) -> nn.Module:
+    """Build the scale attention beside the head `head`: `outputs` maps of its resolution, before the sigmoid (HRDA)."""
+    if head in OF_DEEPEST:
+        return HEADS[head if head.startswith("deeplabv2") else "deeplabv2"](in_channels, outputs)
+    return ScaleAttentionHead(in_channels, outputs, channels=channels or 256, dropout=dropout)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
@@ -19,35 +18,21 @@ from torch import Tensor, nn
 
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import Backbone, build_backbone
-from ssrseg.models.heads import Resize, build_head
+from ssrseg.models.description import Description, Detail, Window
+from ssrseg.models.heads import OF_DEEPEST, Resize, build_attention, build_head
 from ssrseg.models.plain import Taps
 from ssrseg.runs.atomic import write_atomically
 
 
-@dataclass(frozen=True)
-class Description:
-    """The architecture and classes of a model, in the metadata of its weights file."""
+class Scales(NamedTuple):
+    """Logits of the scales of a network, at its head's resolution."""
 
-    backbone: str
-    head: str
-    classes: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...] = ()
-    resize: tuple[int, int] | None = None
-    """(width, height) that bounded the images of the domain the model was made for."""
-    head_channels: int | None = None
-    """Width of the head; the published one when absent."""
-    align_corners: bool = False
-    """How logits are resized: DACS and Undoing align the corners."""
-    in_channels: int = 3
-    """Bands of the images."""
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    """Of each band in [0, 1]; the backbone's, repeated, when absent."""
-    image_size: tuple[int, int] | None = None
-    """(height, width) that the backbone was built for, where its weights depend on it."""
-    taps: Taps | None = None
-    image_scale: float | None = None
-    """Of plain ViTs, as in `build_backbone`."""
+    fused: Tensor
+    """(B, K, h, w): what it predicts."""
+    context: Tensor | None = None
+    """(B, K, h', w') of the whole images, by the share that the detail leaves to them; absent with one scale."""
+    detail: Tensor | None = None
+    """(B, K, h'', w'') of the window; absent with one scale."""
 
 
 WEIGHTS = "model.safetensors"
@@ -71,6 +56,8 @@ class Segmenter(
 
     mean: Tensor
     std: Tensor
+    detail: Detail | None = None
+    """How it looks at details, if it does."""
 
     def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int, *, align_corners: bool = False) -> None:
         super().__init__()
@@ -86,14 +73,34 @@ class Segmenter(
         """Bands of the images: 3 for RGB."""
         return self.mean.shape[1]
 
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """Images in [0, 1] -> four feature maps (B, C_i, h_i, w_i), finest first."""
-        features: list[Tensor] = self._run("backbone", (images - self.mean) / self.std)
+    @property
+    def strides(self) -> tuple[float, ...]:
+        """Pixels of the image per cell of each feature map."""
+        return self.backbone.strides
+
+    def encode(self, images: Tensor, window: Window | None = None) -> list[Tensor]:
+        """Images in [0, 1] -> four feature maps (B, C_i, h_i, w_i), finest first.
+
+        `window` is for networks with a `detail` (`MultiResolution`); the others see the whole image alone.
+        """
+        features: list[Tensor] = self._run("backbone", self.normalised(images))
         return features
 
-    def decode(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Features -> logits (B, K, *size)."""
-        logits: Tensor = self.resize(self._run("head", features), size)
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] as the backbone takes them."""
+        return (images - self.mean) / self.std
+
+    def context(self, images: Tensor) -> Tensor:
+        """Images as the last four feature maps see them: as they are."""
+        return images
+
+    def scales(self, features: Sequence[Tensor], size: Sequence[int], window: Window | None = None) -> Scales:
+        """Features of images of `size` -> logits at the head's resolution."""
+        return Scales(self._run("head", features))
+
+    def decode(self, features: Sequence[Tensor], size: Sequence[int], window: Window | None = None) -> Tensor:
+        """Features -> logits (B, K, *size); `window` is the one that was encoded."""
+        logits: Tensor = self.resize(self.scales(features, size, window).fused, size)
         return logits
 
     def compile_training(self, *parts: str) -> None:
@@ -148,6 +155,7 @@ def build_segmenter(
     size: tuple[int, int] | None = None,
     taps: Taps | None = None,
     image_scale: float | None = None,
+    detail: Detail | None = None,
 ) -> Segmenter:
     """Build a segmenter with random weights; raises `UserError` for unknown names.
 
@@ -162,10 +170,20 @@ def build_segmenter(
         size: (height, width) of the images, for backbones that depend on it.
         taps: what a plain ViT's levels are made of.
         image_scale: a plain ViT sees images so many times as large.
+        detail: how it looks at details, if it does.
     """
     if isinstance(backbone, str):
         backbone = build_backbone(backbone, drop_path=drop_path, size=size, taps=taps, scale=image_scale)
     decoder = build_head(head, backbone.channels, num_classes, channels=head_channels, dropout=dropout)
+    if detail is not None:
+        from ssrseg.models.multi_resolution import MultiResolution  # a segmenter itself
+
+        outputs = {"classes": num_classes, "shared": 1}.get(str(detail.attention))
+        attention = outputs and build_attention(
+            head, backbone.channels, outputs, channels=head_channels, dropout=dropout
+        )
+        stride = round(backbone.strides[-1 if head in OF_DEEPEST else 0] / (backbone.sizes.scale or 1))
+        return MultiResolution(backbone, decoder, attention or None, num_classes, detail, stride)
     return Segmenter(backbone, decoder, num_classes, align_corners=align_corners)
 
 
@@ -180,6 +198,7 @@ def build_described(description: Description) -> Segmenter:
         size=description.image_size,
         taps=description.taps,
         image_scale=description.image_scale,
+        detail=description.detail,
     )
     segmenter.description = description
     take_bands(segmenter, description.in_channels, description.mean, description.std)

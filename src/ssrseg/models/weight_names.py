@@ -28,9 +28,11 @@ MIT_SIZES = {(2, 2, 2, 2): (0, 1), (3, 4, 6, 3): (2,), (3, 4, 18, 3): (3,), (3, 
 
 def official_name(key: str, segmenter: Segmenter) -> str:
     """Spell one of our names officially."""
-    if key.startswith("head."):
-        rules = _TABLES["heads"].get(type(segmenter.head).__name__, {})
-        return "decode_head." + _rename(key.removeprefix("head."), rules)
+    part, _, rest = key.partition(".")
+    if part in ("head", "attention"):
+        rules = _TABLES["heads"].get(type(getattr(segmenter, part)).__name__, {})
+        outer = {"attention": "scale_attention."}.get(part, "head." if segmenter.detail else "")
+        return f"decode_head.{outer}{_rename(rest, rules)}"
     architecture = timm_architecture(segmenter)
     rules = next((rules for pattern, rules in _TABLES["timm"].items() if re.match(pattern, architecture)), {})
     return "backbone." + _rename(timm_name(key), rules)

@@ -92,6 +92,8 @@ class _Cast:
         prepare(self.method, settings.train.model_copy(update={"compile": "off"}), torch.device(device))
         teacher = self.method.teacher
         self.networks = {"student backbone": student.backbone, "student head": student.head, "teacher": teacher}
+        if (attention := getattr(student, "attention", None)) is not None:
+            self.networks["student scale attention"] = attention
         self.frozen = {name: encoder.module for name, encoder in self.encoders.items()}
 
     def lose_data(self) -> None:

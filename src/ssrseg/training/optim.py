@@ -52,7 +52,7 @@ def parameter_groups(learner: nn.Module, config: OptimConfig) -> list[dict[str, 
         if not parameter.requires_grad or DISCRIMINATOR in name:
             continue
         lr = config.lr
-        if name.startswith("student.head.") or (plain and name.startswith(NEW)):
+        if name.startswith(("student.head.", "student.attention.")) or (plain and name.startswith(NEW)):
             lr *= config.head_lr_factor
         elif name.startswith(BACKBONE):
             lr *= config.backbone_lr_factor * (config.layer_decay or 1.0) ** above.get(name, 0)

@@ -14,13 +14,14 @@ from torch import Generator
 from ssrseg.adapt.batch import View
 from ssrseg.adapt.methods import build_method
 from ssrseg.adapt.terms import Term
-from ssrseg.adapt.views import BlockMask
+from ssrseg.adapt.views import BlockMask, detail_window
 from ssrseg.config import Settings, datasets, with_words
 from ssrseg.data import find_images, resolve_space
 from ssrseg.data.checks.inspect import read_header
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError, out_of_memory
 from ssrseg.inference.sliding_window import Size, build_inference
+from ssrseg.models.segmenter import Segmenter
 from ssrseg.training.deterministic import REFUSAL
 from ssrseg.training.setup import build_student, built_size
 
@@ -108,7 +109,7 @@ def find_misfit(settings: Settings, images: Sequence[Size], device: str = "meta"
             encoder.to(device)
         method.learner.train()
         done = dict[Size, set[str]]()
-        for view in _views(settings, student.in_channels):
+        for view in _views(settings, student):
             count, _, height, width = view.images.shape
             named = cast(Mapping[str, Term], method.learner.terms)
             terms = {name for name, term in named.items() if view.name in term.views}
@@ -131,7 +132,7 @@ def find_misfit(settings: Settings, images: Sequence[Size], device: str = "meta"
     return None
 
 
-def _views(settings: Settings, bands: int) -> Iterator[View]:
+def _views(settings: Settings, student: Segmenter) -> Iterator[View]:
     """Yield the views that the method's makers make, without data; a teacher sees the target's size too."""
     method, loader = settings.method, settings.loader
     masked = method.masked and method.masked.images_of
@@ -142,7 +143,9 @@ def _views(settings: Settings, bands: int) -> Iterator[View]:
         shapes["masked"] = (loader.batch, loader.of_target if masked == "target" else loader.crop)
     for name, (count, size) in shapes.items():
         labels, trust = torch.zeros(count, *size, dtype=torch.int64), torch.ones(count, *size)
-        yield View(name, torch.zeros(count, bands, *size), labels, None if name == "source" else trust)
+        window = None if student.detail is None else detail_window(size, student.detail, lambda places: 0)
+        images = torch.zeros(count, student.in_channels, *size)
+        yield View(name, images, labels, None if name == "source" else trust, window=window)
 
 
 def _image_sizes(settings: Settings) -> Iterator[Size]:

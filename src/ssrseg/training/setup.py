@@ -25,7 +25,8 @@ from ssrseg.config.data import ExactSize
 from ssrseg.data import LabelSpace, resolve_space
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import BACKBONES
-from ssrseg.models.segmenter import Description, Segmenter, build_segmenter, take_bands
+from ssrseg.models.description import Description, Detail
+from ssrseg.models.segmenter import Segmenter, build_segmenter, take_bands
 from ssrseg.models.weights import load, load_pretrained
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.deterministic import refuse_nondeterministic
@@ -107,8 +108,15 @@ def build_context(
 
 
 def built_size(settings: Settings, start: Segmenter | None = None) -> tuple[int, int]:
-    """Return the (height, width) that a student is built for: that of `model.start`, else what holds all crops."""
-    config, crops = settings.model, (settings.loader.crop, settings.loader.of_target)
+    """Return the (height, width) that a student is built for: that of `model.start`, else what holds all crops.
+
+    With `model.detail`, it is what holds the windows and the smaller crops.
+    """
+    config = settings.model
+    crops: tuple[tuple[int, int], ...] = settings.loader.crop, settings.loader.of_target
+    if (detail := config.detail) is not None:
+        smaller = [(int(height * detail.scale), int(width * detail.scale)) for height, width in crops]
+        crops = (detail.window, *smaller)
     size = max(height for height, _ in crops), max(width for _, width in crops)
     if config.start is None or config.backbone in BACKBONES:
         return size
@@ -135,6 +143,7 @@ def build_student(settings: Settings, space: LabelSpace, size: tuple[int, int] |
         size=size or built_size(settings, start),
         taps=config.taps,
         image_scale=config.image_scale,
+        detail=None if config.detail is None else Detail(**config.detail.model_dump()),
     )
     bands, usual = (config.in_channels, config.mean, config.std), (student.backbone.mean, student.backbone.std)
     if start is None:
@@ -152,7 +161,7 @@ def build_student(settings: Settings, space: LabelSpace, size: tuple[int, int] |
     own = student.backbone
     if config.in_channels != 3 or (own.mean, own.std) != usual:
         description = replace(description, in_channels=config.in_channels, mean=own.mean, std=own.std)
-    student.description = replace(description, image_size=student.backbone.sizes.built)
+    student.description = replace(description, image_size=student.backbone.sizes.built, detail=student.detail)
     return student, note
 
 
