@@ -16,6 +16,7 @@ from ssrseg.errors import UserError
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "accuracy"))
 
 import embedded
+import embedded_page
 from controls import CONTROLS, control_of, next_images, shuffled_channels, shuffled_pixels
 
 FEATURES = torch.arange(2 * 3 * 4 * 5, dtype=torch.float64).view(2, 3, 4, 5)
@@ -62,6 +63,22 @@ def test_the_rows_of_the_embedded_study_name_their_controls(tmp_path: Path) -> N
     assert "control" in encoder.note
     assert torch.equal(encoder(images), plain(images)[[1, 0]])
     assert control_of(embedded.row("daformer-ssr", 0, tmp_path)) is None
+
+
+@pytest.mark.parametrize("part", embedded.PARTS)
+def test_other_uses_of_the_encoder_have_controls_too(part: str, tmp_path: Path) -> None:
+    settings = embedded.row(f"{part}-shuffled", 0, tmp_path)
+    (named,) = settings.method.foundations.values()
+    assert named.encoder == "demo, locations shuffled"
+    encoder, images = control_of(settings), torch.rand(2, 3, 64, 64)
+    assert encoder is not None
+    plain = build_encoder(FoundationConfig(encoder="demo", input_size="native"), (64, 64))(images)
+    assert not torch.equal(encoder(images), plain)
+    torch.testing.assert_close(encoder(images).sum(dim=(2, 3)), plain.sum(dim=(2, 3)))
+    assert control_of(embedded.row(part, 0, tmp_path)) is None
+    (random,) = embedded.row(f"{part}-random-encoder", 0, tmp_path).method.foundations.values()
+    assert random.weights == "none"
+    assert {*embedded_page.USES, *embedded_page.USES_CONTROLS[part]} <= embedded.ROWS.keys()
 
 
 def test_the_demos_encoder_takes_a_square_where_one_is_asked_for() -> None:

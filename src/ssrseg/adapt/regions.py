@@ -75,13 +75,14 @@ def refine(
     The trust of a pixel is the mean probability of its label in its region, 0 where not `valid`. Region ids (B, H, W)
     int64 are below `count`; pixels of region 0, which is none, stay as they are. Probabilities (B, K, H, W).
     """
-    ids, flat = regions.flatten(1), probabilities.flatten(2)
-    sums = flat.new_zeros(*flat.shape[:2], count).scatter_add(2, ids[:, None].expand_as(flat), flat)
-    sizes = flat.new_zeros(len(flat), count).scatter_add(1, ids, torch.ones_like(flat[:, 0]))
-    means = sums / sizes.clamp(min=1)[:, None]
-    share, winner = means.max(dim=1)  # (B, count)
-    labels = torch.where((share >= majority).gather(1, ids), winner.gather(1, ids), pseudo.labels.flatten(1))
-    trust = means.flatten(1).gather(1, labels * count + ids).view_as(pseudo.trust) * valid
-    outside = regions == 0
-    labels = torch.where(outside, pseudo.labels, labels.view_as(pseudo.labels))
-    return Pseudo(labels, torch.where(outside, pseudo.trust, trust))
+    firsts = count * torch.arange(len(regions), device=regions.device).view(-1, 1, 1)
+    places = (regions + firsts).flatten()  # of each pixel, its region among those of all images
+    pixels = F.pad(probabilities.movedim(1, -1).flatten(0, 2), (0, 1), value=1.0)  # the last column counts
+    sums = pixels.new_zeros(len(regions) * count, pixels.shape[1]).index_add(0, places, pixels)
+    means = sums[:, :-1] / sums[:, -1:].clamp(min=1)
+    share, winner = means.max(dim=1)
+    labels = torch.where((share >= majority)[places], winner[places], pseudo.labels.flatten())
+    trust = means[places, labels].view_as(pseudo.trust) * valid
+    none = regions == 0
+    labels = torch.where(none, pseudo.labels, labels.view_as(regions))
+    return Pseudo(labels, torch.where(none, pseudo.trust, trust))
