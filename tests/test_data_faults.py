@@ -195,6 +195,22 @@ def images_are_the_labels(at: At) -> Settled:
     return {"source": {"images": "labels/**/*"}}
 
 
+REGIONS = {"target": {"masks": "masks/**/*"}, "method": {"teacher": {"regions": {"of": "masks"}}, "mixed": {}}}
+
+
+@faults(kinds="target: regions cannot be used", says="no label matching 'masks/**/*'", together=False)
+def a_target_has_no_masks(at: At) -> Settled:
+    return REGIONS
+
+
+@faults(kinds="target: regions cannot be used", says="01.png is 64x64, its regions", together=False)
+def masks_have_another_size(at: At) -> Settled:
+    (at.root / "camera" / "masks").mkdir()
+    for image in (at.root / "camera" / "images").iterdir():
+        Image.new("L", (64, 64 if image.stem == "00" else 32)).save(at.root / "camera" / "masks" / image.name)
+    return REGIONS
+
+
 # --- files that cannot be read
 
 

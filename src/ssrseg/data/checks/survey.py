@@ -24,8 +24,9 @@ from ssrseg.data.checks.thickness import CELL
 from ssrseg.data.class_statistics import ClassStatistics
 from ssrseg.data.label_mapping import Classes, code_for, resolve_space
 from ssrseg.data.label_spaces import LabelSpace
-from ssrseg.data.layouts import listing_of, no_image, spec_of
+from ssrseg.data.layouts import find_images, find_masks, listing_of, no_image, spec_of
 from ssrseg.data.loader import rare_class_samplers, shares
+from ssrseg.data.masks import read_masks
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
 
@@ -109,6 +110,7 @@ def survey(settings: Settings, *, some: int | None = None, console: Console | No
         files = _inspect_all(_list(domain, data, problems), expected, some, console)
         sets[domain] = InspectedData(data, expected, files)
         problems += (found for one in files for found in one.problems)
+        problems += _check_masks(domain, data, some)
         if expected.role == "val" and expected.code is not None:
             problems += check_classes([sets[domain]], domain, space, settings.classes)
     sources = [data for data in sets.values() if data.role == "source"]
@@ -138,6 +140,19 @@ def _expected(
             problems.append(Problem("cannot be mapped", domain, data.root, str(error)))
     crop, bands = settings.loader.crop, settings.model.in_channels
     return Expected(domain, crop, data.resize, code, space.num_classes, bands, is_strict(data, classes))
+
+
+def _check_masks(domain: str, data: DataConfig, some: int | None) -> Iterator[Problem]:
+    """Read the maps of regions of a target, `some` of them or all."""
+    if data.masks is None:
+        return
+    try:
+        masks, images = find_masks(data), find_images(data)
+        step = 1 if some is None else max(1, len(masks) // max(1, some))
+        for path, image in list(zip(masks, images, strict=True))[::step]:
+            read_masks(path, image)
+    except UserError as error:
+        yield Problem("regions cannot be used", domain, data.root, str(error))
 
 
 def _list(domain: str, data: DataConfig, problems: list[Problem]) -> list[tuple[Path, Path | None]]:
