@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         export as export,
         predict as predict,
         recalibrate as recalibrate,
+        suggest as suggest,
     )
     from ssrseg.label_shift import adjust as adjust, estimate_priors as estimate_priors
     from ssrseg.models import load as load
@@ -40,7 +41,7 @@ _NAMES = {
     "data.checks.report": ("check_data",),
     "data.pack": ("pack",),
     "errors": ("UserError",),
-    "inference": ("Predictor", "choose", "evaluate", "export", "predict", "recalibrate"),
+    "inference": ("Predictor", "choose", "evaluate", "export", "predict", "recalibrate", "suggest"),
     "label_shift": ("adjust", "estimate_priors"),
     "models": ("load",),
     "models.convert": ("convert",),

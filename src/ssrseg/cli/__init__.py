@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 for command in (
     *(train.train, train.check_data, train.estimate_priors, train.adjust, train.plan, train.presets),
-    *(use.evaluate, use.predict, use.recalibrate, use.choose, use.pack, use.export, use.convert),
+    *(use.evaluate, use.predict, use.recalibrate, use.choose, use.suggest, use.pack, use.export, use.convert),
     *(use.report, use.compare, use.card, use.env, train.demo),
 ):
     app.command()(command)

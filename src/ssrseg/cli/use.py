@@ -162,6 +162,29 @@ def choose(
     typer.echo(f"{found.path}")
 
 
+def suggest(
+    model: Model,
+    target: Annotated[Path, typer.Option(help="folder with unlabelled images; nested: 'images=*.jpg'")],
+    words: Words = None,
+    count: Annotated[int, typer.Option(help="how many images")] = 20,
+    out: Annotated[Path, typer.Option(help="where the list and the files to label go")] = Path("runs/suggested"),
+    mode: Mode = None,
+    device: Device = "auto",
+) -> None:
+    """Say which target images to label first: unlike each other, and hard for the model; with files to label."""
+    from ssrseg import config as settings_of, inference as use
+
+    tree = settings_of.merge({"root": str(target)}, settings_of.assignments(words or []))
+    data = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
+    found = use.suggest(model, data, out, count=count, device=device, inference=inference_from({}, mode))
+    for each in found:
+        typer.echo(f"{each.image}  uncertainty {each.uncertainty:.3f}")
+    typer.echo(
+        f"{len(found)} images; paint {out / 'labels'}, look at {out / 'contact-sheet.png'}, and train with "
+        f"target.labels_root={out} 'target.labels=labels/*.png' target.labelled.stems={out / 'stems.txt'}"
+    )
+
+
 def pack(
     data: Annotated[Path, typer.Argument(help="folder with images, and labels; or a URL")],
     out: Annotated[Path, typer.Argument(help="a new .zip file")],

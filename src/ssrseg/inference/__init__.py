@@ -8,6 +8,7 @@ from ssrseg.inference.predict import Predictions, predict
 from ssrseg.inference.predictor import Predictor
 from ssrseg.inference.recalibrate import Recalibrated, recalibrate
 from ssrseg.inference.sliding_window import build_inference
+from ssrseg.inference.suggest import Suggestion, suggest
 from ssrseg.inference.video import LabelledVideo, find_videos, is_video, predict_video
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Predictor",
     "Recalibrated",
     "Scores",
+    "Suggestion",
     "build_inference",
     "choice_table",
     "choose",
@@ -32,4 +34,5 @@ __all__ = [
     "predict_video",
     "recalibrate",
     "scores_table",
+    "suggest",
 ]
