@@ -48,9 +48,10 @@ def write_results(out: Path, found_on: set[int]) -> None:
         "Open question: the masked view sees the encoder too": MASKED,
         "Controls on DAFormer: what a gain is owed to": CONTROLS,
         "Controls on MIC": MIC_CONTROLS,
-        "Other uses of the encoder on DAFormer": USES,
-        **{f"Controls of {part} on DAFormer": rows for part, rows in USES_CONTROLS.items()},
     }
+    if of(*USES_CONTROLS):
+        sections["Other uses of the encoder on DAFormer"] = USES
+        sections |= {f"Controls of {part} on DAFormer": rows for part, rows in USES_CONTROLS.items() if of(part)}
     compared = {title: compare(of(*rows)) for title, rows in sections.items()}
     if fresh := of(*CONFIRMED, fresh=True):
         compared["MIC's lighter masked view and SSR, on fresh seeds"] = compare(fresh)
