@@ -269,7 +269,10 @@ def an_image_may_not_be_read(at: At) -> Settled:
     at.image.chmod(0)
 
 
-@faults(kinds="source: image cannot be read", says="{image} cannot be read; exceeds limit")
+@faults(
+    kinds="source: image cannot be read",
+    says="{image} cannot be read; 3600000000 pixels exceed the limit of; loader.max_pixels=3600000000",
+)
 def a_header_promises_more_pixels_than_memory(at: At) -> Settled:
     at.image.write_bytes(png_header(60_000, 60_000))
 

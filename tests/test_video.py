@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from unittest import mock
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from factories import CLASSES, small_segmenter, tiny_segmenter, write_pairs
+from factories import CLASSES, random_image, small_segmenter, tiny_segmenter, write_pairs
 from ssrseg.cli import app, main
 from ssrseg.config import resolve
 from ssrseg.data import find_images, read_image
@@ -179,3 +180,18 @@ def test_a_video_is_trained_on(clip: Path, tmp_path: Path) -> None:
     with mock.patch("sys.argv", ["ssrseg", *words, *sizes, *model, *more]), pytest.raises(SystemExit) as left:
         main()
     assert not left.value.code
+
+
+def test_a_clip_that_is_cut_off_says_how_much_of_it_was_labelled(tmp_path: Path) -> None:
+    clip, model = tmp_path / "clip.avi", tmp_path / "model.safetensors"
+    video = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64))
+    for seed in range(12):
+        video.write(random_image(64, 64, seed=seed))
+    video.release()
+    save_segmenter(small_segmenter(), model)
+    whole = CliRunner().invoke(app, ["predict", str(model), str(clip), "--out", str(tmp_path / "a"), "--device", "cpu"])
+    assert whole.exit_code == 0
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size * 2 // 3])
+    cut = CliRunner().invoke(app, ["predict", str(model), str(clip), "--out", str(tmp_path / "b"), "--device", "cpu"])
+    assert cut.exit_code == 1
+    assert re.search(r"is cut off: [2-9] of its 12 frames could be read", cut.output)

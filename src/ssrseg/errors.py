@@ -60,6 +60,13 @@ def first_line(error: BaseException) -> str:
     """Return the first line of a library's message, else the name of the error."""
     if type(error).__name__ == "UnidentifiedImageError":
         return "its content is of no known image format"  # Pillow's own words name a buffer
+    if type(error).__name__ == "DecompressionBombError":
+        found, limit = re.findall(r"\d+", str(error))[:2]
+        return (
+            f"its {found} pixels exceed the limit of {limit}. If it is not a small file that unpacks without end, set "
+            f"loader.max_pixels={found}, to predict or evaluate inference.max_pixels={found} (--mode slide needs less "
+            "memory), or cut it into pieces"
+        )
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import sys
+import warnings
 
 import typer
 from rich.console import Console
@@ -52,6 +53,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter of a class name shows "?"
             stream.reconfigure(errors="replace")
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's, of half the size that it refuses
     try:
         app()
     except Exception as error:

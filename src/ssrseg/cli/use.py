@@ -89,6 +89,8 @@ def predict(
 ) -> None:
     """Label your own pictures, id map, colour map and overlay of each or what `--write` names, or videos.
 
+    Code 1: some were left out, which are named.
+
     Settings are those of inference, e.g. inference.flip=true, 'inference.scales=[0.75, 1]', inference.window=...
     """
     from ssrseg import config as settings_of, inference as use
@@ -99,21 +101,31 @@ def predict(
     inference = inference_from(tree.pop("inference", {}), mode)
     if tree:
         raise UserError(f"predict takes settings of `inference` only, such as inference.flip=true; found {min(tree)}.")
+    complete = True
     for clip, folder in use.find_videos(images):
         video = use.predict_video(
             model, clip, out / folder, inference=inference, every=every, frames=frames, device=device, engine=engine
         )
         pace = f"{video.speed:.2f} times the stream's {video.rate:g} frames/s"
         typer.echo(f"{video.frames} frames labelled in {video.seconds:.1f} s ({pace}): {video.path}")
+        if not video.complete:
+            typer.echo(f"{clip} is cut off: {video.frames} of its {video.claimed} frames could be read.", err=True)
+            complete = False
     if use.find_videos(images) and not find_pictures(images):
-        return
+        raise typer.Exit(0 if complete else 1)
     kinds = kinds_of(write)
     predictions = use.predict(
         model, images, out, inference=inference, kinds=kinds, values=values, device=device, engine=engine
     )
-    for path, why in predictions.unreadable.items():
-        typer.echo(f"not readable, left out: {path}: {why}", err=True)
+    for why in predictions.unreadable.values():
+        typer.echo(f"left out: {why}", err=True)
+    for path, count in predictions.pages.items():
+        typer.echo(f"left out: all but the first of {count} pages of {path}: save them as files of their own", err=True)
+    if skipped := [path for path in predictions.skipped if not use.is_video(path)]:
+        typer.echo(f"left out, not read: {use.name_files(skipped)}. Save pictures as PNG.", err=True)
     typer.echo(f"{len(predictions)} images labelled: {out}")
+    if not complete or not predictions.complete:
+        raise typer.Exit(1)
 
 
 def recalibrate(

@@ -210,6 +210,8 @@ class LoaderConfig(Strict):
     cache: Annotated[Path | None, NO_EFFECT] = None
     """Folder that keeps images as they are after `resize`, uncompressed, so that they are decoded once: four bytes per
     pixel of the source, three of the target (3.6 and 2.7 MB per image of 1280x704; 90 GB for all of GTA5)."""
+    max_pixels: Annotated[Positive | None, NO_EFFECT] = None
+    """Of an image; larger ones are refused. 179 million when absent, as Pillow has it."""
     scale_jpeg: bool = False
     """Scale a JPEG that becomes half as large or smaller while decoding it. Faster, but antialiased where `resize` is
     not: on photographs grey values differ by 3 on average, single ones by 90."""

@@ -140,6 +140,8 @@ class InferenceConfig(Strict):
     """Average with the mirrored image."""
     scales: Annotated[tuple[Rate, ...], Field(min_length=1)] = (1.0,)
     """Average over copies of the image whose height and width are scaled by these."""
+    max_pixels: Annotated[Positive | None, NO_EFFECT] = None
+    """Of an image that `predict` reads; larger ones are refused. 179 million when absent, as Pillow has it."""
 
 
 class GuardConfig(Strict):

@@ -9,7 +9,10 @@ import cv2
 
 from ssrseg.errors import UserError
 
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+VIDEO_SUFFIXES = (
+    *(".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".mpg", ".mpeg"),
+    *(".ogv", ".mjpeg"),
+)
 
 
 def clip_of(path: Path) -> Path | None:

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ssrseg.config.data import Bound
-from ssrseg.data.storage import read_bytes
+from ssrseg.data.storage import open_file, read_bytes
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError, first_line
 
@@ -111,15 +111,38 @@ def read_pixels(path: Path, bound: Bound | None = None, bands: int = 3) -> tuple
     return pixels, size or (pixels.shape[1], pixels.shape[0])
 
 
+def set_max_pixels(count: int) -> None:
+    """Set how many pixels an image may have in this process; Pillow has a limit of 179 million.
+
+    It protects from files of a few bytes that unpack to more than the memory holds.
+    """
+    Image.MAX_IMAGE_PIXELS = -(-count // 2)  # Pillow warns of more than this, and refuses twice as many
+
+
+def count_pages(path: Path) -> int:
+    """Count the pages or frames of an image file; 1 where that cannot be told."""
+    if path.suffix.lower() == ".npy":
+        return 1
+    try:
+        with open_file(path) as file, Image.open(file) as image:
+            # A phone's JPEG of format MPO holds a preview or depth beside the photograph.
+            return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+    except (*BROKEN, UserError):
+        return 1
+
+
 def shown_size(path: Path) -> tuple[int, int]:
     """Read the (width, height) of an image as the camera held it; raises `UserError` for what is none."""
     if path.suffix.lower() in (".npy", ".tif", ".tiff") and (bands := bands_beyond_pillow(path)) is not None:
         return bands[:2]
-    encoded = read_bytes(path)
     try:
-        with Image.open(io.BytesIO(encoded)) as file:
+        with open_file(path) as opened, Image.open(opened) as file:
+            begin = opened.tell()
+            opened.seek(max(0, opened.seek(0, io.SEEK_END) - TAIL))
+            tail = opened.read()
+            opened.seek(begin)  # where Pillow goes on
             width, height = file.size
-            return (height, width) if orientation_of(file, encoded[-TAIL:]) >= 5 else (width, height)
+            return (height, width) if orientation_of(file, tail) >= 5 else (width, height)
     except BROKEN as error:
         raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
 

@@ -24,7 +24,15 @@ from ssrseg.errors import UserError
 Item = TypeVar("Item")
 CLASS = "{class}"
 """In a glob of labels: the class that a mask is of."""
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".npy"}
+IMAGE_SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".gif", ".avif", ".jp2", ".j2k", ".tga", ".npy"),
+}
+NO_PICTURES = {
+    *(".txt", ".md", ".json", ".xml", ".csv", ".yaml", ".yml", ".html", ".pdf", ".log", ".db", ".ini", ".zip", ".aux"),
+    *(".prj", ".tfw", ".jgw", ".pgw", ".wld", ".ovr", ".sh", ".py", ".rst", ".lnk", ".url", ".part", ".sha256", ".md5"),
+}
+"""Endings of what commonly lies beside pictures."""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import cv2
 import torch
+from PIL import Image
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
@@ -137,7 +139,7 @@ def load(
         collate_fn=collate,
         pin_memory=pin_memory,
         generator=Generator().manual_seed(draws.seed),  # else it would take its seed from the global one
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=partial(_prepare_worker, pixels=Image.MAX_IMAGE_PIXELS),
         timeout=min(POLL, timeout or POLL) if workers else 0,
     )
     others = set(multiprocessing.active_children())
@@ -190,7 +192,9 @@ def _without_torchs_sigchld() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL if torchs else handler)
 
 
-def _prepare_worker(index: int) -> None:
+def _prepare_worker(index: int, pixels: int | None = None) -> None:
+    if pixels is not None:
+        Image.MAX_IMAGE_PIXELS = pixels  # as in the parent, from which it need not be forked
     parent = multiprocessing.parent_process()
     if os.getppid() == 1 and parent is not None and parent.pid != 1:
         os._exit(1)  # its parent was killed meanwhile, which torch's workers see only if it happens later

@@ -19,6 +19,7 @@ from ssrseg.config import ClassConfig, Data, DataConfig, InferenceConfig, Strict
 from ssrseg.config.data import Classes
 from ssrseg.data import SPACES, LabelledImage, eval_samples, resolve_space
 from ssrseg.data.checks.survey import refuse_bad_labels
+from ssrseg.data.images import set_max_pixels
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.errors import UserError
 from ssrseg.inference.image_scores import ImageScores
@@ -60,6 +61,8 @@ def evaluate(
         UserError: model, data and classes do not fit together, or something cannot be read or written.
     """
     segmenter = load(model)
+    if inference is not None and inference.max_pixels is not None:
+        set_max_pixels(inference.max_pixels)
     known = segmenter.description
     sets: Data = DataConfig(root=Path(data)) if isinstance(data, Path | str) else data
     own = tuple(one.model_copy(update={"resize": one.resize or (known and known.resize)}) for one in datasets(sets))

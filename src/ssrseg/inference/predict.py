@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ssrseg.config import InferenceConfig
-from ssrseg.data.images import read_image
-from ssrseg.data.layouts import IMAGE_SUFFIXES
-from ssrseg.errors import UserError
+from ssrseg.data.frames import VIDEO_SUFFIXES
+from ssrseg.data.images import count_pages, read_image, set_max_pixels, shown_size
+from ssrseg.data.layouts import IMAGE_SUFFIXES, NO_PICTURES
+from ssrseg.errors import UserError, first_line, out_of_memory
 from ssrseg.inference.predictor import Predictor
+from ssrseg.inference.rasters import Raster, is_large, write_large
 from ssrseg.inference.results import CERTAIN, ENDINGS, Kind, Results, values_of_classes
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.runs.atomic import write_atomically, write_json, writing
 
+BY_BANDS = frozenset[Kind](("ids", "color", "overlay"))
+"""What is written of large pictures by bands."""
+NAMED = 8
+"""Files that a message names."""
 T = TypeVar("T")
 _END = object()
 
@@ -34,6 +40,16 @@ class Predictions:
     """Those that were written."""
     unreadable: dict[Path, str]
     """Image -> why it was left out."""
+    skipped: tuple[Path, ...] = ()
+    """Files in the folder that have the ending of no image that is read."""
+    pages: dict[Path, int] = field(default_factory=dict)
+    """Image of several pages or frames, the first of which was labelled -> their number."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was labelled but videos and files that are no pictures, as notes beside them."""
+        others = {*NO_PICTURES, *VIDEO_SUFFIXES}
+        return not (self.unreadable or self.pages or any(path.suffix.lower() not in others for path in self.skipped))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,29 +72,49 @@ def predict(
     `<name>_ids.png`, `<name>_color.png` and `<name>_overlay.jpg`, or those of `ENDINGS` that `kinds` asks for. With
     `values`, ids are written as those of a layout, such as `cityscapes`, or as `road=7,car=26` says. Sub-folders of an
     input folder or glob are kept; earlier results in `out` are overwritten, inputs never. `model`, `device`, `engine`
-    and `inference` (its `mode`) are those of `Predictor`.
+    and `inference` (its `mode`) are those of `Predictor`. In mode `slide`, a picture of 33 million pixels or more is
+    read (a TIFF), labelled and written by bands as those three, and its overlay is an overview.
+
+    What cannot be labelled, because it cannot be read or does not fit into the memory, is named in the result, as are
+    files with the endings of no image.
 
     Raises:
         UserError: no image was found or none could be read, results would overwrite images or each other, or `out`
             cannot be written.
     """
     out = Path(out)
-    jobs = _jobs([inputs] if isinstance(inputs, str | Path) else inputs, out, kinds)
+    if inference is not None and inference.max_pixels is not None:
+        set_max_pixels(inference.max_pixels)
+    jobs, skipped = _jobs([inputs] if isinstance(inputs, str | Path) else inputs, out, kinds)
     predictor = Predictor(model, device, engine, inference or InferenceConfig(), images=len(jobs))
     results = Results(predictor.space)
     if values is not None:
         results.values = values_of_classes(values, predictor.space.names)
     unreadable: dict[Path, str] = {}
+    by_bands = BY_BANDS.issuperset(kinds) and values is None
+
+    def label(path: Path, image: Tensor | Raster) -> tuple[Path, Tensor, Tensor, Tensor | None] | None:
+        if isinstance(image, Raster):
+            with image, writing(jobs[path][kinds[0]]):
+                write_large(predictor, image, jobs[path])
+            return None
+        if CERTAIN.isdisjoint(kinds):
+            return path, image, predictor(image), None
+        certain = predictor.probabilities(image)
+        return path, image, certain.argmax(0), certain
 
     def labelled() -> Iterator[tuple[Path, Tensor, Tensor, Tensor | None]]:
-        for path, image in zip(jobs, prefetch(_read(job, predictor.bands) for job in jobs), strict=True):
-            if isinstance(image, UserError):
-                unreadable[path] = str(image)
-            elif CERTAIN.isdisjoint(kinds):
-                yield path, image, predictor(image), None
-            else:
-                certain = predictor.probabilities(image)
-                yield path, image, certain.argmax(0), certain
+        for path, image in zip(jobs, prefetch(_read(job, predictor, by_bands) for job in jobs), strict=True):
+            try:
+                if isinstance(image, UserError):
+                    unreadable[path] = str(image)
+                elif (done := label(path, image)) is not None:
+                    yield done
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                windows = "smaller inference.window" if predictor.inference.mode == "slide" else "--mode slide"
+                unreadable[path] = f"{path} does not fit into the memory: use {windows} ({first_line(error)})."
 
     for path, image, ids, certain in prefetch(labelled()):  # written while the network works
         for kind, place in jobs[path].items():
@@ -95,21 +131,35 @@ def predict(
         raise UserError("None of the images could be read:\n" + "\n".join(unreadable.values()))
     done = {path: places for path, places in jobs.items() if path not in unreadable}
     written = (*(file for places in done.values() for file in places.values()), *files)
-    return Predictions(tuple(done), written, unreadable)
+    pages = {path: count for path in done if (count := count_pages(path)) > 1}
+    return Predictions(tuple(done), written, unreadable, skipped, pages)
 
 
-def _read(path: Path, bands: int) -> Tensor | UserError:
+def _read(path: Path, predictor: Predictor, by_bands: bool) -> Tensor | Raster | UserError:
     try:
-        return read_image(path, bands)
+        if by_bands and is_large(predictor, shown_size(path)[::-1]):
+            return Raster(path, predictor.bands)
+        return read_image(path, predictor.bands)
     except UserError as error:
         return error
+    except MemoryError as error:
+        return UserError(f"{path} does not fit into the memory: {first_line(error)}.")
 
 
-def _jobs(inputs: Sequence[Path | str], out: Path, kinds: Sequence[Kind]) -> dict[Path, dict[Kind, Path]]:
-    """Find every image, and where its results go."""
+def _jobs(
+    inputs: Sequence[Path | str], out: Path, kinds: Sequence[Kind]
+) -> tuple[dict[Path, dict[Kind, Path]], tuple[Path, ...]]:
+    """Find every image, and where its results go; also the files that are not read."""
     owners: dict[Path, Path] = {}
+    skipped: list[Path] = []
     for word in inputs:
-        for path, root in _images(word, out):
+        found, root = _files(word, out)
+        images = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES or Path(word).is_file()]
+        skipped += [path for path in found if path not in images]
+        if not images:
+            listed = f" It holds {name_files(found)}, which are not read." if found else ""
+            raise UserError(f"There is no image at {word}: expected an image, a folder with images, or a glob.{listed}")
+        for path in images:
             stem = out / path.relative_to(root).with_suffix("")
             other = owners.setdefault(stem, path)
             if other.resolve() != path.resolve():
@@ -118,13 +168,13 @@ def _jobs(inputs: Sequence[Path | str], out: Path, kinds: Sequence[Kind]) -> dic
                 )
     each = [kind for kind in kinds if kind in ENDINGS]  # the others are one file for all
     jobs = {path: {kind: stem.with_name(stem.name + ENDINGS[kind]) for kind in each} for stem, path in owners.items()}
-    images = {path.resolve() for path in jobs}
+    originals = {path.resolve() for path in jobs}
     for path, results in jobs.items():
-        if taken := [result for result in results.values() if result.resolve() in images]:
+        if taken := [result for result in results.values() if result.resolve() in originals]:
             raise UserError(
                 f"The result of {path} would overwrite the image {taken[0]}: give another folder for results."
             )
-    return jobs
+    return jobs, tuple(skipped)
 
 
 def find_pictures(folder: Path | str) -> list[Path]:
@@ -132,23 +182,28 @@ def find_pictures(folder: Path | str) -> list[Path]:
     return [file for file in Path(folder).rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def _images(word: Path | str, out: Path) -> Iterator[tuple[Path, Path]]:
-    """Find the images that a word means, each with the folder that its results are named relative to."""
+def _files(word: Path | str, out: Path) -> tuple[list[Path], Path]:
+    """Find the files that a word means, sorted, and the folder that results are named relative to."""
     path = Path(word)
     if path.is_file():
-        yield path, path.parent
-        return
+        return [path], path.parent
     if path.is_dir():
-        root, found = path, find_pictures(path)
+        root, found = path, list(path.rglob("*"))
     else:
         fixed = next((i for i, part in enumerate(path.parts) if any(sign in part for sign in "*?[")), len(path.parts))
         root, pattern = Path(*path.parts[:fixed]), path.parts[fixed:]
         found = list(root.glob(str(Path(*pattern)))) if pattern and root.is_dir() else []
     inside = out.resolve() if out.resolve() != root.resolve() else None
     files = [file for file in found if file.is_file() and (inside is None or inside not in file.resolve().parents)]
-    if not files:
-        raise UserError(f"There is no image at {word}: expected an image, a folder with images, or a glob.")
-    yield from ((file, root) for file in sorted(files))
+    return sorted(file for file in files if not file.name.startswith(".")), root
+
+
+def name_files(files: Sequence[Path]) -> str:
+    """Count files by their endings, with some of their names."""
+    counts = Counter(path.suffix.lower() or "no ending" for path in files)
+    listed = ", ".join(f"{ending} {count}" for ending, count in counts.most_common())
+    some = ", ".join(path.name for path in files[:NAMED]) + (" ..." if len(files) > NAMED else "")
+    return f"{len(files)} file{'s' if len(files) > 1 else ''} ({listed}): {some}"
 
 
 def prefetch(items: Iterable[T], count: int = 2) -> Iterator[T]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssrseg.config import InferenceConfig
-from ssrseg.errors import UserError
+from ssrseg.errors import UserError, first_line, out_of_memory
 from ssrseg.models.backbones import fits
 from ssrseg.models.description import Window
 from ssrseg.models.multi_resolution import MultiResolution, spans
@@ -25,6 +25,9 @@ Network = Callable[[Tensor], Tensor]
 Infer = Callable[[Network, Tensor, Size | None], Tensor]
 """Network, images (B, C, H, W) in [0, 1], size or `None` for (H, W) -> logits (B, K, *size)."""
 
+SMALLEST = 32
+"""Pixels of a side from which every network runs: the stride of its coarsest level."""
+
 
 def whole(model: Network, images: Tensor, size: Size | None = None) -> Tensor:
     """Compute the logits of whole images.
@@ -35,9 +38,29 @@ def whole(model: Network, images: Tensor, size: Size | None = None) -> Tensor:
     """
     if (largest := largest_image(model)) is not None and not fits(images.shape[-2:], largest):
         return slide(model, images, largest, largest, size)
+    try:
+        return _at_once(model, images, size)
+    except (RuntimeError, ValueError) as error:
+        if min(images.shape[-2:]) >= SMALLEST or out_of_memory(error):
+            raise
+    return _resized(_padded(model)(images), size)
+
+
+def _at_once(model: Network, images: Tensor, size: Size | None) -> Tensor:
     if size is not None and isinstance(model, Segmenter) and model.resize.align_corners:
         return model.decode(model.encode(images), size)
     return _resized(model(images), size)
+
+
+def _padded(model: Network) -> Network:
+    """Let a network see images as large as it needs: the border is repeated, and the logits are cut back."""
+
+    def run(images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        more = (0, max(0, SMALLEST - width), 0, max(0, SMALLEST - height))
+        return model(F.pad(images, more, mode="replicate"))[..., :height, :width]
+
+    return run
 
 
 def slide(
@@ -49,11 +72,7 @@ def slide(
     one larger than the network takes to that, with strides of two thirds of it. `batch` crops go through the model at
     once, or so many windows of their details. Raises `UserError` for a stride that is larger than the window.
     """
-    if stride[0] > window[0] or stride[1] > window[1]:
-        raise UserError(f"The stride {stride} is larger than the window {window}: pixels between windows are not seen.")
-    if (largest := largest_image(model)) is not None:
-        window = min(window[0], largest[0]), min(window[1], largest[1])
-        stride = min(stride[0], -(-2 * window[0] // 3)), min(stride[1], -(-2 * window[1] // 3))
+    window, stride = windows_for(model, window, stride)
     height, width = images.shape[-2:]
     boxes = [
         (rows, columns)
@@ -76,7 +95,18 @@ def slide(
 def _crops(model: Network, images: Tensor, boxes: Sequence[Window], at_once: int) -> Iterator[Tensor]:
     """Logits of crops of images, box by box, `at_once` through the model together."""
     for group in (boxes[start : start + at_once] for start in range(0, len(boxes), at_once)):
-        yield from model(torch.cat([images[..., rows, columns] for rows, columns in group])).chunk(len(group))
+        logits = whole(model, torch.cat([images[..., rows, columns] for rows, columns in group]))
+        yield from logits.chunk(len(group))
+
+
+def windows_for(model: Network, window: Size, stride: Size) -> tuple[Size, Size]:
+    """Bound windows by what a network takes, and strides by two thirds of that; `UserError` for gaps between them."""
+    if stride[0] > window[0] or stride[1] > window[1]:
+        raise UserError(f"The stride {stride} is larger than the window {window}: pixels between windows are not seen.")
+    if (largest := largest_image(model)) is not None:
+        window = min(window[0], largest[0]), min(window[1], largest[1])
+        stride = min(stride[0], -(-2 * window[0] // 3)), min(stride[1], -(-2 * window[1] // 3))
+    return window, stride
 
 
 def largest_image(model: Network) -> Size | None:
@@ -104,6 +134,28 @@ def averaged(infer: Infer, *, flip: bool = False, scales: tuple[float, ...] = (1
         return total - math.log(len(scales) * (1 + flip))
 
     return average
+
+
+def within_memory(infer: Infer, window: Size, report: Callable[[str], None]) -> Infer:
+    """Let images that do not fit into the memory be seen in windows; `report` hears of the first."""
+    said: list[Size] = []
+
+    def fitting(model: Network, images: Tensor, size: Size | None = None) -> Tensor:
+        try:
+            return infer(model, images, size)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or fits(images.shape[-2:], window):
+                raise
+            why = first_line(error)
+        if not said:
+            said.append((images.shape[-2], images.shape[-1]))
+            report(
+                f"An image of {said[0][0]}x{said[0][1]} does not fit into the memory whole. What does not fit is "
+                f"labelled in windows of {window[0]}x{window[1]} (inference.mode=slide does so with all): {why}"
+            )
+        return slide(model, images, window, (-(-2 * window[0] // 3), -(-2 * window[1] // 3)), size, batch=1)
+
+    return fitting
 
 
 def build_inference(config: InferenceConfig) -> Infer:

@@ -24,6 +24,8 @@ from ssrseg.inference.results import draw
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.runs.atomic import writing
 
+TOLERANCE = 0.02
+"""Share of the frames by which the number that a file claims may be wrong."""
 VideoKind = Literal["color", "overlay"]
 """Class ids have no place in a video: its compression would change them."""
 
@@ -38,6 +40,13 @@ class LabelledVideo:
     """Wall time from the first frame read to the last one written."""
     rate: float
     """Frames per second of the stream."""
+    claimed: int
+    """Frames that the file says to have; 0 where it does not."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all frames could be read, as far as the file says how many there are."""
+        return self.frames >= self.claimed - max(1, round(TOLERANCE * self.claimed))
 
     @property
     def speed(self) -> float:
@@ -132,7 +141,7 @@ def predict_video(
         if video is not None:
             video.release()
         partial_path.unlink(missing_ok=True)
-    return LabelledVideo(path, done, time.perf_counter() - began, rate)
+    return LabelledVideo(path, done, time.perf_counter() - began, rate, 0 if live else min(count, frames or count))
 
 
 def _create(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:

@@ -19,7 +19,7 @@ from ssrseg.adapt.methods import Method
 from ssrseg.config import Settings
 from ssrseg.data import eval_samples, refuse_bad_data, train_batches
 from ssrseg.errors import OutOfMemory, UserError, first_line, out_of_memory
-from ssrseg.inference.sliding_window import build_inference
+from ssrseg.inference.sliding_window import build_inference, within_memory
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.runs.atomic import FULL
 from ssrseg.runs.folder import RecipeFolder, RunFolder, resume_command
@@ -234,7 +234,7 @@ def place(error: BaseException, method: Method) -> str:
 def build_observers(context: RunContext, journal: Journal) -> dict[str, Observer]:
     """Build the package's own observers in their order; checkpoints keep their states under these names."""
     settings = context.settings
-    infer = build_inference(settings.inference)
+    infer = within_memory(build_inference(settings.inference), settings.loader.crop, lambda text: journal.note(0, text))
     observers: dict[str, Observer] = {
         "losses": Losses(journal, settings.train.log_every),
         "pictures": ViewPictures(context),

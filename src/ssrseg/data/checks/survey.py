@@ -22,6 +22,7 @@ from ssrseg.data.checks.overlap import InspectedData, shared_files
 from ssrseg.data.checks.problems import EFFECTS, Problem, notes, refuse
 from ssrseg.data.checks.thickness import CELL
 from ssrseg.data.class_statistics import ClassStatistics
+from ssrseg.data.images import set_max_pixels
 from ssrseg.data.label_mapping import Classes, code_for, resolve_space
 from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.layouts import find_images, find_masks, listing_of, no_image, spec_of
@@ -100,6 +101,8 @@ def survey(settings: Settings, *, some: int | None = None, console: Console | No
     Raises:
         UserError: the settings do not say which classes there are, or name an unknown layout.
     """
+    if settings.loader.max_pixels is not None:
+        set_max_pixels(settings.loader.max_pixels)
     space = resolve_space(settings.classes, settings.source)
     problems: list[Problem] = []
     sets: dict[str, InspectedData] = {}
