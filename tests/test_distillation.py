@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from factories import CLASSES, tiny_frozen, tiny_segmenter
 from ssrseg.adapt import Affinity, Batch, Distillation, Method, Pseudo, Regions, Source, View, adapt, build_method
 from ssrseg.adapt.distillation import Standardize
 from ssrseg.adapt.regions import cluster, refine
+from ssrseg.config import with_words
 from ssrseg.config.method import (
     AffinityConfig,
     DistillationConfig,
@@ -223,6 +225,9 @@ def test_a_run_is_resumed_bit_for_bit_and_leaves_no_trace_in_the_model(tmp_path:
     assert all(torch.equal(value, learners[1][name]) for name, value in learners[0].items())
     assert {"terms.distillation.project.0.weight", "terms.distillation.standardize.count"} <= learners[0].keys()
     assert not any("rel_pos" in name or "patch_embed" in name for name in learners[0])
+    for word in ("method.distillation.stage=2", "method.distillation.foundation.level=-2", "method.affinity=null"):
+        with pytest.raises(UserError, match=re.escape(word.partition("=")[0])):
+            train(with_words(settings, [word, "train.steps=6"]), other.path, resume=True)
     deployed = load_segmenter(whole.student_last).state_dict()
     assert {f"student.{name}" for name in deployed} == {name for name in learners[0] if name.startswith("student.")}
 
