@@ -4,14 +4,17 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from timm.layers.conv2d_same import Conv2dSame
 
-from factories import CLASSES, COLORS, tiny_segmenter
+from factories import CLASSES, COLORS, random_image, tiny_segmenter
 from ssrseg.errors import UserError
 from ssrseg.inference import export, graph_signature
-from ssrseg.inference.export import _trace, pad_statically
+from ssrseg.inference.export import ExportReport, _trace, pad_statically
 from ssrseg.models import Description, Segmenter, build_segmenter
 
 onnx = pytest.importorskip("onnx")
@@ -32,10 +35,11 @@ def written(model: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_dynamic_file_meets_torch_at_any_size(model: Segmenter, written: Path) -> None:
     session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
-    for shape in ((1, 3, 64, 96), (3, 3, 32, 160), (2, 3, 96, 32)):
+    for shape in ((1, 3, 64, 96), (3, 3, 32, 160), (2, 3, 96, 32), (1, 3, 51, 77), (2, 3, 20, 33)):
         images = torch.rand(shape)
+        mean, rest = model.mean, (0, -shape[3] % 32, 0, -shape[2] % 32)
         with torch.no_grad():
-            expected = model.eval()(images)
+            expected = model.eval()(F.pad(images - mean, rest) + mean)[..., : shape[2], : shape[3]]
         logits = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
         assert logits.shape == expected.shape
         assert torch.allclose(logits, expected, atol=1e-4)
@@ -46,7 +50,7 @@ def test_metadata(written: Path) -> None:
     facts = json.loads(metadata["ssrseg"])
     assert facts["description"]["classes"] == list(CLASSES)
     assert facts["description"]["colors"] == [list(color) for color in COLORS]
-    assert facts["multiple_of"] == 32
+    assert facts["multiple_of"] == 1
     assert [path.name for path in written.parent.iterdir()] == ["model.onnx"]
 
 
@@ -61,10 +65,42 @@ def test_fixed_size(tmp_path: Path) -> None:
     assert [dim.dim_value for dim in shape.dim] == [1, 3, 50, 70]
 
 
+def test_the_printed_script_labels_a_picture(model: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes in the graph, in half precision, of a set opset, and an image that has to be padded."""
+    report = export(model, tmp_path / "half.onnx", size=(50, 70), dynamic=False, labels=True, half=True, opset=19)
+    loaded = onnx.load(report.onnx)
+    assert loaded.opset_import[0].version == 19
+    assert {onnx.TensorProto.FLOAT16} <= {weights.data_type for weights in loaded.graph.initializer}
+    (output,) = loaded.graph.output
+    assert (output.name, output.type.tensor_type.elem_type) == ("labels", onnx.TensorProto.UINT8)
+    assert "takes one image of 70x50; on random images" in str(report)
+    picture = random_image(50, 70)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    assert len(report.example.splitlines()) <= 22
+    exec(report.example, {})
+    with Image.open(tmp_path / "labels.png") as labels:
+        ids = np.asarray(labels)
+    with torch.no_grad():
+        images = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+        expected = model.eval()(images).argmax(1)[0].numpy()
+    assert (ids == expected).mean() > 0.99
+
+
+def test_the_script_of_a_file_that_gives_logits_works_too(
+    model: Segmenter, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(random_image(45, 83)).save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    exec(ExportReport(written, 0.0, 1.0).example, {})
+    with Image.open(tmp_path / "labels.png") as labels:
+        assert labels.size == (83, 45)
+
+
 def test_a_file_that_is_not_the_model_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_segmenter()
     module = sys.modules["ssrseg.inference.export"]  # the package's `export` is the function
-    monkeypatch.setattr(module, "_trace", lambda _, size, dynamic: _trace(tiny_segmenter(seed=1).eval(), size, dynamic))
+    monkeypatch.setattr(module, "_trace", lambda _, *more: _trace(tiny_segmenter(seed=1).eval(), *more))
     with pytest.raises(UserError, match=r"not the model.*nothing was written"):
         export(model, tmp_path / "model.onnx", size=(32, 32), dynamic=False)
     assert not list(tmp_path.iterdir())
@@ -77,8 +113,8 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_sizes_and_names_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="multiples of 32"):
-        export(tiny_segmenter(), tmp_path / "model.onnx", size=(64, 100))
+    with pytest.raises(UserError, match="opset 18 or later, not 11"):
+        export(tiny_segmenter(), tmp_path / "model.onnx", opset=11)
     with pytest.raises(UserError, match=r"\.onnx"):
         export(tiny_segmenter(), tmp_path / "model.pt")
 

@@ -212,11 +212,24 @@ def pack(
     typer.echo(f"{write(group, out, images_only=images_only)} images packed: {out}")
 
 
-def export(model: Path, out: Annotated[Path, typer.Argument(help="the .onnx file")]) -> None:
-    """Write a model as ONNX with dynamic size, checked against torch."""
+def export(
+    model: Path,
+    out: Annotated[Path, typer.Argument(help="the .onnx file")],
+    size: Annotated[str, typer.Option(help="width x height to trace and check with, and of --static")] = "1024x512",
+    static: Annotated[bool, typer.Option("--static", help="one image of --size; else any size, padded inside")] = False,
+    labels: Annotated[bool, typer.Option("--labels", help="give classes, uint8, in place of logits")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="weights and arithmetic in float16")] = False,
+    opset: Annotated[int | None, typer.Option(help="of ONNX; torch's choice when absent")] = None,
+) -> None:
+    """Write a model as ONNX for images of any size, checked against torch, and print a script that loads it."""
     from ssrseg.inference import export as write
 
-    typer.echo(str(write(model, out)))
+    width, by, height = size.partition("x")
+    if not (by and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise UserError(f"--size is width x height, such as 1280x720; found {size}.")
+    sides = int(height), int(width)
+    report = write(model, out, size=sides, dynamic=not static, labels=labels, half=fp16, opset=opset)
+    typer.echo(f"{report}\n\n{report.example}")
 
 
 def convert(

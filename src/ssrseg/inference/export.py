@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssrseg.errors import UserError, first_line, out_of_memory
+from ssrseg.inference.onnx_graph import STRIDE, finish
 from ssrseg.inference.sliding_window import Size
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.models.weights import load
 from ssrseg.runs.atomic import write_atomically, writing
 
-STRIDE = 32
-"""Dynamic heights and widths are multiples of the backbones' coarsest stride."""
-EQUAL_LABELS = 0.9999
-"""Least share of pixels for which the exported model must predict torch's class."""
+EQUAL_LABELS, EQUAL_IN_HALF = 0.9999, 0.99
+"""Least share of pixels for which the exported model must predict torch's class; of one in float16."""
+OPSET = 18
+"""The earliest that torch writes."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,63 @@ class ExportReport:
     """The file of an export, and how the model in it compares with torch on random images."""
 
     onnx: Path
-    max_difference: float
-    """Largest absolute difference of the logits."""
+    max_difference: float | None
+    """Largest absolute difference of the logits; absent where the file gives classes."""
     equal_labels: float
     """Share of pixels with the same most likely class."""
+    size: Size | None = None
+    """(height, width) of the one image that it takes; absent where all sizes go."""
 
     def __str__(self) -> str:
         equal = f"{100 * self.equal_labels:.3f}% equal labels"
-        return f"{self.onnx}: on random images logits differ by at most {self.max_difference:.1e}, {equal}"
+        logits = "" if self.max_difference is None else f"logits differ by at most {self.max_difference:.1e}, "
+        takes = (
+            "images of any size, which it pads" if self.size is None else "one image of {}x{}".format(*self.size[::-1])
+        )
+        return f"{self.onnx}: takes {takes}; on random images {logits}{equal}"
+
+    @property
+    def example(self) -> str:
+        """A script that labels a picture with the file, without this package."""
+        fit = "" if self.size is None else f".resize({self.size[::-1]})"
+        classes = "labels" if self.max_difference is None else "logits.argmax(1)"
+        return EXAMPLE.format(path=str(self.onnx), fit=fit, out=classes.partition(".")[0], classes=classes)
 
 
-def export(model: Path | str | Segmenter, out: Path, *, size: Size = (512, 1024), dynamic: bool = True) -> ExportReport:
+EXAMPLE = """\
+import json
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession({path!r}, providers=["CPUExecutionProvider"])
+about = json.loads(session.get_modelmeta().custom_metadata_map["ssrseg"])["description"] or {{}}
+
+picture = Image.open("picture.png").convert("RGB"){fit}
+images = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 255  # (1, 3, height, width), in [0, 1]
+({out},) = session.run(None, {{"images": images}})
+ids = {classes}[0].astype(np.uint8)  # (height, width): a class's number per pixel
+
+labels = Image.fromarray(ids)
+if about.get("colors"):
+    labels.putpalette(np.array(about["colors"], np.uint8).tobytes())
+labels.save("labels.png")
+for number in np.unique(ids):
+    print(about["classes"][number] if about else number, f"{{(ids == number).mean():.1%}}")
+"""
+
+
+def export(
+    model: Path | str | Segmenter,
+    out: Path,
+    *,
+    size: Size = (512, 1024),
+    dynamic: bool = True,
+    labels: bool = False,
+    half: bool = False,
+    opset: int | None = None,
+) -> ExportReport:
     """Write a model as ONNX: RGB in [0, 1] `images` (B, 3, H, W) -> `logits` (B, K, H, W).
 
     The normalisation is inside the graph; classes and colours lie in the file's metadata, under `ssrseg`. The file is
@@ -55,9 +103,13 @@ def export(model: Path | str | Segmenter, out: Path, *, size: Size = (512, 1024)
         model: a segmenter, or where one lies, as in `Predictor`.
         out: the `.onnx` file.
         size: (height, width) of the images to trace and check with.
-        dynamic: batch, height and width are free, height and width as multiples of 32; else one image of `size`. A
-            model that takes other sizes is exported for one image of the largest, or of `size` rounded up; a plain ViT,
-            whose positions follow the image's size, and one that looks at details, for one image of `size`.
+        dynamic: batch, height and width are free: images are padded to multiples of 32 by the mean colour inside the
+            graph, and the logits cut back; else one image of `size`. A model that takes other sizes is exported for one
+            image of the largest, or of `size` rounded up; a plain ViT, whose positions follow the image's size, and one
+            that looks at details, for one image of `size`.
+        labels: give `labels` (B, H, W), uint8, the most likely classes, in place of logits.
+        half: weights and arithmetic in float16; images and logits stay float32.
+        opset: of ONNX, 18 or later; torch's own choice when absent.
 
     Raises:
         UserError: packages are missing, torch cannot export the model, or its predictions differ from torch's.
@@ -73,17 +125,19 @@ def export(model: Path | str | Segmenter, out: Path, *, size: Size = (512, 1024)
         size, dynamic = sizes.largest or (rows, columns), False
     if segmenter.detail is not None:  # the number of its windows follows from the size
         dynamic = False
-    if dynamic and any(length % STRIDE for length in size):
-        raise UserError(f"The size {size} should be multiples of {STRIDE}; or export with dynamic=False.")
+    if dynamic:
+        size = (-(-size[0] // STRIDE) * STRIDE, -(-size[1] // STRIDE) * STRIDE)
+    if opset is not None and opset < OPSET:
+        raise UserError(f"torch writes ONNX of opset {OPSET} or later, not {opset}.")
     out = Path(out)
     if out.suffix != ".onnx":
         raise UserError(f"Expected the name of an .onnx file, found {out}.")
     if dynamic:
         pad_statically(segmenter)
-    program = _trace(segmenter, size, dynamic)
+    program = _trace(segmenter, size, dynamic, opset)
     facts = {
         "images": f"{'RGB' if (bands := segmenter.in_channels) == 3 else f'{bands} bands'} in [0, 1], not normalised",
-        "multiple_of": STRIDE if dynamic else 1,
+        "multiple_of": 1,
         "description": segmenter.description and dataclasses.asdict(segmenter.description),
     }
     program.model.metadata_props["ssrseg"] = json.dumps(facts)
@@ -91,11 +145,13 @@ def export(model: Path | str | Segmenter, out: Path, *, size: Size = (512, 1024)
 
     def write(partial: Path) -> None:
         program.save(partial)
-        checks.extend(_check(segmenter, partial, size, dynamic))
+        finish(partial, segmenter.mean.flatten().tolist() if dynamic else None, labels=labels, half=half)
+        checks.extend(_check(segmenter, partial, size, dynamic, EQUAL_IN_HALF if half else EQUAL_LABELS))
 
     with writing(out):
         write_atomically(out, write)
-    return ExportReport(out, max(difference for difference, _ in checks), min(equal for _, equal in checks))
+    difference = None if labels else max(difference for difference, _ in checks)
+    return ExportReport(out, difference, min(equal for _, equal in checks), None if dynamic else size)
 
 
 def pad_statically(module: nn.Module) -> None:
@@ -119,7 +175,7 @@ def pad_statically(module: nn.Module) -> None:
         setattr(module, name, nn.Sequential(nn.ZeroPad2d((pads[0], pads[1], pads[2], pads[3])), plain))
 
 
-def _trace(segmenter: Segmenter, size: Size, dynamic: bool) -> Any:
+def _trace(segmenter: Segmenter, size: Size, dynamic: bool, opset: int | None = None) -> Any:
     shapes = ({0: Dim("batch"), 2: STRIDE * Dim("h"), 3: STRIDE * Dim("w")},) if dynamic else None
     batch = 2 if dynamic else 1  # traced with one image, the batch would be frozen at 1
     example = torch.rand(batch, segmenter.in_channels, *size)
@@ -132,6 +188,7 @@ def _trace(segmenter: Segmenter, size: Size, dynamic: bool) -> Any:
                 input_names=["images"],
                 output_names=["logits"],
                 dynamic_shapes=shapes,
+                opset_version=opset,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -142,20 +199,23 @@ def _trace(segmenter: Segmenter, size: Size, dynamic: bool) -> Any:
         raise UserError(f"torch cannot export this model to ONNX: {reason}{hint}") from error
 
 
-def _check(segmenter: Segmenter, path: Path, size: Size, dynamic: bool) -> Iterator[tuple[float, float]]:
-    """Compare with torch on images of the traced size and, when dynamic, on a batch of another one."""
+def _check(segmenter: Segmenter, path: Path, size: Size, dynamic: bool, least: float) -> Iterator[tuple[float, float]]:
+    """Compare with torch on images of the traced size and, when dynamic, on a batch that needs padding."""
     runtime: Any = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    other = size[0] // 2 // STRIDE * STRIDE + STRIDE, size[1] // 2 // STRIDE * STRIDE + 2 * STRIDE
+    other = size[0] // 2 + 5, size[1] // 2 + STRIDE + 7
     bands = segmenter.in_channels
     for seed, shape in enumerate([(1, bands, *size), (3, bands, *other)] if dynamic else [(1, bands, *size)]):
         images = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+        missing = (0, -shape[3] % STRIDE, 0, -shape[2] % STRIDE) if dynamic else (0, 0, 0, 0)
         with torch.inference_mode():
-            expected = segmenter(images)
-        logits = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
-        difference = float((logits - expected).abs().max())
-        equal = float((logits.argmax(1) == expected.argmax(1)).double().mean())
-        if equal < EQUAL_LABELS:
+            padded = F.pad(images - segmenter.mean, missing) + segmenter.mean
+            expected = segmenter(padded)[..., : shape[2], : shape[3]]
+        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        difference = float((found - expected).abs().max()) if found.ndim == 4 else 0.0
+        classes = found.argmax(1) if found.ndim == 4 else found
+        equal = float((classes == expected.argmax(1)).double().mean())
+        if equal < least:
             raise UserError(
                 f"The exported model is not the model: on random images {shape} only {100 * equal:.2f}% "
                 f"of the labels are equal (logits differ by up to {difference:.2g}); nothing was written."
