@@ -180,19 +180,18 @@ def _options_for(
     takes any size; the rest is built for the very size.
     """
     options, module = _without_data(name)
-    divisor: int = module.feature_info[-1]["reduction"]
+    divisor: int = module.feature_info[-1].get("reduction", 32) if hasattr(module, "feature_info") else 32
     size = square or _padded(torch.Size(crop), divisor)
     try:
         with torch.device("meta"), torch.no_grad():
-            if not name.startswith("samvit_"):  # which interpolates its positions: at another size, weights misfit
-                options = {**options, "img_size": size}
-                if "dynamic_img_size" not in options:
-                    module = timm.create_model(name, **options).eval()
-    except TypeError:  # convolutional ones have no image size
-        options = {}
-    try:
-        with torch.device("meta"), torch.no_grad():
-            return options, divisor, feature_map(module, level)(torch.empty(1, 3, *size)).shape[1]
+            # Not SAM, which interpolates its positions: built at another size, published weights would not fit.
+            sized = {} if name.startswith("samvit_") else {**options, "img_size": size}
+            if sized and "dynamic_img_size" not in sized:
+                try:
+                    module = timm.create_model(name, **sized).eval()
+                except TypeError:  # convolutional ones have no image size
+                    sized = {}
+            return sized, divisor, feature_map(module, level)(torch.empty(1, 3, *size)).shape[1]
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).partition("\n")[0]
     if "feature index" in reason:
