@@ -18,8 +18,8 @@ from factories import random_image
 from ssrseg.config import RareClassConfig, Settings, assignments, merge, read_preset, resolve
 from ssrseg.data import refuse_bad_data, train_batches
 from ssrseg.data.class_statistics import ClassStatistics
-from ssrseg.data.loader import rare_class_samplers
 from ssrseg.data.samplers import RareClassSampler
+from ssrseg.data.streams import rare_class_samplers
 from ssrseg.errors import UserError
 
 IMAGES = 10

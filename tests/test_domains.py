@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ from typer.testing import CliRunner
 
 import ssrseg
 from factories import random_image
+from ssrseg.adapt.batch import Batch, Pseudo
+from ssrseg.adapt.views import Labelled
 from ssrseg.cli import app
 from ssrseg.config import RareClassConfig, Settings, compose, merge, resolve, with_words
-from ssrseg.data import find_bounded, train_batches
+from ssrseg.data import find_bounded, refuse_bad_data, train_batches
 from ssrseg.data.class_statistics import ClassStatistics
-from ssrseg.data.loader import source_images, target_images
 from ssrseg.data.samplers import SOURCE, RareClassSampler, generator_of
+from ssrseg.data.streams import source_images, target_images
 from ssrseg.errors import UserError
-from ssrseg.reporting import compare_records, model_card, overview, read_run, verdict
+from ssrseg.reporting import compare_records, method_name, model_card, overview, read_run, verdict
 from ssrseg.reporting.text_tables import per_class
 from ssrseg.training import Extensions, train
+from test_compare import change, group
+from test_reporting import PARTS
 from test_resume import At, assert_same, die
 
 YAML = Path(__file__).parents[1] / "examples" / "domains.yaml"
@@ -252,3 +257,112 @@ def test_priors_and_statistics_are_those_of_all_domains(data: Path, tmp_path: Pa
     counts = dict(zip(priors.classes, priors.source, strict=True))
     assert (counts["Road"], counts["Car"]) == (6, 2)
     assert ssrseg.recalibrate(model, settings.target, tmp_path / "new.safetensors").images == 5
+
+
+def test_labelled_target_images_are_a_view_of_their_own_and_resume_bitwise(data: Path, tmp_path: Path) -> None:
+    settings = settings_of("target.0.labelled={count: 2}", "method.labelled.weight=0.5", "loader.labelled=1")
+    run = train(settings, tmp_path / "whole").folder
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, tmp_path / "cut", extensions=Extensions(observers=[At(3, die)]))
+    train(None, tmp_path / "cut", resume=True, extensions=Extensions(observers=[At(0, die)]))
+    assert_same(run, tmp_path / "cut")
+    record = read_run(run)
+    assert record.train[0].losses.keys() == {"source/segmentation", "labelled/segmentation", "mixed/segmentation"}
+    assert any(
+        "labelled dusk: 2 target images have labels, each of which is drawn about 2 times" in note.text
+        for note in record.notes
+    )
+    assert record.environment["data.labelled dusk.files"] == 4
+    assert method_name(record.config) == "DACS + target labels"
+    assert "labels of some images used" in model_card(run)
+
+
+def test_labels_change_no_other_draw_and_come_from_the_target_alone(data: Path) -> None:
+    plain = settings_of("train.steps=6")
+    other = with_words(plain, ["target.0.labelled={}", "loader.labelled=3"])
+    assert other.method.labelled is not None
+    seen = set()
+    for mine, theirs in zip(train_batches(plain), train_batches(other), strict=True):
+        assert mine.source.equal(theirs.source)
+        assert mine.target.equal(theirs.target)
+        assert mine.names == theirs.names[:4]
+        assert (mine.labelled, len(theirs.labelled)) == (None, 3)
+        assert set(theirs.labelled_labels.unique().tolist()) <= {3, 0}  # Road, Sky
+        seen |= {Path(name).stem for name in theirs.names[4:]}
+    assert seen == {"04", "05", "06"}
+    late = [batch.labelled for batch in train_batches(other, start=4)]
+    assert all(map(torch.equal, late, [batch.labelled for batch in train_batches(other)][4:]))
+
+
+def test_the_labelled_view_weighs_its_labels(tmp_path: Path) -> None:
+    images, labels = torch.rand(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
+    batch = Batch(images, labels, images[:0], labels[:0].bool(), labelled=images, labelled_labels=labels)
+    pseudo = Pseudo(labels[:0], images[:0, 0])
+    view = Labelled(weight=0.25)(batch, pseudo)
+    assert view.trust is not None
+    assert view.trust.unique().tolist() == [0.25]
+    assert Labelled()(batch, pseudo).trust is None
+    with pytest.raises(UserError, match=r"target\.labelled"):
+        Labelled()(replace(batch, labelled=None), pseudo)
+
+
+def test_labelled_images_are_never_scored(data: Path, tmp_path: Path) -> None:
+    words = ["target.0.labelled={count: 2}", "val.0.stems=data/camvid/splits/dusk_target_train.txt"]
+    with pytest.raises(UserError, match=r"(?s)val dusk: also in the labelled target \(2 files\).*with `val.stems`"):
+        refuse_bad_data(settings_of(*words))
+    Path("rest.txt").write_text("05", encoding="utf-8")  # of 04, 05 and 06 the first and the last but one are labelled
+    Path("labelled.txt").write_text("04\n06", encoding="utf-8")
+    rest = ["target.0.labelled={stems: labelled.txt}", "val.0.stems=rest.txt"]
+    assert any(note.startswith("labelled dusk: 2 target images") for note in refuse_bad_data(settings_of(*rest)))
+    copy = (data / "camvid/train/images/04.png").read_bytes()  # under another name
+    (data / "camvid/train/images/07.png").write_bytes(copy)
+    with pytest.raises(UserError, match="val dusk: same content as in the labelled target"):
+        refuse_bad_data(settings_of("target.0.labelled={stems: labelled.txt}"))
+    facts = ssrseg.check_data(settings_of(*rest), tmp_path / "check").facts["domains"]
+    assert facts["labelled dusk"]["images"] == 2
+    assert facts["labelled dusk"]["draws"] == 4 * 2 / 2
+    assert facts["labelled dusk"]["frequencies"]["Road"]["images"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["target.0.labelled={count: 4}"], "3 images of data/camvid have a label.*count=4 is too many"),
+        (
+            ["target.0.labelled={stems: data/camvid/splits/dusk_target_val.txt}"],
+            "'07', which is no image of the target",
+        ),
+        (["target.1.labelled={}", "target.1.labels=none/*.png"], "0 images of data/carla have a label"),
+    ],
+)
+def test_labels_that_are_not_there_are_named(words: list[str], said: str, data: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        refuse_bad_data(settings_of(*words))
+
+
+def test_a_labelled_view_and_labelled_images_come_together() -> None:
+    with pytest.raises(UserError, match=r"target\.labelled\.count=10"):
+        settings_of("method.labelled={}")
+    with pytest.raises(UserError, match=r"val\.labelled: all of its images have labels"):
+        settings_of("val.0.labelled={count: 1}")
+    settings = settings_of("target.0.labelled={count: 10}")
+    with pytest.raises(UserError, match=r"or set method\.labelled to null"):
+        with_words(settings, ["target.0.labelled=null"])
+    assert with_words(settings, ["target.0.labelled=null", "method.labelled=null"]).method.labelled is None
+
+
+def test_the_report_sets_labels_against_the_same_adaptation_without(tmp_path: Path) -> None:
+    target = {"root": "data/cityscapes", "spec": "cityscapes", "labelled": {"count": 10}}
+    labelled = group(tmp_path / "labels", {**PARTS["DAFormer"], "labelled": {"weight": 1.0}}, (0.57, 0.61, 0.59))
+    runs = [
+        *group(tmp_path / "base", {}, (0.40, 0.42, 0.41)),
+        *group(tmp_path / "adapted", PARTS["DAFormer"], (0.50, 0.53, 0.52)),
+        *(change(run, target=target) for run in labelled),
+    ]
+    found = compare_records([read_run(run) for run in runs])
+    assert [each.name for each in found.groups] == ["source-only", "DAFormer", "DAFormer + target labels"]
+    pairs = {(each.group.name, each.base.name) for each in found.contrasts}
+    assert ("DAFormer + target labels", "DAFormer") in pairs
+    text = "\n".join(verdict(found))
+    assert "Adaptation helped: DAFormer has 51.7 mIoU" in text  # not with labels
+    assert "DAFormer + target labels learnt from labels of target images too and has 59.0 mIoU: +7.3 points" in text

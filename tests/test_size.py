@@ -7,8 +7,8 @@ from pathlib import Path
 import ssrseg
 
 ROOT = Path(ssrseg.__file__).parent
-LINES, FILES = 21_785, 148
-CORE_LINES = 4_846
+LINES, FILES = 22_015, 149
+CORE_LINES = 4_971
 CORE = (
     "config/method.py",
     "adapt/*.py",
@@ -20,6 +20,7 @@ CORE = (
     "training/optim.py",
     "data/samplers.py",
     "data/loader.py",
+    "data/streams.py",
     "data/transforms.py",
     "data/datasets.py",
     "inference/predictor.py",

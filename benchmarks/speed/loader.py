@@ -28,8 +28,8 @@ from PIL import Image
 from ssrseg.config import DataConfig, LoaderConfig, resolve
 from ssrseg.data import Pair, code_for, find_pairs
 from ssrseg.data.datasets import SourceImages
-from ssrseg.data.loader import scaled_files
 from ssrseg.data.samplers import SOURCE, Draw, generator_of
+from ssrseg.data.streams import scaled_files
 from ssrseg.data.transforms import mirrored, random_box, rescale_size, retry
 
 RESULTS = Path(__file__).parents[1] / "results"

@@ -27,6 +27,9 @@ class Batch:
     source_inside: Tensor | None = None  # (B, H, W) bool: no padding of images smaller than the crop; all if absent
     target_inside: Tensor | None = None  # (B', H, W) bool: likewise
     regions: Tensor | None = None  # (B', H, W) int64: ids of masks below `MOST_MASKS`, 0 where there is none
+    labelled: Tensor | None = None  # (B'', C, H, W): target images with labels; absent for a method without
+    labelled_labels: Tensor | None = None  # (B'', H, W) int64
+    labelled_inside: Tensor | None = None  # (B'', H, W) bool: likewise
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy the batch to another device without waiting for the copy."""

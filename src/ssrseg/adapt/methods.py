@@ -90,7 +90,7 @@ def build_method(
     notes += [encoder.note for encoder in frozen if encoder.note]
     composed: dict[str, Term] = {
         "segmentation": Segmentation(
-            ("source", "mixed", "masked"),
+            ("source", "labelled", "mixed", "masked"),
             temperature=config.segmentation.temperature,
             shift=None if (file := config.segmentation.priors) is None else -find_priors(file).of(classes).shift,
             over_labelled=config.segmentation.over_labelled,
@@ -180,7 +180,10 @@ def _makers(config: MethodConfig, generator: Generator, mean: Tensor) -> Iterato
     def augment(config: AugmentConfig | None, *, per_image: bool) -> views.Images:
         return StrongAugment(generator, **config.model_dump(), per_image=per_image) if config else views.unchanged
 
-    yield views.Source(PhotometricDistortion(generator) if config.distort else views.unchanged)
+    distort = PhotometricDistortion(generator) if config.distort else views.unchanged
+    yield views.Source(distort)
+    if config.labelled is not None:
+        yield views.Labelled(distort, config.labelled.weight)
     if config.has_target_view:
         yield views.Target()
     if config.mixed is not None:

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from ssrseg.adapt import distributed
 from ssrseg.adapt.batch import Batch, Pseudo, View, to_device
+from ssrseg.errors import UserError
 from ssrseg.models.description import Detail, Window
 
 Images = Callable[[Tensor], Tensor]
@@ -78,6 +79,27 @@ class Source:
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
         clean = clean_of(batch.source, self.augment)
         return View("source", self.augment(batch.source), batch.labels, inside=batch.source_inside, clean=clean)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Make the labelled view: the few target images that have labels.
+
+    Args:
+        augment: applied to the images.
+        weight: factor of the trust.
+    """
+
+    augment: Images = unchanged
+    weight: float = 1.0
+
+    def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
+        images, labels = batch.labelled, batch.labelled_labels
+        if images is None or labels is None:
+            raise UserError("The batch has no labelled target images: target.labelled names them.")
+        trust = None if self.weight == 1 else torch.full_like(images[:, 0], self.weight)
+        clean = clean_of(images, self.augment)
+        return View("labelled", self.augment(images), labels, trust, batch.labelled_inside, clean)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,15 @@ Margins = Annotated[
 """Rows at the top and bottom of every crop, or borders of whole images."""
 
 
+class LabelledPart(Strict):
+    """The images of a target that have labels: those that `labels` of the target finds."""
+
+    stems: UserPath | None = None
+    """Text file with one image stem per line: only these."""
+    count: Positive | None = None
+    """So many of them, evenly spread; all when absent."""
+
+
 class DataConfig(Strict):
     """Images, with labels or without."""
 
@@ -125,6 +134,9 @@ class DataConfig(Strict):
     """Where pseudo-labels are not trusted (own car, rectification): rows at the top and bottom of a target crop, or
     `{sides: [top, bottom, left, right], of: [width, height]}` of whole images (HRDA: 30, 240, 30, 30 of 2048x1024)."""
 
+    labelled: LabelledPart | None = None
+    """Of a target, the images whose labels are learnt from too, in a view of their own (`method.labelled`)."""
+
 
 Data = Annotated[
     Annotated[DataConfig, Tag("<one>")] | Annotated[tuple[DataConfig, ...], Field(min_length=1), Tag("<several>")],
@@ -151,6 +163,22 @@ def domains(role: str, data: Data | None) -> dict[str, DataConfig]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"Two data sets of {role} are called {twice[0]!r}: give each a `name` of its own.")
     return {f"{role} {name}": one for name, one in zip(names, data, strict=True)}
+
+
+def labelled_in(target: Data | None) -> dict[str, DataConfig]:
+    """Name the targets of which some images have labels as numbers of those are called; they are drawn by count."""
+    return {
+        name.replace("target", "labelled", 1): one.model_copy(update={"share": None})
+        for name, one in domains("target", target).items()
+        if one.labelled is not None
+    }
+
+
+def names_labels(target: Any) -> bool:
+    """Whether a target, resolved or still a tree, names images that have labels."""
+    sets = target if isinstance(target, list | tuple) else [target]
+    parts = (one.get("labelled") if isinstance(one, dict) else getattr(one, "labelled", None) for one in sets)
+    return any(part is not None for part in parts)
 
 
 def telling_end(path: Path) -> str:
@@ -199,6 +227,8 @@ class LoaderConfig(Strict):
     """(height, width) of target crops, for methods that do not mix; `crop` when absent."""
     batch: Positive = 2
     """Source images and target images per step and process."""
+    labelled: Positive | None = None
+    """Labelled target images per step and process; as many as `batch` when absent."""
     workers: Annotated[int, Field(ge=0), NO_EFFECT] = 2
     timeout: Annotated[int, Field(ge=0), NO_EFFECT] = 1800
     """Seconds without a batch from the workers after which the run stops; 0 waits for ever."""
@@ -225,6 +255,11 @@ class LoaderConfig(Strict):
         if self.jitter is not None and self.cache is not None:
             raise ValueError("jitter comes before resize, and cache keeps resized images: set one of them to null")
         return self
+
+    @property
+    def of_labelled(self) -> int:
+        """Labelled target images per step and process."""
+        return self.labelled or self.batch
 
     @property
     def of_target(self) -> Size:

@@ -64,6 +64,13 @@ class AugmentConfig(Strict):
     blur_skipped: Fraction = 0.5
 
 
+class LabelledConfig(Strict):
+    """The labelled view: the few target images that have labels (`target.labelled`)."""
+
+    weight: Rate = 1.0
+    """Factor of its loss."""
+
+
 class MixedConfig(Strict):
     """The mixed view: classes of the source pasted onto the target (ClassMix)."""
 
@@ -176,6 +183,7 @@ class MethodConfig(Strict):
     segmentation: SegmentationConfig = SegmentationConfig()
     alignment: AlignmentConfig | None = None
     teacher: TeacherConfig | None = None
+    labelled: LabelledConfig | None = None
     mixed: MixedConfig | None = None
     masked: MaskedConfig | None = None
     feature_distance: FeatureDistanceConfig | None = None

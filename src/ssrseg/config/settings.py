@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ssrseg.config.base import NO_EFFECT, Strict, by_default
-from ssrseg.config.data import Classes, Data, DataConfig, LoaderConfig, datasets, domains
+from ssrseg.config.data import Classes, Data, DataConfig, LoaderConfig, datasets, domains, labelled_in, names_labels
 from ssrseg.config.method import MethodConfig
 from ssrseg.config.training import AdamWConfig, InferenceConfig, ModelConfig, Optim, SelectionConfig, TrainConfig
 from ssrseg.errors import UserError
@@ -119,6 +119,34 @@ class Settings(Strict):
     stages: Annotated[tuple[RecipeStage, ...], NO_EFFECT] = ()
     """Runs that start from runs, one after the other, each with its own settings; none for one run."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_are_looked_at(cls, tree: Any) -> Any:
+        """Give the labelled part of a target its view, unless the method has one."""
+        if not isinstance(tree, dict):
+            return tree
+        method = tree.get("method", {})
+        if names_labels(tree.get("target")) and isinstance(method, dict) and method.get("labelled") is None:
+            return {**tree, "method": {**method, "labelled": {}}}
+        return tree
+
+    @model_validator(mode="after")
+    def _labels_are_there(self) -> Settings:
+        for role, data in (("source", self.source), ("val", self.val)):
+            if any(one.labelled is not None for one in datasets(data)):
+                raise ValueError(f"{role}.labelled: all of its images have labels; it names the few of a target's")
+        if (self.method.labelled is None) != (not self.labelled):
+            raise ValueError(
+                "method.labelled learns from the labelled images of a target: name them in target.labelled, as "
+                "target.labelled.count=10, or set method.labelled to null"
+            )
+        return self
+
+    @property
+    def labelled(self) -> dict[str, DataConfig]:
+        """The targets of which some images have labels, by what their numbers are called."""
+        return labelled_in(self.target)
+
     @model_validator(mode="after")
     def _data_sets_have_names_and_shares(self) -> Settings:
         for role, data in (("source", self.source), ("target", self.target), ("val", self.val)):
@@ -132,7 +160,9 @@ class Settings(Strict):
     @property
     def domains(self) -> dict[str, DataConfig]:
         """All data sets of the run, by what their numbers are called."""
-        return domains("source", self.source) | domains("target", self.target) | domains("val", self.val)
+        return (
+            domains("source", self.source) | domains("target", self.target) | self.labelled | domains("val", self.val)
+        )
 
     @model_validator(mode="after")
     def _views_have_images(self) -> Settings:

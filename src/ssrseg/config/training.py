@@ -230,3 +230,8 @@ class TrainConfig(Strict):
     """Services that get the journal's numbers, beside TensorBoard (`docs/tracking.md`)."""
     track_project: Annotated[str, NO_EFFECT] = "ssrseg"
     """Project of wandb, experiment of mlflow."""
+
+    @property
+    def batches(self) -> int:
+        """Batches of a run, of all processes together."""
+        return self.steps * self.accumulate * self.devices * self.nodes

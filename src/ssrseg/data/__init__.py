@@ -7,7 +7,8 @@ from ssrseg.data.label_files import read_labels
 from ssrseg.data.label_mapping import LabelCode, code_for, resolve_space
 from ssrseg.data.label_spaces import SPACES, LabelSpace
 from ssrseg.data.layouts import SPECS, Pair, Spec, find_bounded, find_images, find_pairs
-from ssrseg.data.loader import RawBatch, eval_samples, train_batches
+from ssrseg.data.loader import RawBatch, train_batches
+from ssrseg.data.streams import eval_samples, find_labelled
 
 __all__ = [
     "SPACES",
@@ -23,6 +24,7 @@ __all__ = [
     "eval_samples",
     "find_bounded",
     "find_images",
+    "find_labelled",
     "find_pairs",
     "read_image",
     "read_labels",

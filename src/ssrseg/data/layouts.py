@@ -133,15 +133,16 @@ def find_images(data: DataConfig, at_most: int | None = None) -> list[Path]:
     """
     listing = listing_of(data, labelled=False)
     _refuse(listing, data)
-    return _spread(listing.images, at_most)
+    return spread(listing.images, at_most)
 
 
 def find_bounded(data: Data, at_most: int | None = None) -> list[tuple[Path, Bound | None]]:
     """Find the images of one data set or several, each with its `resize`; else as `find_images`."""
-    return _spread([(image, one.resize) for one in datasets(data) for image in find_images(one)], at_most)
+    return spread([(image, one.resize) for one in datasets(data) for image in find_images(one)], at_most)
 
 
-def _spread(items: list[Item], at_most: int | None) -> list[Item]:
+def spread(items: list[Item], at_most: int | None) -> list[Item]:
+    """Take `at_most` so many, evenly spread over all."""
     count = len(items)
     wanted = count if at_most is None else min(at_most, count)
     return [items[number * count // wanted] for number in range(wanted)]

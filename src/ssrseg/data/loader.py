@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import torch
@@ -20,17 +20,12 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
-from ssrseg.config import Data, DataConfig, LoaderConfig, Settings, datasets
-from ssrseg.data.cache import ScaledFiles
-from ssrseg.data.class_statistics import ClassStatistics, class_statistics
-from ssrseg.data.datasets import Crop, LabelledImages, Several, SourceImages, TargetImages
-from ssrseg.data.label_mapping import Classes, code_for, resolve_space
-from ssrseg.data.layouts import find_images, find_masks, find_pairs, spec_of
-from ssrseg.data.samplers import SOURCE, TARGET, ClassBalancedSampler, RareClassSampler, Sampler, Shuffled, generator_of
+from ssrseg.config import Settings
+from ssrseg.data.datasets import Crop, Several, SourceImages, TargetImages
+from ssrseg.data.samplers import LABELLED, SOURCE, TARGET, generator_of
+from ssrseg.data.streams import labelled_images, source_images, target_images
 from ssrseg.errors import UserError
 
-ANY_IMAGE = 0.25
-"""Share of rare-class sampling's draws that take any image, for a folder of the user's own that says nothing else."""
 POLL = 5
 """Seconds after which a wait for a batch is interrupted to see whether all workers live."""
 
@@ -44,10 +39,13 @@ class RawBatch:
     target: Tensor  # (B', C, H, W) uint8; B' is 0 without a target
     valid: Tensor  # (B', H, W) bool
     names: tuple[str, ...]
-    """Image files, source then target, for messages."""
+    """Image files, source, target, then labelled, for messages."""
     source_inside: Tensor | None = None  # (B, H, W) bool: not padding; absent when nothing was padded
     target_inside: Tensor | None = None  # (B', H, W) bool: likewise
     regions: Tensor | None = None  # (B', H, W) int16: ids of masks, where the target has such
+    labelled: Tensor | None = None  # (B'', C, H, W) uint8: target images with labels; absent for a method without
+    labelled_labels: Tensor | None = None  # (B'', H, W) uint8
+    labelled_inside: Tensor | None = None  # (B'', H, W) bool: likewise
 
     def pin_memory(self) -> RawBatch:
         """Return the same batch in page-locked memory."""
@@ -58,6 +56,8 @@ class RawBatch:
 
 Sample = tuple[Crop, Crop | None]
 """One draw of both streams."""
+Drawn = tuple[list[Sample], list[Crop]]
+"""A batch of them, and the labelled target images beside it."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ class Draws(Dataset[Sample]):
     source: SourceImages | Several
     target: TargetImages | Several | None
     seed: int
+    labelled: SourceImages | Several | None = None
+    each: tuple[int, int] = (1, 1)
+    """Labelled images for so many samples."""
 
     def __getitem__(self, number: int) -> Sample:
         source = self.source.draw(number, generator_of(self.seed, SOURCE, number))
@@ -74,12 +77,19 @@ class Draws(Dataset[Sample]):
             return source, None
         return source, self.target.draw(number, generator_of(self.seed, TARGET, number))
 
-    def __getitems__(self, numbers: list[int]) -> list[Sample] | UserError:
+    def __getitems__(self, numbers: list[int]) -> Drawn | UserError:
         """Return a batch of samples, or the user's mistake: raised, it would arrive with a worker's traceback."""
         try:
-            return [self[number] for number in numbers]
+            return [self[number] for number in numbers], [*self._labelled_beside(numbers)]
         except UserError as error:
             return error
+
+    def _labelled_beside(self, numbers: list[int]) -> Iterator[Crop]:
+        count, samples = self.each
+        first, end = (number * count // samples for number in (numbers[0], numbers[-1] + 1))
+        for number in range(first + LABELLED, end + LABELLED) if self.labelled is not None else ():
+            assert self.labelled is not None
+            yield self.labelled.draw(number, generator_of(self.seed, SOURCE, number))
 
 
 def draw_numbers(turns: range, batch: int, rank: int, world: int) -> Iterator[list[int]]:
@@ -92,10 +102,26 @@ def draw_numbers(turns: range, batch: int, rank: int, world: int) -> Iterator[li
         yield list(range(first, first + batch))
 
 
-def collate(samples: list[Sample] | UserError) -> RawBatch | UserError:
-    """Stack samples to a batch; an error is passed on."""
-    if isinstance(samples, UserError):
-        return samples
+def collate_drawn(drawn: Drawn | UserError) -> RawBatch | UserError:
+    """Stack what was drawn to a batch; an error is passed on."""
+    if isinstance(drawn, UserError):
+        return drawn
+    samples, labelled = drawn
+    batch = collate(samples)
+    if not labelled:
+        return batch
+    images, labels, names, sizes = zip(*labelled, strict=True)
+    return replace(
+        batch,
+        labelled=torch.stack(images),
+        labelled_labels=torch.stack(labels),
+        labelled_inside=_inside(images[0], sizes),
+        names=(*batch.names, *names),
+    )
+
+
+def collate(samples: list[Sample]) -> RawBatch:
+    """Stack samples to a batch."""
     images, labels, names, sizes = zip(*(source for source, _ in samples), strict=True)
     source, inside = torch.stack(images), _inside(images[0], sizes)
     targets = [target for _, target in samples if target is not None]
@@ -136,7 +162,7 @@ def load(
         draws,
         batch_sampler=numbers,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=cast(Any, collate_drawn),
         pin_memory=pin_memory,
         generator=Generator().manual_seed(draws.seed),  # else it would take its seed from the global one
         worker_init_fn=partial(_prepare_worker, pixels=Image.MAX_IMAGE_PIXELS),
@@ -217,84 +243,8 @@ def train_batches(
         UserError: at once when files are missing or no label shows a class; later see `load`.
     """
     config, accumulate = settings.loader, settings.train.accumulate
-    draws = Draws(source_images(settings), target_images(settings), settings.train.seed)
+    streams, each = (source_images(settings), target_images(settings)), (config.of_labelled, config.batch)
+    draws = Draws(*streams, settings.train.seed, labelled_images(settings), each)
     turns = range(start * accumulate, settings.train.steps * accumulate)
     numbers = draw_numbers(turns, config.batch, rank, world)
     return load(draws, numbers, workers=config.workers, timeout=config.timeout, pin_memory=pin_memory)
-
-
-def source_images(settings: Settings) -> SourceImages | Several:
-    """Return the labelled stream."""
-    sets, config, seed = datasets(settings.source), settings.loader, settings.train.seed
-    pairs = [find_pairs(data) for data in sets]
-    codes = [code_for(data, settings.classes, settings.source) for data in sets]
-    samplers: Sequence[Sampler] = [Shuffled(len(each), seed, SOURCE) for each in pairs]
-    if config.rare_class is not None or config.class_balanced is not None:
-        classes = resolve_space(settings.classes, settings.source).num_classes
-        statistics = [class_statistics(each, code, classes) for each, code in zip(pairs, codes, strict=True)]
-        if config.rare_class is not None:
-            samplers = rare_class_samplers(statistics, settings)
-        elif config.class_balanced is not None:
-            samplers = [ClassBalancedSampler(one, config.class_balanced, seed) for one in statistics]
-    files = [scaled_files(data, config, settings.model.in_channels) for data in sets]
-    streams = [
-        SourceImages(each, code, reader, config, sampler)
-        for each, code, reader, sampler in zip(pairs, codes, files, samplers, strict=True)
-    ]
-    return streams[0] if len(sets) == 1 else Several(streams, shares(sets, [len(each) for each in pairs]))
-
-
-def rare_class_samplers(statistics: Sequence[ClassStatistics], settings: Settings) -> list[RareClassSampler]:
-    """Return the samplers of a run, one for each source; they draw for the classes of all sources."""
-    config, crop, sets = settings.loader.rare_class, settings.loader.crop, datasets(settings.source)
-    assert config is not None
-    counts = [len(one.pixels) for one in statistics]
-    weights = (shares(sets, counts) / torch.tensor(counts)).tolist()
-    several = (statistics, weights) if len(sets) > 1 else ()
-    samplers = []
-    for data, one in zip(sets, statistics, strict=True):
-        any_image = ANY_IMAGE if spec_of(data).space is None else 0.0
-        known = config if config.any_image is not None else config.model_copy(update={"any_image": any_image})
-        samplers.append(RareClassSampler(one, known, crop, *several))
-    return samplers
-
-
-def shares(sets: Sequence[DataConfig], counts: Sequence[int]) -> Tensor:
-    """Return the probability of each data set, float64: its share, or by the `counts` of their images."""
-    given = [one.share or count for one, count in zip(sets, counts, strict=True)]
-    return torch.tensor(given, dtype=torch.float64) / sum(given)
-
-
-def target_images(settings: Settings) -> TargetImages | Several | None:
-    """Return the unlabelled stream; None for a method that only looks at the source."""
-    sets, config = datasets(settings.target), settings.loader
-    if not sets or not settings.method.looks_at_target:
-        return None
-    images = [find_images(data) for data in sets]
-    streams = [
-        TargetImages(
-            each,
-            scaled_files(data, config, settings.model.in_channels),
-            data.margins,
-            config,
-            Shuffled(len(each), settings.train.seed, TARGET),
-            None if data.masks is None else find_masks(data),
-        )
-        for data, each in zip(sets, images, strict=True)
-    ]
-    return streams[0] if len(sets) == 1 else Several(streams, shares(sets, [len(each) for each in images]))
-
-
-def scaled_files(data: DataConfig, config: LoaderConfig, bands: int = 3) -> ScaledFiles:
-    """Return the reader of a data set that is trained on."""
-    return ScaledFiles(data.resize, config.scale_jpeg, config.cache, bands)
-
-
-def eval_samples(data: Data, classes: Classes | None, source: Data | None = None, bands: int = 3) -> LabelledImages:
-    """Return what is labelled for evaluation; `classes` and `source` as for `code_for`, `bands` of the model."""
-    return LabelledImages(
-        [
-            (find_pairs(one), code_for(one, classes, source or data), ScaledFiles(one.resize, bands=bands))
-            for one in datasets(data)
-        ]
-    )

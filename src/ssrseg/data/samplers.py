@@ -14,6 +14,8 @@ from ssrseg.errors import UserError
 
 SOURCE, TARGET, SOURCE_ORDER, TARGET_ORDER = range(4)
 """Streams of draws, and of the orders of their epochs."""
+LABELLED = 1 << 31
+"""Added to the draw numbers of the labelled target images, which are drawn as a source is: no run has so many draws."""
 NO_CLASS = "No source label shows any of the classes: check `classes` and the raw values (`ids`)."
 
 

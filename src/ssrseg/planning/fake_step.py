@@ -160,4 +160,9 @@ def noise(settings: Settings, seed: int = 0) -> RawBatch:
     blocks = torch.randint(classes, (count, -(-height // 32), -(-width // 32)), generator=draws, dtype=torch.uint8)
     labels = blocks.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, :height, :width].contiguous()
     valid = torch.ones(targets, height, width, dtype=torch.bool)
-    return RawBatch(images[:count], labels, images[count:], valid, tuple(f"noise {i}" for i in range(len(images))))
+    names = tuple(f"noise {i}" for i in range(len(images)))
+    batch = RawBatch(images[:count], labels, images[count:], valid, names)
+    if settings.method.labelled is None:
+        return batch
+    again = torch.arange(settings.loader.of_labelled) % count
+    return replace(batch, labelled=images[again], labelled_labels=labels[again])

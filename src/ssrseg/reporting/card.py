@@ -48,7 +48,8 @@ def model_card(run: Path | str, *, license: str | None = None, name: str | None 
         front["license"] = "other"
         front |= {"license_name": "non-commercial-ingredients", "license_link": "README.md#licences"}
     data = {}  # by the last folder alone: a path on somebody's disk is nobody's business
-    for role, label in (("source", "source (labelled)"), ("target", "target (images only)"), ("val", "scored on")):
+    images = "images, some of them labelled" if setting(config, "method.labelled") else "images only"
+    for role, label in (("source", "source (labelled)"), ("target", f"target ({images})"), ("val", "scored on")):
         if own := sets_of(config, role):
             data[label] = ", ".join(f"{each.get('spec', 'folders')} ({Path(str(each['root'])).name})" for each in own)
     text = fill(
@@ -105,7 +106,8 @@ def ingredients(config: dict[str, Any]) -> Iterator[Ingredient]:
         name = f"{encoder} ({weights})" if local else str(encoder)
         role = "foundation encoder (training only, not in the model)"
         yield Ingredient(role, name, **({} if local else terms("encoders", name)))
-    for key, role in (("source", "source data"), ("target", "target data (no labels used)")):
+    labels = "labels of some images used" if setting(config, "method.labelled") else "no labels used"
+    for key, role in (("source", "source data"), ("target", f"target data ({labels})")):
         for data in sets_of(config, key):
             spec = str(data.get("spec", "folders"))
             name = spec if spec != "folders" else "a data set of the authors'"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ssrseg.errors import UserError
 from ssrseg.reporting.grouping import grouped, members
 from ssrseg.reporting.statistics import Difference, Seeded, Spread, difference, holm, over_seeds, spread
-from ssrseg.runs.records import RunRecord, Score, read_run, setting
+from ssrseg.runs.records import TARGET_LABELS, RunRecord, Score, read_run, setting
 
 Network = Literal["student", "teacher"]
 
@@ -128,7 +128,7 @@ class Comparison:
     groups: tuple[Group, ...]
     reference: Group
     contrasts: tuple[Contrast, ...]
-    """Every other group against the reference, then SSR against the method that it is added to; groups with scores."""
+    """Every other group with scores against the reference, then SSR or target labels against the method without."""
     classes: tuple[str, ...]
     network: Network
     caveats: tuple[str, ...]
@@ -137,10 +137,10 @@ class Comparison:
     """The paper's tables to add: 1, 2."""
 
     def base_of(self, group: Group) -> Group | None:
-        """Find, for a group with SSR, that of the same method without it whose other settings are closest."""
-        if not group.method.endswith(" + SSR"):
-            return None
-        return group.nearest([other for other in self.groups if other.method == group.method.removesuffix(" + SSR")])
+        """Find, for a group with SSR or else target labels, the nearest of the same method without."""
+        part = next((part for part in (" + SSR", f" + {TARGET_LABELS}") if part in group.method), None)
+        plain = None if part is None else group.method.replace(part, "")
+        return group.nearest([other for other in self.groups if other.method == plain])
 
 
 def compare(

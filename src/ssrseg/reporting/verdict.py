@@ -12,7 +12,7 @@ from ssrseg.reporting.grouping import CORRECTIONS, dataset_of
 from ssrseg.reporting.statistics import Difference, difference, over_seeds, share_of_gap, spearman
 from ssrseg.reporting.text_tables import cell, data_of, domains, interval, percent, signed
 from ssrseg.runs.folder import RECALIBRATED
-from ssrseg.runs.records import RunRecord, setting
+from ssrseg.runs.records import TARGET_LABELS, RunRecord, setting
 
 LISTED = 4
 """Classes or settings that a sentence names; of more it gives the number."""
@@ -23,6 +23,7 @@ ZERO = 0.0005
 METHOD = ("method.", "target.", "stage", "deploy.")
 """Settings in which an adapted group differs from its baseline in any case."""
 STATISTICS = CORRECTIONS[RECALIBRATED]
+LABELS = f" + {TARGET_LABELS}"
 ALARMS = {"collapsed": r"The class (.+?) has collapsed", "apart": r"Student and teacher are far apart"}
 """Warnings of a run (`docs/guards.md`) by the sentence that counts them."""
 FALLING = ("im", "agreement")
@@ -58,7 +59,8 @@ def _say(key: str, **values: Any) -> str:
 
 def _of_task(groups: Sequence[Group]) -> Iterator[str]:
     """Speak of groups that were scored on the same data: the best adapted one against what it must beat."""
-    adapted = [group for group in groups if _adapts(group)]
+    every = [group for group in groups if _adapts(group)]
+    adapted = [group for group in every if TARGET_LABELS not in group.method] or every
     tried = adapted or [group for group in groups if group.method == f"source-only{STATISTICS}"]
     contrasts = corrected(
         Contrast(group, base, difference(base.mious, group.mious))
@@ -75,6 +77,10 @@ def _of_task(groups: Sequence[Group]) -> Iterator[str]:
         if oracle := best.group.nearest([group for group in groups if group.method == "oracle"]):
             yield _gap(best, oracle)
         yield _classes(best)
+    for group in groups:
+        if base := _baseline(group, groups, group.method.replace(LABELS, "")) if LABELS in group.method else None:
+            gap = difference(base.mious, group.mious)
+            yield _say(f"labels_{_kind(gap)}", group=group.name, base=base.name, miou=_mean(group), **_figures(gap))
     if names := domains(groups):
         yield _say("domains", found="; ".join(f"{each.name} has {_on(each, names)}" for each in groups))
     zeros = {group.name: [name for name in group.runs[0].classes if _is_zero(group, name)] for group in groups}

@@ -17,6 +17,8 @@ from ssrseg.errors import UserError
 from ssrseg.runs.atomic import read_json
 from ssrseg.runs.folder import VIEW_PICTURE, RunFolder
 
+TARGET_LABELS = "target labels"
+"""What a method's name has, where the labels of a few target images are learnt from."""
 Shape = TypeVar("Shape")
 Finite = Annotated[
     float | None, BeforeValidator(lambda value: None if value is None or not math.isfinite(value) else value)
@@ -193,7 +195,8 @@ def method_name(config: dict[str, Any]) -> str:
     name = published.get((mixed, masked, distance), "custom")
     if alignment:
         name = "FADA" if name == "source-only" else f"{name} + FADA"
-    added = {"SSR": "regularizer", "distillation": "distillation", "affinity": "affinity", "regions": "teacher.regions"}
+    added = {TARGET_LABELS: "labelled", "SSR": "regularizer", "distillation": "distillation", "affinity": "affinity"}
+    added["regions"] = "teacher.regions"
     return " + ".join([name, *(word for word, part in added.items() if setting(config, f"method.{part}") is not None)])
 
 

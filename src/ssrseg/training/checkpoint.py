@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from ssrseg.adapt.methods import Method
 from ssrseg.config import Settings
-from ssrseg.data import find_images, find_pairs
+from ssrseg.data import find_images, find_labelled, find_pairs
 from ssrseg.data.storage import size_of
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import save_segmenter
@@ -261,14 +261,15 @@ def git_state() -> dict[str, str]:
 
 
 def data_fingerprint(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Count the `files` of source, target and val, with a checksum of their names and sizes (not of their content)."""
+    """Count the `files` of every data set of a run, with a checksum of their names and sizes (not of their content)."""
     prints = {}
     for name, data in settings.domains.items():
         if name.startswith("target"):
             files = [(data.root, image) for image in find_images(data)]
         else:
             labels = data.labels_root or data.root
-            files = [named for pair in find_pairs(data) for named in ((data.root, pair.image), (labels, pair.label))]
+            pairs = find_labelled(data) if name.startswith("labelled") else find_pairs(data)
+            files = [named for pair in pairs for named in ((data.root, pair.image), (labels, pair.label))]
         lines = [f"{path.relative_to(root).as_posix()}\0{size_of(path)}\n" for root, path in files]
         checksum = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
         prints[name] = {"files": len(lines), "names_and_sizes": checksum}

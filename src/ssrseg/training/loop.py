@@ -142,11 +142,11 @@ def fit(
 
 def to_batch(raw: RawBatch, device: torch.device) -> Batch:
     """Copy bytes to the device, then cast to floats in [0, 1]: the only cast."""
-    parts = raw.source, raw.labels, raw.target, raw.valid, raw.source_inside, raw.target_inside, raw.regions
-    batch = Batch(*parts).to(device)
-    regions = None if batch.regions is None else batch.regions.long()
-    cast = {"source": batch.source / 255, "labels": batch.labels.long(), "target": batch.target / 255}
-    return replace(batch, **cast, regions=regions)
+    batch = Batch(**{name: value for name, value in vars(raw).items() if name != "names"}).to(device)
+    images = {"source": batch.source, "target": batch.target, "labelled": batch.labelled}
+    ids = {"labels": batch.labels, "labelled_labels": batch.labelled_labels, "regions": batch.regions}
+    cast = {name: value / 255 for name, value in images.items() if value is not None}
+    return replace(batch, **cast, **{name: value.long() for name, value in ids.items() if value is not None})
 
 
 def make_and_show(make: ViewMaker, observers: Sequence[Observer], step: int, batch: Batch, pseudo: Pseudo) -> View:

@@ -138,6 +138,7 @@ def _views(settings: Settings, student: Segmenter) -> Iterator[View]:
     masked = method.masked and method.masked.images_of
     shapes = {"source": (loader.batch, loader.crop)}
     shapes |= {"target": (loader.batch, loader.of_target)} if method.has_target_view or method.teacher else {}
+    shapes |= {"labelled": (loader.of_labelled, loader.crop)} if method.labelled else {}
     shapes |= {"mixed": (loader.batch, loader.crop)} if method.mixed else {}
     if masked:
         shapes["masked"] = (loader.batch, loader.of_target if masked == "target" else loader.crop)

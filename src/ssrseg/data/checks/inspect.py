@@ -101,7 +101,7 @@ class Expected:
 
     @property
     def role(self) -> str:
-        """`source`, `target` or `val`."""
+        """`source`, `target`, `labelled` (of the target) or `val`."""
         return self.domain.partition(" ")[0]
 
 

@@ -62,15 +62,17 @@ def shared_files(sets: Mapping[str, InspectedData], *, contents: bool) -> list[P
             found += [same for source in sources for same in _shared(target, source, contents)]
     for number, source in enumerate(sources):
         found += [same for other in sources[:number] for same in _shared(source, other, contents)]
-    return [
-        *found,
-        *(same for val in vals for trained in (*sources, *targets) for same in _shared(val, trained, contents)),
-    ]
+    labelled = [data for data in sets.values() if data.role == "labelled"]
+    for val in vals:
+        found += [same for trained in (*sources, *targets) for same in _shared(val, trained, contents)]
+        found += [same for trained in labelled for same in _shared(val, trained, contents=True)]
+    return found
 
 
 def _shared(data: InspectedData, trained: InspectedData, contents: bool) -> Iterator[Problem]:
     """Yield a problem for each image that is also among the trained ones: the same file, or the same content."""
-    domain, role, other = data.expected.domain, trained.role, trained.expected.domain
+    domain, role = data.expected.domain, "labelled target" if trained.role == "labelled" else trained.role
+    other = trained.expected.domain.replace(trained.role, role, 1)
     known = {one.digest: one.image for one in trained.files if one.digest is not None and contents}
     for one in data.files:
         if os.path.realpath(one.image) in trained.images:

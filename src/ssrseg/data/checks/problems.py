@@ -32,7 +32,7 @@ class Problem:
     kind: str
     """A key of `KINDS`."""
     domain: str
-    """Its role, `source`, `target` or `val`, and of several data sets its name."""
+    """Its role, `source`, `target`, `labelled` or `val`, and of several data sets its name."""
     path: Path
     text: str
     """The finding and, where it is not plain, the expectation; names the path."""

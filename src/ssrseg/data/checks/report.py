@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ssrseg.config import Settings
 from ssrseg.data.checks.classes import LISTED, facts_of_labels
@@ -24,8 +24,8 @@ from ssrseg.data.checks.survey import Survey, survey
 from ssrseg.data.images import as_rgb, read_image
 from ssrseg.data.label_files import read_labels
 from ssrseg.data.label_spaces import LabelSpace
-from ssrseg.data.loader import shares
 from ssrseg.data.samplers import scaled_min_pixels
+from ssrseg.data.streams import shares
 from ssrseg.runs.atomic import write_atomically, write_json, writing
 
 SIZES = 4
@@ -79,11 +79,13 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
     """
     seen = survey(settings, console=console)
     rare = settings.loader.rare_class
+    batches, loader = settings.train.batches, settings.loader
+    draws = batches * loader.batch, batches * loader.of_labelled
     facts = {
         "classes": list(seen.space.names),
         "min_pixels": (rare and rare.min_pixels) or scaled_min_pixels(settings.loader.crop),
         "drawn": seen.drawn,
-        "domains": {domain: _facts_of(data, seen) for domain, data in seen.sets.items()},
+        "domains": {domain: _facts_of(data, seen, draws) for domain, data in seen.sets.items()},
     }
     report = DataReport(Path(out), seen.problems, facts)
     problems = [
@@ -98,7 +100,8 @@ def check_data(settings: Settings, out: Path, *, console: Console | None = None)
     return report
 
 
-def _facts_of(data: InspectedData, seen: Survey) -> dict[str, Any]:
+def _facts_of(data: InspectedData, seen: Survey, draws: tuple[int, int]) -> dict[str, Any]:
+    """Collect the facts of a data set; `draws` are a run's from source or target, and those of labelled images."""
     sizes = Counter(one.size for one in data.files if one.size is not None)
     found: dict[str, Any] = {
         "root": str(data.config.root),
@@ -110,6 +113,8 @@ def _facts_of(data: InspectedData, seen: Survey) -> dict[str, Any]:
     if len(alike) > 1 and data.role != "val":  # what is scored is not drawn
         by_set = shares([one.config for one in alike], [len(one.files) for one in alike]).tolist()
         found["share"] = by_set[alike.index(data)]
+    if data.role != "val":
+        found["draws"] = draws[data.role == "labelled"] * found.get("share", 1) / max(1, len(data.files))
     if data.role != "target":
         found |= facts_of_labels(data.files, seen.space)
     return found
@@ -118,12 +123,13 @@ def _facts_of(data: InspectedData, seen: Survey) -> dict[str, Any]:
 def _print(report: DataReport, console: Console) -> None:
     """Print the facts as tables, the domains side by side, then every problem with its remedy."""
     facts, domains = report.facts, report.facts["domains"].values()
-    table = Table("", *facts["domains"], box=None)
+    table = Table("", *(Column(domain, overflow="fold") for domain in facts["domains"]), box=None)
     table.add_row("images", *(str(of["images"]) for of in domains))
     table.add_row("labels", *(str(of.get("labels", "-")) for of in domains))
     table.add_row("read by", *(", ".join(of.get("encodings", ())) or "-" for of in domains))
     if any("share" in of for of in domains):
         table.add_row("share of the draws", *(f"{of['share']:.1%}" if "share" in of else "-" for of in domains))
+    table.add_row("draws of an image", *(f"{of['draws']:.3g}" if "draws" in of else "-" for of in domains))
     table.add_row("sizes", *(_sizes(of["sizes"]) for of in domains))
     for title, key, digits in COLOURS:
         cells = (

@@ -26,8 +26,8 @@ from ssrseg.data.images import set_max_pixels
 from ssrseg.data.label_mapping import Classes, code_for, resolve_space
 from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.layouts import find_images, find_masks, listing_of, no_image, spec_of
-from ssrseg.data.loader import rare_class_samplers, shares
 from ssrseg.data.masks import read_masks
+from ssrseg.data.streams import find_labelled, rare_class_samplers, shares
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
 
@@ -55,9 +55,12 @@ def refuse_bad_data(settings: Settings) -> list[str]:
 
     Returns notes for the user about what does not prevent training; raises one `UserError` of all that does.
     """
-    problems = survey(settings, some=DECODED).problems
-    refuse(problems)
-    return notes(problems)
+    seen = survey(settings, some=DECODED)
+    refuse(seen.problems)
+    labelled = {name: len(data.files) for name, data in seen.sets.items() if data.role == "labelled"}
+    each = settings.train.batches * settings.loader.of_labelled / max(1, sum(labelled.values()))
+    often = f"target images have labels, each of which is drawn about {each:.3g} times in the run"
+    return [*notes(seen.problems), *(f"{name}: {count} {often}" for name, count in labelled.items())]
 
 
 def refuse_bad_labels(sets: Mapping[str, DataConfig], classes: Classes | None, bands: int) -> list[str]:
@@ -114,8 +117,10 @@ def survey(settings: Settings, *, some: int | None = None, console: Console | No
         sets[domain] = InspectedData(data, expected, files)
         problems += (found for one in files for found in one.problems)
         problems += _check_masks(domain, data, some)
-        if expected.role == "val" and expected.code is not None:
-            problems += check_classes([sets[domain]], domain, space, settings.classes)
+        if expected.role in ("val", "labelled") and expected.code is not None:
+            held = check_classes([sets[domain]], domain, space, settings.classes)
+            few = expected.role == "labelled"  # which need not show every class
+            problems += [found for found in held if not (few and found.kind == "class that never occurs")]
     sources = [data for data in sets.values() if data.role == "source"]
     if coded := [data for data in sources if data.expected.code is not None]:
         problems += check_classes(coded, "source", space, settings.classes)
@@ -147,7 +152,7 @@ def _expected(
 
 def _check_masks(domain: str, data: DataConfig, some: int | None) -> Iterator[Problem]:
     """Read the maps of regions of a target, `some` of them or all."""
-    if data.masks is None:
+    if data.masks is None or domain.startswith("labelled"):  # whose target's they are
         return
     try:
         masks, images = find_masks(data), find_images(data)
@@ -166,6 +171,8 @@ def _list(domain: str, data: DataConfig, problems: list[Problem]) -> list[tuple[
 
     labelled = not domain.startswith("target")
     try:
+        if domain.startswith("labelled"):
+            return [(pair.image, pair.label) for pair in find_labelled(data)]
         listing = listing_of(data, labelled=labelled)
     except UserError as error:
         report("cannot be listed", data.root, str(error))
@@ -210,8 +217,7 @@ def _check_sampling(
 
     That is images that it will not draw, and classes of few pixels.
     """
-    train, config = settings.train, settings.loader.rare_class
-    draws = train.steps * train.accumulate * train.devices * train.nodes * settings.loader.batch
+    config, draws = settings.loader.rare_class, settings.train.batches * settings.loader.batch
     samplers, counts = rare_class_samplers(statistics, settings), [len(data.files) for data in sources]
     probability, problems = torch.zeros(space.num_classes, dtype=torch.float64), list[Problem]()
     for data, sampler, share in zip(sources, samplers, shares(datasets(settings.source), counts).tolist(), strict=True):
@@ -258,4 +264,4 @@ def _check_thickness(data: InspectedData, space: LabelSpace) -> Iterator[Problem
     if thin := [described(name, median) for median, name in sorted(found) if round(median, 1) < CELL]:
         what = f"median thickness of some classes is less than {CELL} px: {', '.join(thin)}."
         where = f"At {trained[0]}x{trained[1]}, the size in training, the"
-        yield Problem("thin class", "source", data.config.root, f"{where} {what}")
+        yield Problem("thin class", data.expected.domain, data.config.root, f"{where} {what}")

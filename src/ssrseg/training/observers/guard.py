@@ -109,8 +109,8 @@ class BadStep:
     def dump(self, folder: Path) -> None:
         """Write the suspected batches as `batch.safetensors`, and everything else as `fault.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        kept = ("source", "labels", "target", "valid")
-        tensors = {name: torch.cat([getattr(raw, name) for raw in self.suspects()]) for name in kept}
+        raws, kept = self.suspects(), ("source", "labels", "target", "valid", "labelled", "labelled_labels")
+        tensors = {n: torch.cat([getattr(raw, n) for raw in raws]) for n in kept if getattr(raws[0], n) is not None}
         write_atomically(folder / "batch.safetensors", lambda partial: save_file(tensors, partial))
         write_json(folder / "fault.json", self.record())
 
