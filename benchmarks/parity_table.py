@@ -33,7 +33,8 @@ format. This page is made by `python benchmarks/parity_table.py`{where}.
 - *Worst* is the largest relative difference measured: |ours - stored|, relative to the largest value of its array.
 
 Functions and networks run in float32, as users run them; training steps in float64, so that rounding does not drown a
-real difference in three optimiser steps. Steps compare every loss, pixel accuracies, the trust of the mixed pixels, the
+real difference in three optimiser steps, and so do HRDA's heads and its teacher's forward pass: they have gradients or
+batch statistics. Steps compare every loss, pixel accuracies, the trust of the mixed pixels, the
 gradient norm of every parameter, and weights and BatchNorm statistics of student and teacher at the end. (Their 6e-8 is
 the stored accuracies' float32.)
 

@@ -42,7 +42,7 @@ class OutputAdversary(Term):
         self.discriminator = nn.Sequential(*layers, nn.Conv2d(512, 1, 4, 2, 1))
 
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
-        outputs = student.decode(features, view.images.shape[-2:]).softmax(dim=1)
+        outputs = student.decode(features, view.images.shape[-2:], view.window).softmax(dim=1)
         if self.entropy:
             outputs = -outputs * torch.log2(outputs + 1e-30)
         is_target = float(view.name == "target")

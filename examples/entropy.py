@@ -21,7 +21,7 @@ class Entropy(Term):
     """Minimise the mean entropy of the predictions, divided by log K: in [0, 1]."""
 
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
-        log_p = student.decode(features, view.images.shape[-2:]).log_softmax(dim=1)  # (B, K, H, W)
+        log_p = student.decode(features, view.images.shape[-2:], view.window).log_softmax(dim=1)  # (B, K, H, W)
         entropy: Tensor = -(log_p.exp() * log_p).sum(dim=1).mean()
         return entropy / math.log(log_p.shape[1])
 

@@ -63,6 +63,8 @@ def small(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     run = {key: value for key, value in run.items() if key not in ("source", "target", "val", "deploy")}
     if "feature_distance" in tree["method"]:
         run["model"]["backbone"] = "mit_b0"
+    if "detail" in tree["model"]:  # a window that is drawn, and a teacher that slides
+        run["model"]["detail"]["window"] = [32, 32]
     if "regularizer" in run["method"]:
         run = merge(run, SSR)
     if "priors" in run["method"].get("segmentation", {}):

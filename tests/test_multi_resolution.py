@@ -146,6 +146,14 @@ def test_the_detail_has_its_share_of_the_loss_and_leaves_the_weight_of_the_view(
     assert torch.allclose(shared["detail"], 0.25 * nn.functional.cross_entropy(logits, labels))
 
 
+def test_features_of_a_window_are_not_taken_for_those_of_all() -> None:
+    student, window = twice(), (slice(0, 32), slice(8, 40))
+    features = student.encode(images(1, 64, 64), window)
+    assert student.decode(features, (64, 64), window).shape == (1, len(CLASSES), 64, 64)
+    with pytest.raises(UserError, match=r"decode\(features, size, view.window\)"):
+        student.decode(features, (64, 64))
+
+
 def test_the_regularizer_enhances_the_context_alone() -> None:
     student = twice()
     term = Regularizer(tiny_frozen(), 8, student.backbone.channels)

@@ -38,7 +38,7 @@ class Term(nn.Module):
         """Return the loss of a view, a scalar.
 
         The student has encoded its images to `features` (B, C_i, h_i, w_i), finest first; `student.decode(features,
-        size)` gives logits.
+        size, view.window)` gives logits.
         """
         raise NotImplementedError
 

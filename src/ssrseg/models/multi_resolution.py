@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssrseg.errors import UserError
 from ssrseg.models.backbones import Backbone
 from ssrseg.models.description import Detail, Window
 from ssrseg.models.segmenter import Scales, Segmenter
@@ -107,6 +108,8 @@ class MultiResolution(Segmenter):
         attention = self._attend(features, context)
         cells = tuple(-(-side // self.stride) for side in size)
         if window is None:
+            if len(detail) != len(context) * len(self._windows(size)):
+                raise UserError("These features are of one window: decode(features, size, view.window) takes it.")
             placed = self._average(detail, size)
         else:
             mask = attention.new_zeros(1, 1, *attention.shape[-2:])
