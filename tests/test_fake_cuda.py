@@ -69,6 +69,8 @@ def small(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         run = merge(run, SSR)
     if "priors" in run["method"].get("segmentation", {}):
         run = merge(run, {"method": {"segmentation": {"priors": "gta5-cityscapes"}}})
+    if run["model"].get("image_scale"):
+        run["model"]["backbone"] = "timm:test_vit"
     run = merge(run, {"optim": {"length": None}})
     return {**run, "target": None} if "target" in over else run
 

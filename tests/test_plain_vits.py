@@ -15,7 +15,7 @@ from factories import CLASSES, random_image, random_labels, tiny_frozen, tiny_se
 from ssrseg import Predictor, resolve, train
 from ssrseg.adapt import FeatureDistance, Learner, Segmentation, View
 from ssrseg.adapt.terms import downscale_labels
-from ssrseg.config import Settings, merge
+from ssrseg.config import Settings, merge, with_words
 from ssrseg.config.training import AdamWConfig
 from ssrseg.data import resolve_space
 from ssrseg.errors import UserError
@@ -23,9 +23,10 @@ from ssrseg.inference import engines, export
 from ssrseg.models import Description, Segmenter, build_backbone, build_segmenter, load_segmenter, save_segmenter
 from ssrseg.models.pyramids import ImageSizes
 from ssrseg.models.weights import licence, load_pretrained
+from ssrseg.planning.fake_step import fake_step
 from ssrseg.training import Extensions
 from ssrseg.training.loop import Observer, StepResult
-from ssrseg.training.optim import parameter_groups
+from ssrseg.training.optim import depths, parameter_groups
 from ssrseg.training.setup import build_student
 
 TEST = "timm:test_vit"  # six blocks, 64 wide, patches of 16
@@ -94,7 +95,7 @@ def test_vfm_udas_scale_makes_1120_of_1024() -> None:
 @pytest.mark.parametrize("option", ["taps", "scale"])
 def test_a_pyramid_has_neither_taps_nor_scale(option: str) -> None:
     value: Any = {"taps": "four", "scale": 1.1}[option]
-    with pytest.raises(UserError, match=r"mit_b0 is no plain ViT.*: leave model\.\w+ out"):
+    with pytest.raises(UserError, match=r"mit_b0 is no plain ViT.*: set model\.\w+=null\."):
         build_backbone("mit_b0", **{option: value})
 
 
@@ -263,6 +264,12 @@ def settings(root: Path) -> Settings:
             "train": {"steps": 2, "evaluate_every": 2, "checkpoint_every": 1, "accelerator": "cpu"},
         }
     )
+
+
+def test_a_plan_knows_the_order_of_layers(tmp_path: Path) -> None:
+    chosen = with_words(settings(tmp_path), ["method.regularizer=null"])
+    depths.cache_clear()
+    assert fake_step(chosen, "cpu", flops=False).peak > 0
 
 
 def test_a_run_of_a_plain_vit_resumes_as_if_it_had_not_stopped(tmp_path: Path) -> None:

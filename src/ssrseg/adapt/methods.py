@@ -159,7 +159,7 @@ def _options(config: DistillationConfig | AffinityConfig) -> dict[str, Any]:
 
 
 def _teacher_options(config: TeacherConfig, encoders: Mapping[str, Frozen]) -> dict[str, Any]:
-    options = config.model_dump(exclude={"regions"})
+    options = config.model_dump(exclude={"regions"} if config.flip else {"regions", "flip"})
     if (regions := config.regions) is not None:  # a class of one's own that knows none is not asked for them
         encoder = encoders.get("method.teacher.regions.foundation")
         options["regions"] = Regions(encoder, regions.clusters, regions.majority)

@@ -28,6 +28,7 @@ class Teacher(nn.Module):
             confident; 1 when absent.
         after_step: average after the student's step, as DACS does, instead of before it.
         regions: refine the labels; the trust is theirs then.
+        flip: label by the mean of its probabilities for an image and for its mirror image (VFM-UDA).
     """
 
     def __init__(
@@ -38,11 +39,12 @@ class Teacher(nn.Module):
         threshold: float | None = 0.968,
         after_step: bool = False,
         regions: Regions | None = None,
+        flip: bool = False,
     ) -> None:
         super().__init__()
         self.segmenter = deepcopy(student).requires_grad_(False)
         self.decay, self.threshold, self._behind = decay, threshold, int(after_step)
-        self.regions = regions
+        self.regions, self.flip = regions, flip
         self.train()
 
     def train(self, mode: bool = True) -> Teacher:
@@ -73,6 +75,9 @@ class Teacher(nn.Module):
         `masks` (B, H, W) are ids of regions from files, where there are such.
         """
         logits = self.logits(images)
+        if self.flip:  # logarithms of probabilities are logits of them
+            mirrored = self.logits(images.flip(-1)).flip(-1)
+            logits = ((logits.softmax(dim=1) + mirrored.softmax(dim=1)) / 2).log()
         pseudo = pseudo_label(logits, valid, self.threshold, inside)
         return pseudo if self.regions is None else self.regions(images, logits, pseudo, valid, inside, masks)
 

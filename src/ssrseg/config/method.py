@@ -51,6 +51,8 @@ class TeacherConfig(Strict):
     """The trust is the share of pixels at least this confident; 1 everywhere when absent."""
     after_step: bool = False
     """Average after the step (DACS's code) instead of before it: the warm-up of the average is a step behind."""
+    flip: bool = False
+    """Label by the mean of the probabilities for an image and for its mirror image (VFM-UDA)."""
     regions: RegionsConfig | None = None
     """The trust is each region's agreement with a pixel's label then, instead of the share of confident pixels."""
 

@@ -61,9 +61,9 @@ class ModelConfig(Strict):
     """Of each band in [0, 1] (`check-data` prints them for 0..255); the backbone's, repeated, when absent."""
     drop_path: Fraction | None = None
     """Stochastic depth of the deepest block; what its kind is fine-tuned with when absent: 0 for plain ViTs, or 0.1."""
-    taps: Literal["last", "four"] | None = None
+    taps: Literal["last", "four", "raw"] | None = None
     """What the four levels of a plain ViT are made of: the `last` block's tokens (when absent), or those after each
-    quarter of the blocks."""
+    quarter of the blocks; `raw`: these as they are, all of one stride (when absent with the head `upscale`)."""
     image_scale: Annotated[float, Field(ge=1, le=4)] | None = None
     """A plain ViT sees images so many times as large, rounded down to whole patches (VFM-UDA: 1.1)."""
     dropout: Fraction = 0.1
@@ -104,6 +104,10 @@ class OptimConfig(Strict):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Annotated[int, Field(ge=0)] = 1500
     """Steps; the warm-up multiplies the already decaying rate."""
+    warmup_ratio: Fraction = 1e-6
+    """Share of the rate at the first step."""
+    warmup_whole: bool = False
+    """The warm-up ends, at its last step, at the whole rate, and the decay shows from then on (VFM-UDA)."""
     power: Rate = 1.0
     length: Positive | None = None
     """Steps until the rate has decayed; `train.steps` when absent. Undoing stops at two thirds of its schedule."""

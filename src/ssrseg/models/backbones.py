@@ -170,6 +170,21 @@ def architecture(name: str) -> Architecture:
     return Architecture(timm_name)
 
 
+def is_plain(name: str) -> bool:
+    """Tell whether a backbone is a plain ViT, of which a pyramid is made; raises `UserError` for an unknown name."""
+    record = architecture(name)
+    return record.plain if name in BACKBONES else plain_stride(record.timm_name) is not None
+
+
+def taps_for(name: str, head: str, taps: Taps | None) -> Taps | None:
+    """Choose a plain ViT's taps for a head; raises `UserError` where they do not suit it."""
+    if head != "upscale" or not is_plain(name):
+        return taps
+    if taps not in (None, "raw"):
+        raise UserError(f"The head upscale takes a ViT's tokens, found model.taps={taps}: set model.taps=null.")
+    return "raw"
+
+
 def build_backbone(
     name: str,
     *,
@@ -196,15 +211,17 @@ def build_backbone(
     record = architecture(name)
     measured = name not in BACKBONES or record.plain
     options, sizes = options_for(record.timm_name, size) if measured else (record.options, ImageSizes())
-    plain = measured and plain_stride(record.timm_name) is not None
-    if taps is not None and not plain:
-        raise UserError(f"{name} is no plain ViT, and has levels of its own: leave model.taps out.")
+    patch = plain_stride(record.timm_name) if measured else None
+    if taps is not None and patch is None:
+        raise UserError(f"{name} is no plain ViT, and has levels of its own: set model.taps=null.")
     if scale is not None and sizes.scale is None:
-        raise UserError(f"{name} is no plain ViT that takes every size: leave model.image_scale out.")
+        raise UserError(f"{name} is no plain ViT that takes every size: set model.image_scale=null.")
     if scale is not None:
         sizes = replace(sizes, scale=scale)
+    if patch is not None and taps == "raw" and sizes.scale is not None:
+        sizes = replace(sizes, multiple=(patch, patch))
     if record.build is None:
-        rate = (0.0 if plain else 0.1) if drop_path is None else drop_path
+        rate = (0.1 if patch is None else 0.0) if drop_path is None else drop_path
         pyramid = create_pyramid(record.timm_name, options, rate, weights=timm_weights, taps=taps or "last")
         config = pyramid.default_cfg
     else:

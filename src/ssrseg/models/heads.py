@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 from ssrseg.errors import UserError
@@ -206,6 +207,32 @@ class AttentiveASPPHead(Head):
         return logits
 
 
+class UpscaleHead(Head):
+    """Two transposed convolutions of the last level, to four times its size (VFM-UDA's decoder for a plain ViT)."""
+
+    def __init__(self, in_channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        width, half, quarter = (in_channels[-1] // share for share in (1, 2, 4))
+        self.upscale = nn.Sequential(
+            nn.ConvTranspose2d(width, half, 2, 2, bias=False),
+            LayerNorm2d(half),
+            nn.GELU(),
+            nn.ConvTranspose2d(half, quarter, 2, 2, bias=False),
+            LayerNorm2d(quarter),
+            nn.Conv2d(quarter, quarter, 3, padding=1, bias=False),
+            LayerNorm2d(quarter),
+        )
+        self.classify = nn.Conv2d(quarter, num_classes, 1)
+        nn.init.normal_(self.classify.weight, std=0.1)
+        # The published layer has no bias: this one stays zero unless the class priors are corrected.
+        nn.init.zeros_(cast(Tensor, self.classify.bias)).requires_grad_(False)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Features (B, C_i, h_i, w_i) -> logits (B, K, 4 h_3, 4 w_3)."""
+        logits: Tensor = self.classify(self.upscale(features[-1]))
+        return logits
+
+
 def _project_and_stack(features: Sequence[Tensor], embed: nn.ModuleList, resize: nn.Module) -> Tensor:
     size = features[0].shape[-2:]
     finest, *coarser = (project(level) for project, level in zip(embed, features, strict=True))
@@ -228,10 +255,16 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     "deeplabv2": DeepLabV2Head,
     "deeplabv2-whole": partial(DeepLabV2Head, dilations=(6, 12, 18, 24), zero_bias=False),
     "aspp-attentive": AttentiveASPPHead,
+    "upscale": UpscaleHead,
 }
 """Name -> head, which takes the channels of each level, the number of classes, and what `build_head` takes."""
 OF_DEEPEST = ("deeplabv2", "deeplabv2-whole", "aspp-attentive")
-"""Heads whose logits have the resolution of the deepest level; those of the others have the finest one's."""
+"""Heads whose logits have the resolution of the deepest level."""
+
+
+def logit_stride(head: str, strides: Sequence[float]) -> float:
+    """Compute the stride of a head's logits from those of the levels: the finest one's for most heads."""
+    return strides[-1] / 4 if head == "upscale" else strides[-1 if head in OF_DEEPEST else 0]
 
 
 def build_head(
@@ -239,12 +272,12 @@ def build_head(
 ) -> nn.Module:
     """Build the head `name` of `HEADS` for levels of these channels, finest first; raises `UserError` for another name.
 
-    `channels` is its width, the published one when absent; `dropout` acts before the classifier. DeepLabV2's heads have
-    neither.
+    `channels` is its width, the published one when absent; `dropout` acts before the classifier. DeepLabV2's heads and
+    `upscale` have neither.
     """
     if name not in HEADS:
         raise UserError(f"There is no head {name!r}: choose one of {', '.join(HEADS)}.")
-    options: dict[str, int | float] = {} if name.startswith("deeplabv2") else {"dropout": dropout}
+    options: dict[str, int | float] = {} if name.startswith(("deeplabv2", "upscale")) else {"dropout": dropout}
     if channels is not None and options:
         options["channels"] = channels
     return HEADS[name](in_channels, num_classes, **options)

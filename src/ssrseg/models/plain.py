@@ -15,7 +15,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
 from timm.models import FeatureInfo, is_model_in_modules
 from torch import Tensor, nn
 
-Taps = Literal["last", "four"]
+Taps = Literal["last", "four", "raw"]
 
 
 MODULES = {"beit", "deit", "eva", "vision_transformer", "vision_transformer_relpos", "vision_transformer_sam"}
@@ -36,12 +36,14 @@ class PlainPyramid(nn.Module):
     """A simple feature pyramid (ViTDet, section 3): strides p/4, p/2, p and 2p of a transformer with patches of p.
 
     The finer levels are made by transposed convolutions, the coarsest one by a maximum; channels are C/4, C/2, C, C.
+    With `raw` taps nothing is made, and all four are of stride p.
 
     Args:
         model: timm's; its head is removed.
         patch: its p.
         taps: what the levels are made of: all of the `last` block's tokens, or of those after each quarter of the
-            blocks, the finest level of the first. The model's last norm is applied to all.
+            blocks, the finest level of the first (`four`; `raw`: these as they are). The model's last norm is applied
+            to all.
     """
 
     def __init__(self, model: Any, patch: int, taps: Taps = "last") -> None:
@@ -50,25 +52,23 @@ class PlainPyramid(nn.Module):
         self.after = [depth - 1] if taps == "last" else [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
         model.prune_intermediate_layers([depth - 1], prune_norm=False, prune_head=True)
         self.model, self.default_cfg = model, model.default_cfg
-        twice: list[tuple[str, nn.Module]] = [
-            ("first", nn.ConvTranspose2d(width, width // 2, 2, 2)),
-            ("norm", LayerNorm2d(width // 2)),
-            ("act", nn.GELU()),
-            ("second", nn.ConvTranspose2d(width // 2, width // 4, 2, 2)),
-        ]
-        once = nn.ConvTranspose2d(width, width // 2, 2, 2)
-        self.up = nn.ModuleList([nn.Sequential(OrderedDict(twice)), once])
-        channels, strides = (width // 4, width // 2, width, width), (patch / 4, patch / 2, patch, 2 * patch)
+        self.up = nn.ModuleList([] if taps == "raw" else _up(width))
+        channels: tuple[int, ...] = (width,) * 4
+        strides: tuple[float, ...] = (patch,) * 4
+        if taps != "raw":
+            channels, strides = (width // 4, width // 2, width, width), (patch / 4, patch / 2, patch, 2 * patch)
         levels = [
             {"num_chs": each, "reduction": stride, "module": ""} for each, stride in zip(channels, strides, strict=True)
         ]
         self.feature_info = FeatureInfo(levels, (0, 1, 2, 3))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W), whose sides are multiples of 2p -> four maps, finest first."""
+        """Images (B, 3, H, W), whose sides are multiples of 2p (raw: of p) -> four maps, finest first."""
         taps: list[Tensor] = self.model.forward_intermediates(
             images, indices=self.after, norm=True, output_fmt="NCHW", intermediates_only=True
         )
+        if not self.up:
+            return taps
         first, second, third, fourth = taps if len(taps) == 4 else 4 * taps
         return [self.up[0](first), self.up[1](second), third, F.max_pool2d(fourth, 2)]
 
@@ -82,3 +82,14 @@ class PlainPyramid(nn.Module):
             grid = [size[0] // step, size[1] // step]
             fixed.model.pos_embed = nn.Parameter(resample_abs_pos_embed_nhwc(known.detach(), grid))
         return fixed
+
+
+def _up(width: int) -> list[nn.Module]:
+    """Make the layers that double a map twice, and once."""
+    twice: list[tuple[str, nn.Module]] = [
+        ("first", nn.ConvTranspose2d(width, width // 2, 2, 2)),
+        ("norm", LayerNorm2d(width // 2)),
+        ("act", nn.GELU()),
+        ("second", nn.ConvTranspose2d(width // 2, width // 4, 2, 2)),
+    ]
+    return [nn.Sequential(OrderedDict(twice)), nn.ConvTranspose2d(width, width // 2, 2, 2)]

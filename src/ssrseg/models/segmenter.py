@@ -17,9 +17,9 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from ssrseg.errors import UserError
-from ssrseg.models.backbones import Backbone, build_backbone
+from ssrseg.models.backbones import Backbone, build_backbone, taps_for
 from ssrseg.models.description import Description, Detail, Window
-from ssrseg.models.heads import OF_DEEPEST, Resize, build_attention, build_head
+from ssrseg.models.heads import Resize, build_attention, build_head, logit_stride
 from ssrseg.models.plain import Taps
 from ssrseg.runs.atomic import write_atomically
 
@@ -168,12 +168,14 @@ def build_segmenter(
         dropout: channel dropout before the classifier.
         align_corners: how logits are resized.
         size: (height, width) of the images, for backbones that depend on it.
-        taps: what a plain ViT's levels are made of.
+        taps: what a plain ViT's levels are made of; when absent `raw` for the head `upscale`, else `last`.
         image_scale: a plain ViT sees images so many times as large.
         detail: how it looks at details, if it does.
     """
     if isinstance(backbone, str):
-        backbone = build_backbone(backbone, drop_path=drop_path, size=size, taps=taps, scale=image_scale)
+        backbone = build_backbone(
+            backbone, drop_path=drop_path, size=size, taps=taps_for(backbone, head, taps), scale=image_scale
+        )
     decoder = build_head(head, backbone.channels, num_classes, channels=head_channels, dropout=dropout)
     if detail is not None:
         from ssrseg.models.multi_resolution import MultiResolution  # a segmenter itself
@@ -182,7 +184,7 @@ def build_segmenter(
         attention = outputs and build_attention(
             head, backbone.channels, outputs, channels=head_channels, dropout=dropout
         )
-        stride = round(backbone.strides[-1 if head in OF_DEEPEST else 0] / (backbone.sizes.scale or 1))
+        stride = round(logit_stride(head, backbone.strides) / (backbone.sizes.scale or 1))
         return MultiResolution(backbone, decoder, attention or None, num_classes, detail, stride)
     return Segmenter(backbone, decoder, num_classes, align_corners=align_corners)
 

@@ -18,7 +18,7 @@ from ssrseg.config import Settings
 from ssrseg.data import RawBatch, resolve_space
 from ssrseg.planning.counters import Flops, LiveBytes
 from ssrseg.training.loop import to_batch
-from ssrseg.training.optim import build_optimizer
+from ssrseg.training.optim import build_optimizer, parameter_groups
 from ssrseg.training.rehearsal import without_weights
 from ssrseg.training.setup import build_student, prepare
 
@@ -57,6 +57,7 @@ def fake_step(settings: Settings, device: str, *, flops: bool = True) -> StepCos
     batch = to_batch(noise(settings), torch.device("cpu"))
     pseudo = Pseudo(batch.labels[: len(batch.target)], batch.valid.float())
     views = [make(batch, pseudo) for make in cast.method.makers]  # their number and shapes are the method's own
+    parameter_groups(cast.method.learner, settings.optim)  # looks up the order of layers, once and with numbers
     live, counter = LiveBytes(device), Flops(cast.networks, cast.encoders)
     with FakeTensorMode():
         cast.lose_data()

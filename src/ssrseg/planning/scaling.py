@@ -9,6 +9,7 @@ from ssrseg.config import DataConfig, merge, resolve_group
 from ssrseg.data import find_images, read_image
 from ssrseg.data.datasets import bounded
 from ssrseg.errors import UserError
+from ssrseg.models.backbones import is_plain
 
 LOOKED_AT = 8
 """Images of each domain whose sizes are taken, evenly spread."""
@@ -24,11 +25,19 @@ OF_STEPS: dict[str, Callable[[int], float]] = {
 0.999 averages over the last 2.5 % of them."""
 
 
+OF_BACKBONE: dict[str, Callable[[str], float | None]] = {
+    "optim.backbone_lr_factor": lambda name: 0.05 if is_plain(name) else 1.0,
+    "optim.layer_decay": lambda name: 0.9 if is_plain(name) else None,
+}
+"""Setting -> its number for a backbone: what a plain ViT has learned is lost at the rate that suits a pyramid."""
+
+
 def scaled(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Replace what is `auto` in a tree of settings and of its stages, as `ssrseg.config.compose` makes it.
 
-    These may be: the settings of `OF_STEPS`; `method.masked.block`, a sixteenth of the crop's shorter side (MIC: 32 of
-    512); and `loader.crop`, three quarters of the smallest image's height and width in multiples of 32, 512 at most.
+    These may be: the settings of `OF_STEPS` and `OF_BACKBONE`; `method.masked.block`, a sixteenth of the crop's shorter
+    side (MIC: 32 of 512); and `loader.crop`, three quarters of the smallest image's height and width in multiples of
+    32, 512 at most.
 
     Raises:
         UserError: `loader.crop` is `auto` and there is no image, or one cannot be read.
@@ -64,9 +73,14 @@ def _sizes(tree: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
 def _numbers(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a tree of what is `auto`, as numbers."""
     found: dict[str, Any] = {}
-    asked = [path for path in (*OF_STEPS, "method.masked.block") if _get(tree, path) == "auto"]
-    for path in asked:
-        of, number = ("loader.crop", _block) if path == "method.masked.block" else ("train.steps", OF_STEPS[path])
+    ways: dict[str, tuple[str, Callable[[Any], Any]]] = {
+        **{path: ("train.steps", number) for path, number in OF_STEPS.items()},
+        **{path: ("model.backbone", number) for path, number in OF_BACKBONE.items()},
+        "method.masked.block": ("loader.crop", _block),
+    }
+    for path, (of, number) in ways.items():
+        if _get(tree, path) != "auto":
+            continue
         if (known := _get(tree, of)) is None:
             raise UserError(f"{path} is auto, which depends on {of}: set both, or a number.")
         value: Any = number(known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, cast
 
 import timm
@@ -74,17 +75,26 @@ def blocks_above(student: Segmenter) -> dict[str, int]:
     """
     names = {f"student.{name}": timm_name(name) for name, _ in student.named_parameters()}
     names = {name: its for name, its in names.items() if name.startswith(BACKBONE) and not name.startswith(NEW)}
-    architecture = timm_architecture(student)
-    with torch.device("meta"):
-        model: Any = timm.create_model(architecture) if timm.is_model(architecture) else None
-    if not hasattr(model, "group_matcher"):
+    if (depth := depths(timm_architecture(student))) is None:
         raise UserError(
             "optim.layer_decay: the layers of this backbone have no known order. Set optim.layer_decay=null; "
             "optim.backbone_lr_factor slows the whole backbone down."
         )
-    depth = group_parameters(model, model.group_matcher(), reverse=True)
     last = max(depth[its] for its in names.values() if not its.startswith("neck."))  # SAM's, behind the last block
     return {name: max(0, last - depth[its]) for name, its in names.items()}
+
+
+@lru_cache
+def depths(architecture: str) -> dict[str, int] | None:
+    """Look up the order of layers in one of timm's architectures: parameter -> place of its layer, if timm has one."""
+    if not timm.is_model(architecture):
+        return None
+    with torch.device("meta"):
+        model: Any = timm.create_model(architecture)
+    if not hasattr(model, "group_matcher"):
+        return None
+    found: dict[str, int] = group_parameters(model, model.group_matcher(), reverse=True)
+    return found
 
 
 def build_optimizer(learner: Learner, config: OptimConfig, *, discriminator_lr: float = 1e-4) -> Optimizer:
@@ -181,11 +191,15 @@ def learning_rate(
     power: float = 1.0,
     min_lr: float = 0.0,
     warmup_ratio: float = 1e-6,
+    warmup_whole: bool = False,
 ) -> float:
     """Compute the rate of step 0..steps-1: polynomial decay times a linear warm-up of the *decaying* rate.
 
-    `base` is the rate without schedule, `min_lr` where the decay ends, `warmup_ratio` the share of the rate at step 0.
+    `base` is the rate without schedule, `min_lr` where the decay ends, `warmup_ratio` the share of the rate at step 0;
+    `warmup_whole`: the warm-up is one to the whole rate, at its last step (VFM-UDA).
     """
+    if warmup_whole and step < warmup:
+        return base * (warmup_ratio + (1 - warmup_ratio) * step / max(1, warmup - 1))
     regular: float = (base - min_lr) * (1 - step / steps) ** power + min_lr
     if step >= warmup:
         return regular
@@ -194,8 +208,16 @@ def learning_rate(
 
 def scheduled(base: float, config: OptimConfig, step: int, steps: int) -> float:
     """Compute the rate of `step` in a run of `steps`."""
-    length, warmup, power = config.length or steps, config.warmup, config.power
-    return learning_rate(base, step, length, warmup=warmup, power=power, min_lr=config.min_lr)
+    return learning_rate(
+        base,
+        step,
+        config.length or steps,
+        warmup=config.warmup,
+        power=config.power,
+        min_lr=config.min_lr,
+        warmup_ratio=config.warmup_ratio,
+        warmup_whole=config.warmup_whole,
+    )
 
 
 def set_learning_rates(optimizer: Optimizer, config: OptimConfig, step: int, steps: int) -> None:
