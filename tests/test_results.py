@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
-from factories import CLASSES, random_image, small_segmenter, write_pairs
+from factories import CLASSES, COLORS, random_image, small_segmenter, write_pairs
 from ssrseg.cli import app, use
 from ssrseg.config import resolve
 from ssrseg.data import code_for, find_pairs, read_labels
 from ssrseg.errors import UserError
 from ssrseg.inference import Predictor, predict
+from ssrseg.inference.georeference import is_georeferenced
 from ssrseg.inference.results import Kind, polygons, values_of_classes
 from ssrseg.models import save_segmenter
 
@@ -99,3 +102,49 @@ def test_polygons_name_their_classes_and_coco_is_read_back(model: Path, tmp_path
     for pair in find_pairs(run.source):
         again = read_labels(pair.label, code_for(run.source, run.classes), pair.image)
         assert torch.equal(again.long(), predictor(pair.image))
+
+
+def write_geotiff(path: Path) -> np.ndarray:
+    """Half a metre a pixel in UTM 32 N; the first rows have no data."""
+    image = random_image(48, 64)
+    image[:8] = 0
+    where = rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_500_000)
+    layout = {"driver": "GTiff", "height": 48, "width": 64, "count": 3, "dtype": "uint8", "nodata": 0}
+    with rasterio.open(path, "w", crs="EPSG:32632", transform=where, **layout) as file:
+        file.write(np.maximum(image, (np.arange(48) >= 8)[:, None, None]).transpose(2, 0, 1))
+    return image
+
+
+def test_a_geotiffs_results_lie_where_it_does(model: Path, tmp_path: Path) -> None:
+    write_geotiff(tmp_path / "field.tif")
+    done = predict(model, tmp_path / "field.tif", tmp_path / "out", kinds=["geotiff", "geojson"], device="cpu")
+    assert [path.name for path in done.files] == ["field_ids.tif", "field.geojson"]
+    with rasterio.open(tmp_path / "field.tif") as source, rasterio.open(done.files[0]) as result:
+        assert (result.crs, result.transform, result.nodata) == (source.crs, source.transform, 255)
+        ids, known = result.read(1), source.dataset_mask() > 0
+        assert result.colormap(1)[0][:3] == COLORS[0]
+    assert not known[:8].any()
+    assert (ids[~known] == 255).all()
+    assert np.array_equal(ids[known], Predictor(model, "cpu")(tmp_path / "field.tif").numpy()[known])
+    corners = np.concatenate(
+        [
+            np.array(ring)
+            for one in json.loads(done.files[1].read_text())["features"]
+            for ring in one["geometry"]["coordinates"]
+        ]
+    )
+    assert np.allclose(corners[:, 0], 9, atol=1e-3)  # the middle of UTM's zone 32
+    assert np.allclose(corners[:, 1], 49.6538, atol=1e-3)
+
+
+def test_what_lies_on_the_earth_needs_rasterio(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_geotiff(tmp_path / "field.tif")
+    assert is_georeferenced(tmp_path / "field.tif")
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "rasterio" else real(name, *more)
+    )
+    with pytest.raises(UserError, match=r"needs rasterio: pip install 'ssrseg\[geo\]'"):
+        predict(model, tmp_path / "field.tif", tmp_path / "out", kinds=["geojson"], device="cpu")
+    Image.fromarray(random_image()).save(tmp_path / "plain.tif")
+    assert not is_georeferenced(tmp_path / "plain.tif")

@@ -21,7 +21,7 @@ from ssrseg.cli.options import (
 from ssrseg.errors import UserError
 from ssrseg.runs.atomic import write_text
 
-RESULTS = "ids, color, overlay, confidence, probabilities, geojson, coco"
+RESULTS = "ids, color, overlay, confidence, probabilities, geojson, geotiff, coco"
 """`ssrseg.inference.results.Kind`, whose module is slow to load."""
 
 

@@ -118,7 +118,7 @@ def predict(
 
     for path, image, ids, certain in prefetch(labelled()):  # written while the network works
         for kind, place in jobs[path].items():
-            write = results.writer(kind, image, ids, certain)
+            write = results.writer(kind, path, image, ids, certain)
             with writing(place):
                 write_atomically(place, write)
         if "coco" in kinds:

@@ -18,9 +18,10 @@ from ssrseg.data.images import as_rgb
 from ssrseg.data.label_spaces import SPACES, LabelSpace
 from ssrseg.data.layouts import SPECS
 from ssrseg.errors import UserError
+from ssrseg.inference.georeference import is_georeferenced, on_earth, write_raster
 from ssrseg.runs.atomic import write_json
 
-Kind = Literal["ids", "color", "overlay", "confidence", "probabilities", "geojson", "coco"]
+Kind = Literal["ids", "color", "overlay", "confidence", "probabilities", "geojson", "geotiff", "coco"]
 ENDINGS: dict[Kind, str] = {
     "ids": "_ids.png",
     "color": "_color.png",
@@ -28,9 +29,11 @@ ENDINGS: dict[Kind, str] = {
     "confidence": "_confidence.png",
     "probabilities": "_probabilities.npy",
     "geojson": ".geojson",
+    "geotiff": "_ids.tif",
 }
 """Class ids as grey values; the classes' colours as a palette; these over the image; the largest probability, of which
-255 is 1; all probabilities (K, H, W), float16; polygons of each class. COCO is one file for all images, `coco.json`."""
+255 is 1; all probabilities (K, H, W), float16; polygons of each class, in longitude and latitude of
+a GeoTIFF, else in pixels; class ids that lie where the image does. COCO is one file for all images, `coco.json`."""
 CERTAIN = {"confidence", "probabilities"}
 """Kinds that need probabilities."""
 OPACITY = 0.5
@@ -85,7 +88,9 @@ class Results:
     collected: list[tuple[str, tuple[int, int], list[dict[str, Any]]]] = field(default_factory=list)
     """For COCO: name, (width, height) and annotations of each image."""
 
-    def writer(self, kind: Kind, image: Tensor, ids: Tensor, certain: Tensor | None) -> Callable[[Path], object]:
+    def writer(
+        self, kind: Kind, path: Path, image: Tensor, ids: Tensor, certain: Tensor | None
+    ) -> Callable[[Path], object]:
         """Return what writes a file: image (C, H, W), bytes; ids (H, W); probabilities (K, H, W) where needed."""
         if kind == "probabilities" and certain is not None:
             array = certain.half().numpy()
@@ -94,10 +99,21 @@ class Results:
             grey = (255 * certain.amax(0)).round().to(torch.uint8).numpy()
             return lambda place: Image.fromarray(grey).save(place, "PNG")
         if kind == "geojson":
-            features = [_feature(self.space.names[number], number, rings) for number, rings in polygons(ids.numpy())]
+            found = polygons(ids.numpy())
+            shapes: Sequence[Mapping[str, Any]] = [{"type": "Polygon", "coordinates": rings} for _, rings in found]
+            shapes = on_earth(shapes, path) if is_georeferenced(path) else shapes
+            known = [{"class": self.space.names[number], "id": number} for number, _ in found]
+            features = [
+                {"type": "Feature", "properties": properties, "geometry": shape}
+                for properties, shape in zip(known, shapes, strict=True)
+            ]
             return lambda place: write_json(place, {"type": "FeatureCollection", "features": features})
-        if kind == "ids" and self.values is not None:
+        colors = dict(enumerate(self.space.colors))
+        if kind in ("ids", "geotiff") and self.values is not None:
             ids = torch.tensor(self.values)[ids.long()]
+            colors = dict(zip(self.values, self.space.colors, strict=True))
+        if kind == "geotiff":
+            return lambda place: write_raster(place, ids.numpy(), path, colors)
         picture = draw(kind, image, ids, np.array(self.space.colors, np.uint8))
         return lambda place: picture.save(place, "JPEG" if kind == "overlay" else "PNG")
 
@@ -168,11 +184,6 @@ def _area(ring: Ring) -> float:
 def _box(ring: Ring) -> dict[str, Any]:
     (left, top), (right, bottom) = np.min(ring, axis=0).tolist(), np.max(ring, axis=0).tolist()
     return {"bbox": [left, top, right - left, bottom - top], "area": abs(_area(ring))}
-
-
-def _feature(name: str, number: int, rings: list[Ring]) -> Mapping[str, Any]:
-    geometry = {"type": "Polygon", "coordinates": rings}
-    return {"type": "Feature", "properties": {"class": name, "id": number}, "geometry": geometry}
 
 
 def _save_array(place: Path, array: npt.NDArray[Any]) -> None:
