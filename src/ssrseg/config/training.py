@@ -56,6 +56,11 @@ class ModelConfig(Strict):
     in_channels: Positive = 3
     """Bands of every image of the run: 3 for RGB, to which grey and other pictures are converted; 1 for grey alone, 4
     for RGB with infrared, n of a TIFF or `.npy` file (bytes, or 16 bits of which the upper 8 are used)."""
+    value_range: tuple[float, float] | None = None
+    """Values that become black and white in images of more than 8 bits, or of floats; 0 and the largest that 16 bits
+    hold when absent. The model keeps it, so that `predict` and `evaluate` do the same."""
+    percentiles: tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]] | None = None
+    """Instead, percentiles of each such image whose values become black and white, such as [1, 99]."""
     mean: tuple[Fraction, ...] | None = None
     std: tuple[Rate, ...] | None = None
     """Of each band in [0, 1] (`check-data` prints them for 0..255); the backbone's, repeated, when absent."""
@@ -81,6 +86,20 @@ class ModelConfig(Strict):
     def _detail_is_placed_by_cells(self) -> ModelConfig:
         if self.detail is not None and self.align_corners:
             raise ValueError("model.detail is placed by cells, not corners: set model.align_corners=false")
+        return self
+
+    @property
+    def reading(self) -> tuple[int, tuple[float, float] | None, tuple[float, float] | None]:
+        """How images are read: `ssrseg.data.images.Reading`."""
+        return self.in_channels, self.value_range, self.percentiles
+
+    @model_validator(mode="after")
+    def _black_is_below_white(self) -> ModelConfig:
+        if self.value_range is not None and self.percentiles is not None:
+            raise ValueError("value_range and percentiles say the same thing: set one of them to null")
+        for name in ("value_range", "percentiles"):
+            if (given := getattr(self, name)) is not None and given[0] >= given[1]:
+                raise ValueError(f"{name} is {list(given)}: the first number must be less than the second")
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ssrseg.config.data import Bound
-from ssrseg.data.images import read_pixels, to_tensor
+from ssrseg.data.images import Reading, parts_of, plain, read_pixels, to_tensor
 from ssrseg.data.label_files import read_labels
 from ssrseg.data.label_mapping import LabelCode
 from ssrseg.data.layouts import Pair
@@ -54,8 +54,8 @@ class ScaledFiles:
     """Whether a JPEG is scaled while it is decoded."""
     cache: Path | None = None
     """Folder that keeps them for later epochs and runs."""
-    bands: int = 3
-    """`model.in_channels`."""
+    bands: Reading = 3
+    """`model.in_channels`, and what becomes black and white."""
 
     def image(self, path: Path) -> ScaledImage:
         """Read an image; raises `UserError` for what is none."""
@@ -82,11 +82,11 @@ class ScaledFiles:
     def _kept(self, planes: Planes) -> ScaledImage:
         size = planes.shape[2], planes.shape[1]
         return ScaledImage(
-            size, lambda box: torch.from_numpy(np.array(planes[: self.bands, box[0], box[1]], order="C"))
+            size, lambda box: torch.from_numpy(np.array(planes[: parts_of(self.bands)[0], box[0], box[1]], order="C"))
         )
 
     def _key(self, path: Path) -> str:
-        return _key(path, stamp(path), self.bound, self.scale_jpeg, self.bands)
+        return _key(path, stamp(path), self.bound, self.scale_jpeg, plain(self.bands))
 
     def _decoded_pair(self, pair: Pair, code: LabelCode, change: Change | None = None) -> tuple[ScaledImage, Tensor]:
         (image, (width, height)), labels = self._decoded(pair.image, change), read_labels(pair.label, code, pair.image)

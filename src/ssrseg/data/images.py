@@ -29,6 +29,10 @@ TAIL = 1 << 16
 TIFF = (b"II*\0", b"MM\0*")
 """First bytes of a TIFF."""
 
+Stretch = tuple[float, float] | None
+Reading = int | tuple[int, Stretch, Stretch]
+"""Bands of images; and the range of values, or the percentiles of each image, that become 0 and 255 in those of more
+than 8 bits or of floats."""
 Pixels = npt.NDArray[np.uint8]
 """RGB (H, W, 3), or other bands."""
 DECODERS: dict[tuple[str | None, str], Callable[[bytes], npt.NDArray[Any]]] = {
@@ -40,11 +44,11 @@ DECODERS: dict[tuple[str | None, str], Callable[[bytes], npt.NDArray[Any]]] = {
 """By format and mode, those that give what Pillow gives; Pillow does palettes, CMYK, one bit, other formats."""
 
 
-def read_image(path: Path, bands: int = 3) -> Tensor:
+def read_image(path: Path, bands: Reading = 3) -> Tensor:
     """Read an image as bytes (C, H, W) of C = `bands`; as RGB, whatever it was: grey, RGBA, CMYK, 16-bit, EXIF-rotated.
 
     With other `bands` than 3, it is as it is stored and must have so many. Raises `UserError` when it has not, or the
-    file is missing, truncated or no image.
+    file is missing, truncated or no image. `bands` may also say what becomes black and white, see `Reading`.
     """
     return to_tensor(read_pixels(path, bands=bands)[0])
 
@@ -55,9 +59,45 @@ def as_rgb(image: Tensor) -> Tensor:
     return image if len(bands) == 3 else torch.stack([bands[min(i, len(bands) - 1)] for i in range(3)], -3)
 
 
-def read_bands(path: Path) -> Pixels:
-    """Read all bands of a `.npy` or image file as bytes (H, W, C), of 16 bits the upper 8; raises `UserError`."""
-    encoded = read_bytes(path)
+def parts_of(reading: Reading) -> tuple[int, Stretch, Stretch]:
+    """Return the bands, and the values or percentiles that become black and white."""
+    return (reading, None, None) if isinstance(reading, int) else reading
+
+
+def plain(reading: Reading) -> Reading:
+    """Return the bands alone where nothing else is said."""
+    return parts_of(reading)[0] if parts_of(reading)[1:] == (None, None) else reading
+
+
+def read_bands(path: Path, value_range: Stretch = None, percentiles: Stretch = None) -> Pixels:
+    """Read all bands of a `.npy` or image file as bytes (H, W, C); raises `UserError`.
+
+    Of more than 8 bits, and of floats, what lies in the range, or between the percentiles of the image, is spread over
+    the bytes; without either, the upper 8 of 16 bits are used.
+    """
+    pixels = _stored(path, read_bytes(path))
+    stretched = value_range is not None or percentiles is not None
+    if not (pixels.dtype in (np.uint8, np.uint16) or (stretched and pixels.dtype.kind in "iuf")):
+        raise UserError(
+            f"{path} holds {pixels.dtype} {pixels.shape}, expected uint8 or uint16 (H, W, bands): convert it, or say "
+            "which values are black and white, as 'model.value_range=[0, 3000]' or 'model.percentiles=[1, 99]'."
+        )
+    if pixels.dtype != np.uint8 and stretched:
+        pixels = _stretched(pixels, value_range, percentiles)
+    elif pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    return np.ascontiguousarray(pixels)
+
+
+def _stretched(pixels: npt.NDArray[Any], value_range: Stretch, percentiles: Stretch) -> Pixels:
+    known = np.isfinite(pixels)
+    low, high = value_range or np.percentile(pixels[known] if known.any() else 0, percentiles or (0, 100)).tolist()
+    shares = (pixels.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-12))
+    return (255 * np.where(known, shares, 0).clip(0, 1) + 0.5).astype(np.uint8)
+
+
+def _stored(path: Path, encoded: bytes) -> npt.NDArray[Any]:
+    """Decode all bands of a `.npy` or image file as they are stored (H, W, C)."""
     try:
         if path.suffix.lower() == ".npy":
             pixels = np.load(io.BytesIO(encoded), allow_pickle=False)
@@ -65,21 +105,40 @@ def read_bands(path: Path) -> Pixels:
             pixels = imagecodecs.tiff_decode(encoded)
         else:
             with Image.open(io.BytesIO(encoded)) as file:
-                upright = ImageOps.exif_transpose(file)
-                pixels = np.array(upright.convert("RGB") if upright.mode in ("P", "1") else upright)
+                if file.mode.startswith("I;16"):
+                    pixels = decode(file, encoded)
+                else:
+                    upright = ImageOps.exif_transpose(file)
+                    pixels = np.array(upright.convert("RGB") if upright.mode in ("P", "1") else upright)
+                    if _is_deep_png(encoded):
+                        pixels = imagecodecs.png_decode(encoded)
     except (*BROKEN, imagecodecs.TiffError, EOFError, IndexError) as error:
         raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
-    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3):
-        raise UserError(
-            f"{path} holds {pixels.dtype} {pixels.shape}, expected uint8 or uint16 (H, W, bands): convert it."
-        )
+    if pixels.ndim not in (2, 3):
+        raise UserError(f"{path} holds {pixels.dtype} {pixels.shape}, expected (H, W, bands): convert it.")
     if pixels.ndim == 3 and pixels.shape[0] < min(pixels.shape[1:]):  # band by band
         pixels = np.moveaxis(pixels, 0, -1)
-    pixels = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
-    return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1))
+    stored: npt.NDArray[Any] = pixels.reshape(*pixels.shape[:2], -1)
+    return stored
 
 
-def read_pixels(path: Path, bound: Bound | None = None, bands: int = 3) -> tuple[Pixels, tuple[int, int]]:
+def _is_deep_png(encoded: bytes) -> bool:
+    return encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[24:25] == b"\x10"
+
+
+def deep_values(path: Path) -> tuple[float, float] | None:
+    """Return the value that all but a thousandth of an image's are below, and the largest that its 16 bits can hold.
+
+    Nothing for an image of other depth. Raises `UserError` for what is no image.
+    """
+    encoded = read_bytes(path)
+    if not (path.suffix.lower() == ".npy" or encoded[:4] in TIFF or _is_deep_png(encoded)):
+        return None
+    pixels = _stored(path, encoded)
+    return (float(np.percentile(pixels, 99.9)), 65535.0) if pixels.dtype == np.uint16 else None
+
+
+def read_pixels(path: Path, bound: Bound | None = None, bands: Reading = 3) -> tuple[Pixels, tuple[int, int]]:
     """Read an image as bytes (H, W, C) of C = `bands`, RGB for 3; see `read_image`.
 
     Args:
@@ -91,12 +150,17 @@ def read_pixels(path: Path, bound: Bound | None = None, bands: int = 3) -> tuple
     Returns:
         The pixels, and the (width, height) that the image has when it is not scaled.
     """
+    count, *stretch = parts_of(bands)
     encoded = read_bytes(path)
-    if bands != 3 or path.suffix.lower() == ".npy" or _strange(encoded):
-        pixels = read_bands(path)
-        if (found := pixels.shape[2]) != bands:
+    deep = stretch != [None, None] and (encoded[:4] in TIFF or _is_deep_png(encoded))
+    if count != 3 or path.suffix.lower() == ".npy" or deep or _strange(encoded):
+        pixels = read_bands(path, *stretch)
+        if count == 3 and deep and pixels.shape[2] <= 4:
+            pixels = _to_rgb(pixels)
+        if (found := pixels.shape[2]) != count:
             train = f"train with model.in_channels={found}, if all images have so many"
-            raise UserError(f"{path} has {found} bands, expected {bands}: convert it, or {train}.")
+            first = " (`gdal_translate -b 1 -b 2 -b 3 IN OUT` keeps three.)" if found > count == 3 else ""
+            raise UserError(f"{path} has {found} bands, expected {count}: convert it, or {train}.{first}")
         return pixels, (pixels.shape[1], pixels.shape[0])
     try:
         with Image.open(io.BytesIO(encoded)) as file:
@@ -189,7 +253,7 @@ def bands_beyond_pillow(path: Path) -> tuple[int, int, int] | None:
     """Return (width, height, bands) of a `.npy` file, or of a TIFF that Pillow has no mode for; nothing for others."""
     if path.suffix.lower() != ".npy" and not _strange(read_bytes(path)):
         return None
-    height, width, bands = read_bands(path).shape
+    height, width, bands = _stored(path, read_bytes(path)).shape
     return width, height, bands
 
 
@@ -206,7 +270,11 @@ def _strange(encoded: bytes) -> bool:
 def _convert(file: Image.Image, path: Path) -> Pixels:
     image = ImageOps.exif_transpose(file)
     if image.mode in ("F", "I"):
-        raise UserError(f"{path} has 32 bits per pixel, expected 8 or 16: convert it first.")
+        low, high = np.percentile(np.asarray(image), (1, 99)).tolist()
+        raise UserError(
+            f"{path} has 32 bits per pixel, expected 8 or 16: convert it first, or say which values are black and "
+            f"white: 'model.value_range=[{low:.4g}, {high:.4g}]' holds most of its own."
+        )
     if image.mode.startswith("I;16"):  # Pillow would cut, not scale
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     return np.array(image.convert("RGB"))

@@ -11,6 +11,7 @@ from ssrseg.config import Data, DataConfig, LoaderConfig, Settings, datasets
 from ssrseg.data.cache import ScaledFiles
 from ssrseg.data.class_statistics import ClassStatistics, class_statistics
 from ssrseg.data.datasets import LabelledImages, Several, SourceImages, TargetImages
+from ssrseg.data.images import Reading
 from ssrseg.data.label_mapping import Classes, code_for, resolve_space
 from ssrseg.data.layouts import Pair, find_images, find_masks, find_pairs, listing_of, spec_of, spread
 from ssrseg.data.samplers import SOURCE, TARGET, ClassBalancedSampler, RareClassSampler, Sampler, Shuffled
@@ -33,7 +34,7 @@ def source_images(settings: Settings) -> SourceImages | Several:
             samplers = rare_class_samplers(statistics, settings)
         elif config.class_balanced is not None:
             samplers = [ClassBalancedSampler(one, config.class_balanced, seed) for one in statistics]
-    files = [scaled_files(data, config, settings.model.in_channels) for data in sets]
+    files = [scaled_files(data, config, settings.model.reading) for data in sets]
     streams = [
         SourceImages(each, code, reader, config, sampler)
         for each, code, reader, sampler in zip(pairs, codes, files, samplers, strict=True)
@@ -71,7 +72,7 @@ def target_images(settings: Settings) -> TargetImages | Several | None:
     streams = [
         TargetImages(
             each,
-            scaled_files(data, config, settings.model.in_channels),
+            scaled_files(data, config, settings.model.reading),
             data.margins,
             config,
             Shuffled(len(each), settings.train.seed, TARGET),
@@ -84,7 +85,7 @@ def target_images(settings: Settings) -> TargetImages | Several | None:
 
 def labelled_images(settings: Settings) -> SourceImages | Several | None:
     """Return the stream of labelled target images; None where no target has any. Each is drawn once per epoch."""
-    sets, config, bands = [*settings.labelled.values()], settings.loader, settings.model.in_channels
+    sets, config, bands = [*settings.labelled.values()], settings.loader, settings.model.reading
     pairs = [find_labelled(data) for data in sets]
     streams = [
         SourceImages(
@@ -122,12 +123,12 @@ def find_labelled(data: DataConfig) -> list[Pair]:
     return spread(pairs, part.count)
 
 
-def scaled_files(data: DataConfig, config: LoaderConfig, bands: int = 3) -> ScaledFiles:
+def scaled_files(data: DataConfig, config: LoaderConfig, bands: Reading = 3) -> ScaledFiles:
     """Return the reader of a data set that is trained on."""
     return ScaledFiles(data.resize, config.scale_jpeg, config.cache, bands)
 
 
-def eval_samples(data: Data, classes: Classes | None, source: Data | None = None, bands: int = 3) -> LabelledImages:
+def eval_samples(data: Data, classes: Classes | None, source: Data | None = None, bands: Reading = 3) -> LabelledImages:
     """Return what is labelled for evaluation; `classes` and `source` as for `code_for`, `bands` of the model."""
     return LabelledImages(
         [

@@ -102,7 +102,7 @@ def choose(
     data = DataConfig(root=Path(target)) if isinstance(target, Path | str) else target
     known = first.description.resize if first.description else None
     looked_at = find_bounded(data, at_most=images)
-    pixels = [bounded(read_image(path, first.in_channels), own or known) for path, own in looked_at]
+    pixels = [bounded(read_image(path, first.reading), own or known) for path, own in looked_at]
     infer, on = build_inference(inference or InferenceConfig()), pick_device(device)
     found: list[tuple[Candidate, Segmenter]] = []
     for name, model in trained.items():

@@ -73,10 +73,10 @@ def evaluate(
     space = resolve_space(chosen, sets)
     check_classes(segmenter, space.names)
     check_names(subset, space.names)
-    for note in refuse_bad_labels(domains("val", sets), chosen, segmenter.in_channels):
+    for note in refuse_bad_labels(domains("val", sets), chosen, segmenter.reading):
         if console is not None:
             console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    dataset = eval_samples(sets, chosen, bands=segmenter.in_channels)
+    dataset = eval_samples(sets, chosen, bands=segmenter.reading)
     predictor = Predictor(segmenter, device, engine, inference or InferenceConfig(), images=len(dataset))
     single = ImageScores(space.names, bounded=boundary) if boundary or per_image is not None else None
     scores = evaluate_model(

@@ -138,8 +138,8 @@ def predict(
 def _read(path: Path, predictor: Predictor, by_bands: bool) -> Tensor | Raster | UserError:
     try:
         if by_bands and is_large(predictor, shown_size(path)[::-1]):
-            return Raster(path, predictor.bands)
-        return read_image(path, predictor.bands)
+            return Raster(path, predictor.reading)
+        return read_image(path, predictor.reading)
     except UserError as error:
         return error
     except MemoryError as error:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssrseg.config import ClassConfig, InferenceConfig, resolve_group
 from ssrseg.data.datasets import bounded
-from ssrseg.data.images import read_image
+from ssrseg.data.images import Reading, parts_of, read_image
 from ssrseg.data.label_mapping import space_of
 from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.transforms import rescale_size
@@ -62,7 +62,7 @@ class Predictor:
         self.device = pick_device(device)
         segmenter = load(model)
         self.description, self.num_classes = segmenter.description, segmenter.num_classes
-        self.bands = segmenter.in_channels
+        self.bands, self.reading = segmenter.in_channels, segmenter.reading
         self.infer = build_inference(self.inference)
         self.network = open_engine(copy.deepcopy(segmenter).to(self.device).eval(), engine, images=images)
 
@@ -96,7 +96,7 @@ class Predictor:
 
     def _logits_of(self, images: Images) -> tuple[Tensor, torch.device]:
         """Compute logits at the images' own size; also returns the images' device."""
-        pixels = as_pixels(images, self.bands)
+        pixels = as_pixels(images, self.reading)
         batch = pixels if pixels.ndim == 4 else pixels[None]
         height, width = batch.shape[-2:]
         bound = self.description and self.description.resize
@@ -118,13 +118,14 @@ class Predictor:
         return self.infer(self.network, images.float() / 255 if images.dtype == torch.uint8 else images, size)
 
 
-def as_pixels(images: Images, bands: int = 3) -> Tensor:
+def as_pixels(images: Images, reading: Reading = 3) -> Tensor:
     """Convert images to a tensor (3, H, W) or (B, 3, H, W), bytes or float32 in [0, 1], or raise `UserError`.
 
-    A model of other `bands` than RGB's has as many in the place of the three.
+    A model of other bands than RGB's has as many in the place of the three.
     """
     if isinstance(images, Path | str):
-        return read_image(Path(images), bands)
+        return read_image(Path(images), reading)
+    bands = parts_of(reading)[0]
     if isinstance(images, Image.Image):
         images = np.array(images.convert("RGB") if bands == 3 else images)
         images = images[..., None] if images.ndim == 2 else images

@@ -17,7 +17,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from ssrseg.data.images import TIFF, read_image
+from ssrseg.data.images import TIFF, Reading, parts_of, read_image
 from ssrseg.data.storage import open_file
 from ssrseg.inference.predictor import Predictor
 from ssrseg.inference.results import Kind
@@ -39,12 +39,13 @@ class Raster:
 
     Args:
         path: the file.
-        bands: of the picture, 3 for RGB.
+        reading: how it is read; in parts only where values need not be stretched.
     """
 
-    def __init__(self, path: Path, bands: int) -> None:
+    def __init__(self, path: Path, reading: Reading) -> None:
         self._file = contextlib.ExitStack()
         self._page: Any = None
+        bands = parts_of(reading)[0]
         with open_file(path) as file:
             tiff = file.read(4) in TIFF
         if tiff:
@@ -54,7 +55,7 @@ class Raster:
                 self._page, self._bands = page, bands
                 self.size = page.imagelength, page.imagewidth
         if self._page is None:
-            self._whole = read_image(path, bands)
+            self._whole = read_image(path, reading)
             self.size = self._whole.shape[1], self._whole.shape[2]
 
     def __enter__(self) -> Raster:

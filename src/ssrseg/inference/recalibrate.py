@@ -65,7 +65,7 @@ def recalibrate(
     data = DataConfig(root=Path(target)) if isinstance(target, Path | str) else target
     known = network.description.resize if network.description else None
     paths = find_bounded(data, at_most=images)
-    looked_at = prefetch(bounded(read_image(path, network.in_channels), own or known) for path, own in paths)
+    looked_at = prefetch(bounded(read_image(path, network.reading), own or known) for path, own in paths)
     layers = blend_statistics(network, batches_of_one_size(looked_at, BATCH), keep)
     if not layers:
         raise UserError("This model has no BatchNorm with running statistics, so there is nothing to recalibrate.")

@@ -19,7 +19,7 @@ from ssrseg.config import DataConfig, InferenceConfig
 from ssrseg.config.data import Bound, Data
 from ssrseg.data import find_bounded, read_image
 from ssrseg.data.datasets import bounded
-from ssrseg.data.images import as_rgb
+from ssrseg.data.images import Reading, as_rgb
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.errors import UserError
 from ssrseg.inference.criteria import entropy
@@ -91,7 +91,7 @@ def suggest(
     chosen = [
         Suggestion(found[n][0], float(uncertainty[n]), distance) for n, distance in zip(order, distances, strict=True)
     ]
-    _lay_out(chosen, Path(out), segmenter.in_channels)
+    _lay_out(chosen, Path(out), segmenter.reading)
     return chosen
 
 
@@ -123,7 +123,7 @@ def _look(
     features, uncertainty = list[Tensor](), list[Tensor]()
     with evaluating(segmenter):
         for path, own in images:
-            pixels = bounded(read_image(path, segmenter.in_channels), own or known)
+            pixels = bounded(read_image(path, segmenter.reading), own or known)
             small, image = (
                 each[None].to(segmenter.mean.device).float() / 255 for each in (bounded(pixels, LOOKED_AT), pixels)
             )
@@ -133,7 +133,7 @@ def _look(
     return F.normalize(torch.stack(features), dim=1), torch.stack(uncertainty)
 
 
-def _lay_out(chosen: Sequence[Suggestion], out: Path, bands: int) -> None:
+def _lay_out(chosen: Sequence[Suggestion], out: Path, bands: Reading) -> None:
     """Write the list, the empty labels, the reasons and the contact sheet."""
     (out / "labels").mkdir(parents=True, exist_ok=True)
     rows = -(-len(chosen) // COLUMNS)

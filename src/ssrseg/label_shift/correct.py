@@ -54,7 +54,7 @@ def estimate_priors(
     codes = [(find_pairs(one), code_for(one, settings.classes, source)) for one in datasets(source)]
     pixels = torch.cat([class_statistics(pairs, code, space.num_classes).pixels for pairs, code in codes])
     frequency = pixels.sum(dim=0) / pixels.sum()
-    images = prefetch(bounded(read_image(path, predictor.bands), bound) for path, bound in find_bounded(target))
+    images = prefetch(bounded(read_image(path, predictor.reading), bound) for path, bound in find_bounded(target))
     counts = presence_counts(pixels, min_share), target_counts(predictor, images, frequency)
     how = f"source: images in which a class covers more than {min_share} of the labelled pixels; target: images whose "
     how += "score exceeds the class's share of the source's pixels"

@@ -32,7 +32,7 @@ def label_target(predictor: Predictor, data: DataConfig, out: Path) -> None:
         place = Path(out, name_below(path, data.root)).with_suffix(".png")
         if place.exists():
             continue
-        image = read_image(path, predictor.bands)
+        image = read_image(path, predictor.reading)
         picture = draw("ids", image, predictor(image), predictor.colors)
         with writing(place):
             write_atomically(place, partial(picture.save, format="PNG"))

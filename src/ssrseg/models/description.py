@@ -45,6 +45,9 @@ class Description:
     """How logits are resized: DACS and Undoing align the corners."""
     in_channels: int = 3
     """Bands of the images."""
+    value_range: tuple[float, float] | None = None
+    percentiles: tuple[float, float] | None = None
+    """What becomes black and white in images of more than 8 bits, where it was set."""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     """Of each band in [0, 1]; the backbone's, repeated, when absent."""

@@ -74,6 +74,13 @@ class Segmenter(
         return self.mean.shape[1]
 
     @property
+    def reading(self) -> tuple[int, tuple[float, float] | None, tuple[float, float] | None]:
+        """How image files are read: bands, and what becomes black and white in those of more than 8 bits."""
+        if (known := self.description) is None:
+            return self.in_channels, None, None
+        return self.in_channels, known.value_range, known.percentiles
+
+    @property
     def strides(self) -> tuple[float, ...]:
         """Pixels of the image per cell of each feature map."""
         return self.backbone.strides

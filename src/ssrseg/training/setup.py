@@ -153,7 +153,7 @@ def build_student(settings: Settings, space: LabelSpace, size: tuple[int, int] |
         take_bands(student, *bands)
         note = start_from(student, start, config, space.names)
     bound = datasets(settings.target or settings.source)[0].resize
-    same = ("head_channels", "align_corners", "taps", "image_scale")
+    same = ("head_channels", "align_corners", "taps", "image_scale", "value_range", "percentiles")
     parts: dict[str, Any] = {name: getattr(config, name) for name in same}
     if isinstance(bound, ExactSize):
         bound = bound.exact

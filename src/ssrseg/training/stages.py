@@ -175,7 +175,7 @@ def _correct(
             recalibrate(stage.model or "", settings.target, left, keep=stage.keep, device=device)
     if settings.val is not None and not folder.scores.exists():
         student, space = load(left).to(pick_device(device)), resolve_space(settings.classes, settings.source)
-        samples = eval_samples(settings.val, settings.classes, settings.source, student.in_channels)
+        samples = eval_samples(settings.val, settings.classes, settings.source, student.reading)
         save_predictions(student, samples, build_inference(settings.inference), space, folder, pick_device(device))
         scores = evaluate(left, settings.val, classes=settings.classes, inference=settings.inference, device=device)
         record = {"step": 0, "student": scores.to_dict(), "teacher": None}

@@ -243,7 +243,7 @@ def build_observers(context: RunContext, journal: Journal) -> dict[str, Observer
         "collapse": (collapse := ClassCollapse(context, journal)),
     }
     if settings.val is not None:
-        samples = eval_samples(settings.val, settings.classes, settings.source, settings.model.in_channels)
+        samples = eval_samples(settings.val, settings.classes, settings.source, settings.model.reading)
         observers["predicted"] = PredictedPictures(context, samples, infer)
         observers["evaluation"] = Evaluation(context, samples, infer, journal, collapse.scored)
     if settings.target is not None and settings.selection is not None:

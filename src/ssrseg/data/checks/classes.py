@@ -22,6 +22,8 @@ from ssrseg.data.layouts import Pair, spec_of
 
 COLOURED = ("colours", "palette by colour")
 """Encodings of labels in which colours count, not values."""
+DEPTH = 0.13
+"""Share of the values of 16 bits below which images are too dark: those of 12 bits use 6%, of 13 bits 12.5%."""
 LISTED = 5
 """Ignored values that a message lists."""
 SHARE = {"other": 0.05, "void": 0.2, "published": 0.5}
@@ -116,6 +118,19 @@ def check_classes(
     looked = sum(len(data.pixels) for data in sets)
     text = f"no pixel of {', '.join(absent)} in the {looked} labels looked at in {where}.{also}"
     return [Problem("class that never occurs", domain, root, text), *found]
+
+
+def check_depth(data: InspectedData) -> Iterator[Problem]:
+    """Report images of 16 bits that use a few per cent of them: they are all but black."""
+    found = [one.deep for one in data.files if one.deep is not None]
+    high, full = max(found, default=(1.0, 1.0))
+    if high / full < DEPTH:
+        digits = 10 ** max(0, len(str(int(high))) - 2)
+        word = f"'model.value_range=[0, {-(-int(high) // digits) * digits}]'"
+        text = f"{data.config.root} holds {len(found)} images of 16 bits, of which the values up to {high:.0f} are used"
+        yield Problem(
+            "dark 16 bits", data.expected.domain, data.config.root, f"{text} ({high / full:.1%}): set {word}."
+        )
 
 
 def _also(data: InspectedData) -> str:

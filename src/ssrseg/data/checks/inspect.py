@@ -17,7 +17,16 @@ from ssrseg.data.annotations import names_of_no_class, read_annotation
 from ssrseg.data.checks.colours import Moments, colour_moments
 from ssrseg.data.checks.problems import Problem
 from ssrseg.data.checks.thickness import thickness_counts
-from ssrseg.data.images import BROKEN, TAIL, bands_beyond_pillow, orientation_of, read_image
+from ssrseg.data.images import (
+    BROKEN,
+    TAIL,
+    Reading,
+    bands_beyond_pillow,
+    deep_values,
+    orientation_of,
+    parts_of,
+    read_image,
+)
 from ssrseg.data.label_files import (
     LabelMap,
     UnknownEncoding,
@@ -94,8 +103,8 @@ class Expected:
     code: LabelCode | None
     """Absent when the settings give no valid one: then labels are only decoded."""
     num_classes: int
-    bands: int
-    """`model.in_channels`."""
+    reading: Reading
+    """How images are read: `model.in_channels`, and what becomes black and white."""
     strict: bool
     """Whether a raw value of no class is a fault: nothing maps the values, so it cannot be meant."""
 
@@ -117,6 +126,8 @@ class Inspection:
     size: tuple[int, int] | None = None
     """(width, height), as shown."""
     colour: Moments | None = None
+    deep: tuple[float, float] | None = None
+    """Of an image of 16 bits: the value that 99.9% of its pixels stay below, and the largest possible."""
     pixels: Tensor | None = None
     """Per class (K,) int64."""
     labels: LabelMap | None = None
@@ -179,7 +190,7 @@ def _check_header(seen: Inspection, header: Header) -> None:
     shown = f"{seen.image} ({width}x{height}"
     if header.pages > 1:
         seen.report("several pages", seen.image, f"{seen.image} holds {header.pages} pictures.")
-    if seen.expected.bands == 3 and header.bands not in (1, 3) and header.mode != "CMYK":
+    if parts_of(seen.expected.reading)[0] == 3 and header.bands not in (1, 3) and header.mode != "CMYK":
         unused = {2: "the second is", 4: "the fourth is"}.get(header.bands, "those after the third are")
         text = f"{seen.image} has {header.bands} bands: {unused} not used, but by model.in_channels={header.bands}."
         seen.report("band that is not used", seen.image, text)
@@ -223,11 +234,13 @@ def _same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
 def _check_image(seen: Inspection, header: Header) -> None:
     code = seen.expected.code
     try:
-        image = read_image(seen.image, seen.expected.bands)
+        image = read_image(seen.image, seen.expected.reading)
     except UserError as error:
         seen.report("image cannot be read", seen.image, str(error))
         return
     seen.colour = colour_moments(image)
+    if parts_of(seen.expected.reading)[1:] == (None, None):
+        seen.deep = deep_values(seen.image)
     seen.digest = hashlib.blake2b(read_bytes(seen.image), digest_size=16).digest()
     if seen.label is None and code is not None and header.mode in ("L", "P"):
         values = np.unique(image[0] if header.mode == "L" else read_raw_labels(seen.image))

@@ -200,7 +200,7 @@ def _strip(domain: str, data: InspectedData, space: LabelSpace) -> Image.Image:
     palette[: space.num_classes] = space.colors
     for column, one in enumerate(shown):
         left, top = GAP + column * (CELL[0] + GAP), LINE + GAP
-        image = Image.fromarray(as_rgb(read_image(one.image, data.expected.bands)).permute(1, 2, 0).numpy())
+        image = Image.fromarray(as_rgb(read_image(one.image, data.expected.reading)).permute(1, 2, 0).numpy())
         scale = min(CELL[0] / image.width, CELL[1] / image.height)
         small = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
         strip.paste(small, (left, top))

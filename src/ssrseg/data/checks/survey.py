@@ -16,13 +16,13 @@ from rich.progress import track
 
 from ssrseg.config import DataConfig, Settings, datasets
 from ssrseg.config.data import ExactSize
-from ssrseg.data.checks.classes import absent_from, check_classes, count_all
+from ssrseg.data.checks.classes import absent_from, check_classes, check_depth, count_all
 from ssrseg.data.checks.inspect import Expected, Inspection, inspect_files
 from ssrseg.data.checks.overlap import InspectedData, shared_files
 from ssrseg.data.checks.problems import EFFECTS, Problem, notes, refuse
 from ssrseg.data.checks.thickness import CELL
 from ssrseg.data.class_statistics import ClassStatistics
-from ssrseg.data.images import set_max_pixels
+from ssrseg.data.images import Reading, set_max_pixels
 from ssrseg.data.label_mapping import Classes, code_for, resolve_space
 from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.layouts import find_images, find_masks, listing_of, no_image, spec_of
@@ -63,7 +63,7 @@ def refuse_bad_data(settings: Settings) -> list[str]:
     return [*notes(seen.problems), *(f"{name}: {count} {often}" for name, count in labelled.items())]
 
 
-def refuse_bad_labels(sets: Mapping[str, DataConfig], classes: Classes | None, bands: int) -> list[str]:
+def refuse_bad_labels(sets: Mapping[str, DataConfig], classes: Classes | None, reading: Reading) -> list[str]:
     """Examine labelled images before a model is scored on them: headers of the images, and every label.
 
     A label may be larger or smaller than its image, if its shape is the same. Returns notes as `refuse_bad_data`;
@@ -73,7 +73,7 @@ def refuse_bad_labels(sets: Mapping[str, DataConfig], classes: Classes | None, b
     space = resolve_space(classes, every)
     for domain, data in sets.items():
         code, strict = code_for(data, classes, every), is_strict(data, classes)
-        expected = Expected(domain, (1, 1), data.resize, code, space.num_classes, bands, strict)
+        expected = Expected(domain, (1, 1), data.resize, code, space.num_classes, reading, strict)
         seen = InspectedData(data, expected, _inspect_all(_list(domain, data, problems), expected, 0, None))
         problems += (found for one in seen.files for found in one.problems)
         problems += [*check_classes([seen], domain, space, classes), *shared_files({domain: seen}, contents=False)]
@@ -117,6 +117,7 @@ def survey(settings: Settings, *, some: int | None = None, console: Console | No
         sets[domain] = InspectedData(data, expected, files)
         problems += (found for one in files for found in one.problems)
         problems += _check_masks(domain, data, some)
+        problems += check_depth(sets[domain])
         if expected.role in ("val", "labelled") and expected.code is not None:
             held = check_classes([sets[domain]], domain, space, settings.classes)
             few = expected.role == "labelled"  # which need not show every class
@@ -146,8 +147,8 @@ def _expected(
     except UserError as error:
         if not domain.startswith("target"):
             problems.append(Problem("cannot be mapped", domain, data.root, str(error)))
-    crop, bands = settings.loader.crop, settings.model.in_channels
-    return Expected(domain, crop, data.resize, code, space.num_classes, bands, is_strict(data, classes))
+    crop, reading = settings.loader.crop, settings.model.reading
+    return Expected(domain, crop, data.resize, code, space.num_classes, reading, is_strict(data, classes))
 
 
 def _check_masks(domain: str, data: DataConfig, some: int | None) -> Iterator[Problem]:

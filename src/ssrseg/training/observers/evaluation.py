@@ -166,7 +166,7 @@ class Selection(Observer):
         student, teacher = self._context.method.learner.student, self._context.method.teacher.segmenter
         found = CriteriaAccumulator(student.num_classes, self._threshold, self._config.pixels)
         for path, bound in self._images:
-            image = bounded(read_image(path, student.in_channels), bound)
+            image = bounded(read_image(path, student.reading), bound)
             image = image.to(self._context.fabric.device)[None].float() / 255
             with evaluating(student):
                 logits = self._infer(student, image, None)[0]
