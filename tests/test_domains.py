@@ -25,9 +25,11 @@ from ssrseg.data.class_statistics import ClassStatistics
 from ssrseg.data.samplers import SOURCE, RareClassSampler, generator_of
 from ssrseg.data.streams import source_images, target_images
 from ssrseg.errors import UserError
-from ssrseg.reporting import compare_records, method_name, model_card, overview, read_run, verdict
+from ssrseg.reporting import RunRecord, compare_records, method_name, model_card, overview, read_run, verdict
+from ssrseg.reporting.grouping import essentials
 from ssrseg.reporting.text_tables import per_class
 from ssrseg.training import Extensions, train
+from ssrseg.training.resume import PLACES, differences
 from test_compare import change, group
 from test_reporting import PARTS
 from test_resume import At, assert_same, die
@@ -366,3 +368,17 @@ def test_the_report_sets_labels_against_the_same_adaptation_without(tmp_path: Pa
     text = "\n".join(verdict(found))
     assert "Adaptation helped: DAFormer has 51.7 mIoU" in text  # not with labels
     assert "DAFormer + target labels learnt from labels of target images too and has 59.0 mIoU: +7.3 points" in text
+
+
+def test_the_same_data_elsewhere_are_the_same_settings(tmp_path: Path) -> None:
+    stems = "target.0.labelled={stems: there/labelled.txt}"
+    one = settings_of("target.0.labelled={stems: here/labelled.txt}")
+    other = settings_of("source.1.root=elsewhere/camvid", "val.1.root=elsewhere/carla", stems)
+    changed = differences(one, other)
+    assert changed.keys() == {"source.1.root", "val.1.root", "target.0.labelled.stems"}
+    assert all(map(PLACES.fullmatch, changed))
+    unseen: dict[str, Any] = {"environment": {}, "last": None, "best": None}
+    unseen |= dict.fromkeys(("train", "evaluations", "notes", "classes", "shares", "views"), ())
+    records = [RunRecord(tmp_path, each.model_dump(mode="json"), **unseen) for each in (one, other)]
+    assert essentials(records[0]) == essentials(records[1])
+    assert essentials(records[0])["source.1.root"] == "camvid"

@@ -94,6 +94,7 @@ def method(row: str, task: Task, weights: Path) -> dict[str, Any]:
         "oracle": {**distort, "source": task.target, "target": None},
         "source-only": distort,
         "dacs": {"method": MIXED},
+        "dacs-10-labels": {"method": MIXED, "target": {"labelled": {"count": 10}}},  # of images that it sees anyway
         "daformer": {"method": daformer},
         "mic": {"method": {**daformer, "masked": {"block": 16}}},
     }[name]
@@ -109,7 +110,17 @@ def method(row: str, task: Task, weights: Path) -> dict[str, Any]:
     return over
 
 
-ROWS = ("source-only", "dacs", "daformer", "daformer-ssr-lite2", "mic", "mic-ssr", "mic-ssr-lite2", "oracle")
+ROWS = (
+    "source-only",
+    "dacs",
+    "dacs-10-labels",
+    "daformer",
+    "daformer-ssr-lite2",
+    "mic",
+    "mic-ssr",
+    "mic-ssr-lite2",
+    "oracle",
+)
 
 
 def settings_of(task: Task, row: str, seed: int, out: Path, weights: Path) -> Settings:

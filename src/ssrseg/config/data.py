@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -163,6 +164,12 @@ def domains(role: str, data: Data | None) -> dict[str, DataConfig]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"Two data sets of {role} are called {twice[0]!r}: give each a `name` of its own.")
     return {f"{role} {name}": one for name, one in zip(names, data, strict=True)}
+
+
+def numbered(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the lists of data sets in a tree of settings as groups, by number: `source.0.root`."""
+    lists = {role: tree[role] for role in ("source", "target", "val") if isinstance(tree.get(role), list)}
+    return {**tree, **{role: {str(n): one for n, one in enumerate(each)} for role, each in lists.items()}}
 
 
 def labelled_in(target: Data | None) -> dict[str, DataConfig]:

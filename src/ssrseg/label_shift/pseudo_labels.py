@@ -51,4 +51,5 @@ def labelled_by(data: DataConfig | None, num_classes: int, folder: Path) -> Data
     stem, dot, _ = name.rpartition(".")
     labels = f"{folders}{slash}{stem}{dot}png" if dot else images
     identity = {i: i for i in range(num_classes)}
-    return data.model_copy(update={"labels_root": folder, "labels": labels, "id_map": identity, "margins": (0, 0)})
+    known = {"labels_root": folder, "labels": labels, "id_map": identity}
+    return data.model_copy(update={**known, "margins": (0, 0), "labelled": None})

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ssrseg.config import affects_result, flatten, merge, read_yaml, resolve
-from ssrseg.config.data import COMMON, telling_end
+from ssrseg.config.data import COMMON, numbered, telling_end
 from ssrseg.errors import UserError
 from ssrseg.runs.folder import (
     ADJUSTED,
@@ -27,7 +27,7 @@ from ssrseg.runs.folder import (
 )
 from ssrseg.runs.records import RunRecord, method_name, setting
 
-PLACES = re.compile(r"(source|target|val)(\.\d+)?\.(root|stems|labels_root)|.*\.weights|model\.pretrained")
+PLACES = re.compile(r"(source|target|val)(\.\d+)?(\.labelled)?\.(root|stems|labels_root)|.*\.weights|model\.pretrained")
 LEFT_BY_RUNS = re.compile(r"model\.start|method\.segmentation\.priors")
 """Settings that name what another run left, in a folder whose name may end in its seed."""
 
@@ -95,12 +95,7 @@ def essentials(run: RunRecord) -> dict[str, Any]:
         tree = resolve(run.config).model_dump(mode="json")  # with the defaults of what is new since
     except UserError:  # of another version
         tree = run.config
-    tree |= {
-        role: {str(number): one for number, one in enumerate(tree[role])}
-        for role in ("source", "target", "val")
-        if isinstance(tree.get(role), list)
-    }
-    flat = {key: _end(key, value) for key, value in flatten(tree).items()}
+    flat = {key: _end(key, value) for key, value in flatten(numbered(tree)).items()}
     kept = {key: value for key, value in flat.items() if key != "train.seed" and affects_result(key)}
     of_recipe = RecipeFolder(run.folder.parent).exists and CORRECTIONS.get(run.folder.name) != ""
     before = {f"{key} until step {each.step}": old for each in run.changes for key, (old, _) in each.changed.items()}

@@ -14,18 +14,21 @@ from typing import Any
 import torch
 
 from ssrseg.config import Settings, affects_result, resolve
+from ssrseg.config.data import numbered
 from ssrseg.errors import UserError
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training.checkpoint import previous
 from ssrseg.training.optim import scheduled
 
 FIXED = re.compile(
-    r"classes|source\.spec|stages|deploy\..*|train\.seed|optim\.kind|model\.(backbone|head|\w+_channels)"
+    r"classes|source(\.\d+)?\.spec|stages|deploy\..*|train\.seed|optim\.kind|model\.(backbone|head|\w+_channels)"
     r"|method\.(\w+|regularizer\.(stages|heads)|distillation\.(stage|standardize)|\w+\.foundation\.(encoder|level))"
 )
 """Settings that the state of a run is made of: its classes, weights and moments, the parts of the method, the seed."""
 
-PLACES = re.compile(r"(source|target|val)\.\w*(root|stems)|.*\.weights|model\.(pretrained|start)|method\..*\.priors")
+PLACES = re.compile(
+    r"(source|target|val)(\.\d+)?(\.labelled)?\.\w*(root|stems)|.*\.weights|model\.(pretrained|start)|method\..*\.priors"
+)
 """Settings that say where something lies."""
 
 Changed = dict[str, tuple[Any, Any]]
@@ -108,7 +111,7 @@ class Continuation:
 
 def differences(before: Settings, now: Settings) -> Changed:
     """Find the settings that differ; a group that comes or goes is one."""
-    return _differences(before.model_dump(mode="json"), now.model_dump(mode="json"))
+    return _differences(numbered(before.model_dump(mode="json")), numbered(now.model_dump(mode="json")))
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Changed:
