@@ -124,6 +124,7 @@ def test_a_mistake_is_one_message_and_code_2(words: list[str], said: str, traine
 def test_every_preset_is_listed(tmp_path: Path) -> None:
     printed = ssrseg("presets", cwd=tmp_path)
     assert "mic-ssr" in printed
+    assert "non-commercial" in printed
     assert "\n _" not in printed
 
 

@@ -17,7 +17,8 @@ from ssrseg.config import Settings, read_preset, resolve
 from ssrseg.errors import UserError
 from ssrseg.models import Segmenter, build_segmenter
 from ssrseg.models.heads import HEADS
-from ssrseg.planning import scaled
+from ssrseg.planning import licences, needs_of_preset, scaled
+from ssrseg.planning.fake_step import fake_step
 from ssrseg.training.optim import parameter_groups, scheduled
 
 DECODER = 5e-5 * math.sqrt(8)  # VFM-UDA: the rate grows with the root of the batch
@@ -168,3 +169,26 @@ def test_quick_slows_a_plain_vit_down(backbone: str, factor: float, decay: float
     tree["model"]["backbone"], tree["loader"]["crop"] = backbone, [64, 64]
     optim = resolve(scaled(tree)).optim
     assert (optim.backbone_lr_factor, optim.layer_decay) == (factor, decay)
+
+
+def test_the_licences_of_a_presets_weights_are_named() -> None:
+    assert licences(read_preset("vfm-ssr")) == {"dinov2-b": "apache-2.0", "sam-vit-b": "apache-2.0"}
+    assert "non-commercial" in licences(read_preset("mic"))["mit_b5"]
+
+
+def test_what_a_preset_needs_is_what_plan_says() -> None:
+    said = needs_of_preset("quick")
+    settings = resolve(
+        scaled(
+            {
+                "classes": "cityscapes19",
+                **{role: {"root": role} for role in ("source", "target")},
+                "loader": {"crop": [512, 512], "batch": 2},
+                "model": {"backbone": "timm:tf_efficientnet_lite0", "head": "segformer", "head_channels": 64},
+                "method": {"teacher": {}, "mixed": {}},
+            }
+        )
+    )
+    assert f"{fake_step(settings, 'cuda', flops=False).peak / 2**30:.1f} GiB" in said
+    assert "batches of 2 crops of 512x512" in said
+    assert "2,000 steps are" in said

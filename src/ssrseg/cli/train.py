@@ -175,14 +175,22 @@ def plan(
     Console().print(planning.plan_tables(planned))
 
 
-def presets() -> None:
-    """List the published recipes."""
-    from ssrseg import config as settings_of
+def presets(
+    name: Annotated[
+        str | None, typer.Argument(help="one of them: its memory and operations on a GPU, by `plan`")
+    ] = None,
+) -> None:
+    """List the published recipes with the licences of their weights; say what one of them needs on a GPU."""
+    from ssrseg import config as settings_of, planning
 
-    table = Table("preset", "what it is", box=None)
-    for name, summary in settings_of.presets().items():
-        table.add_row(name, summary)
+    summaries = settings_of.presets()
+    table = Table("preset", "what it is", "licence of its weights", box=None)
+    for each in summaries if name is None else [name]:
+        weights = planning.licences(settings_of.read_preset(each))
+        table.add_row(each, summaries[each], "; ".join(f"{of}: {licence}" for of, licence in weights.items()))
     Console().print(table)
+    if name is not None:
+        typer.echo(planning.needs_of_preset(name))
 
 
 def demo(
