@@ -160,7 +160,7 @@ def test_what_a_branch_saves_for_its_backward_pass_is_gone_before_the_next_branc
         return result
 
     encode, enhance = student.encode, regularizer.enhance
-    student.encode = lambda images: note("encoded", encode(images))
+    student.encode = lambda images, window: note("encoded", encode(images, window))
     regularizer.enhance = lambda *args: enhance(*note("decoded", args))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
         made.learner(View("source", batch().source, batch().labels))

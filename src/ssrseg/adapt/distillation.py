@@ -78,7 +78,7 @@ class Distillation(Term):
         seen = view.clean if self.clean and view.clean is not None else view.images
         theirs = self.standardize(self.encoder(seen))
         ours = F.interpolate(
-            self.project(features[self.stage - len(student.backbone.channels)]), theirs.shape[-2:], mode="bilinear"
+            self.project(features[-len(student.backbone.channels) :][self.stage]), theirs.shape[-2:], mode="bilinear"
         )
         cosine = F.cosine_similarity(ours, theirs, dim=1)
         distance = F.smooth_l1_loss(ours, theirs, reduction="none").mean(dim=1)
@@ -111,7 +111,7 @@ class Affinity(Term):
         self.encoder, self.stage, self.unclear, self.side = encoder, stage, unclear, side
 
     def forward(self, view: View, features: list[Tensor], student: Segmenter) -> Tensor:
-        ours, theirs = features[self.stage - len(student.backbone.channels)], self.encoder(view.images)
+        ours, theirs = features[-len(student.backbone.channels) :][self.stage], self.encoder(view.images)
         height, width = (min(self.side, *sides) for sides in zip(ours.shape[-2:], theirs.shape[-2:], strict=True))
         grid = height, width
         ours = similarities(F.interpolate(ours, grid, mode="bilinear"))
