@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import struct
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -160,6 +161,54 @@ def an_image_is_missing(at: At) -> Settled:
 @faults(kinds="source: image without label", says="{image} has no label")
 def a_label_is_missing(at: At) -> Settled:
     at.label.unlink()
+
+
+@faults(kinds="source: files that are not read", says="2 files (.heic 2): a01.heic, b01.heic", together=False)
+def images_are_of_a_kind_that_is_not_read(at: At) -> Settled:
+    for name in "ab":
+        at.image.with_name(f"{name}{at.stem}.heic").write_bytes(b"heic")
+
+
+@faults(
+    kinds="source: image without label",
+    says="{image} has no label;01.xcf would fit, but .xcf is not read so",
+    together=False,
+)
+def a_label_is_of_a_kind_that_is_not_read(at: At) -> Settled:
+    at.label.rename(at.label.with_suffix(".xcf"))
+
+
+@faults(together=False)
+def a_list_names_files(at: At) -> Settled:
+    return listed(at, "00.png\nimages/01.png\nimages\\\\02.png\n")
+
+
+@faults(together=False)
+def the_wildcards_of_images_and_labels_differ(at: At) -> Settled:
+    return {"source": {"images": "images/*.png"}}
+
+
+@faults(together=False)
+def an_archive_was_made_on_windows(at: At) -> Settled:
+    with zipfile.ZipFile(at.root / "win.zip", "w") as archive:
+        for file in sorted((at.root / "game").rglob("*.png")):
+            info = zipfile.ZipInfo("x")
+            info.filename = str(file.relative_to(at.root / "game")).replace("/", "\\")
+            archive.writestr(info, file.read_bytes())
+    return {"source": {"root": str(at.root / "win.zip")}}
+
+
+@faults(together=False)
+def accents_stand_apart_in_one_of_two_names(at: At) -> Settled:
+    at.image.rename(at.image.with_name("Ma\u0308he.png"))
+    at.label.rename(at.label.with_name("M\u00e4he.png"))
+
+
+@faults(
+    kinds="target: cannot be listed", says="4 in Images/. If the first are meant: images='Images/*'", together=False
+)
+def the_folder_of_images_is_in_capitals(at: At) -> Settled:
+    (at.root / "camera" / "images").rename(at.root / "camera" / "Images")
 
 
 @faults(kinds="source: one name twice", says="{image}; differ in their ending only", together=False)
@@ -871,7 +920,7 @@ def test_the_table_is_long_and_names_every_kind():
     assert len(TABLE) >= 40
     assert len({row.name for row in TABLE}) == len(TABLE)
     reported = {kind.partition(": ")[2] for row in TABLE for kind in row.kinds}
-    elsewhere = {kind for kind in KINDS if kind.endswith("labelled target")}  # test_labelled
+    elsewhere = {kind for kind in KINDS if kind.endswith("labelled target")}  # test_domains
     assert reported == KINDS.keys() - elsewhere - {"same content as in the target"}
 
 

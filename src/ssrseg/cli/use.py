@@ -94,6 +94,7 @@ def predict(
     Settings are those of inference, e.g. inference.flip=true, 'inference.scales=[0.75, 1]', inference.window=...
     """
     from ssrseg import config as settings_of, inference as use
+    from ssrseg.data.unmatched import name_files
     from ssrseg.inference.predict import find_pictures
     from ssrseg.inference.results import kinds_of
 
@@ -122,7 +123,7 @@ def predict(
     for path, count in predictions.pages.items():
         typer.echo(f"left out: all but the first of {count} pages of {path}: save them as files of their own", err=True)
     if skipped := [path for path in predictions.skipped if not use.is_video(path)]:
-        typer.echo(f"left out, not read: {use.name_files(skipped)}. Save pictures as PNG.", err=True)
+        typer.echo(f"left out, not read: {name_files(skipped)}. Save pictures as PNG.", err=True)
     typer.echo(f"{len(predictions)} images labelled: {out}")
     if not complete or not predictions.complete:
         raise typer.Exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -19,6 +20,7 @@ from ssrseg.config.data import Bound, Channel
 from ssrseg.data.annotation_sets import members_of
 from ssrseg.data.frames import VIDEO_SUFFIXES, list_frames
 from ssrseg.data.storage import list_files, list_members, read_bytes, stamp
+from ssrseg.data.unmatched import what_is_there
 from ssrseg.errors import UserError
 
 Item = TypeVar("Item")
@@ -28,11 +30,6 @@ IMAGE_SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".gif", ".avif", ".jp2", ".j2k", ".tga", ".npy"),
 }
-NO_PICTURES = {
-    *(".txt", ".md", ".json", ".xml", ".csv", ".yaml", ".yml", ".html", ".pdf", ".log", ".db", ".ini", ".zip", ".aux"),
-    *(".prj", ".tfw", ".jgw", ".pgw", ".wld", ".ovr", ".sh", ".py", ".rst", ".lnk", ".url", ".part", ".sha256", ".md5"),
-}
-"""Endings of what commonly lies beside pictures."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +98,17 @@ def spec_of(data: DataConfig) -> Spec:
 def listing_of(data: DataConfig, *, labelled: bool = True) -> Listing:
     """List the files of a data set, faults included; raises `UserError` without such a folder or list of stems."""
     twice: list[tuple[Path, Path]] = []
-    images = _match(data.root, _glob(data, "images"), twice, endings=VIDEO_SUFFIXES if spec_of(data).frames else None)
+    images = _match(data.root, glob_of(data, "images"), twice, endings=VIDEO_SUFFIXES if spec_of(data).frames else None)
     if spec_of(data).frames:
         clips = {key: list_frames(clip, data.frame_interval) for key, clip in images.items()}
         images = {(*key, frame.stem): frame for key, frames in clips.items() for frame in frames}
-    labels = _match(data.labels_root or data.root, _glob(data, "labels"), twice, images) if labelled else {}
+    labels = _match(data.labels_root or data.root, glob_of(data, "labels"), twice, images) if labelled else {}
     if spec_of(data).many:
         labels = members_of(list(labels.values()), images, twice)
+    if not images.keys() & labels.keys():  # where names agree, wildcards may differ: `images/*` and `labels/**/*`
+        images, labels = _by_last(images, labels)
     stems = None if data.stems is None else _stems(data.stems, data.root)
-    used = {key: path for key, path in images.items() if stems is None or path.stem in stems}
+    used = {key: path for key, path in images.items() if stems is None or _normal(path.stem) in stems}
     pairs = [Pair(used[key], labels[key]) for key in used.keys() & labels.keys()]
     return Listing(
         images=sorted(used.values()),
@@ -117,13 +116,21 @@ def listing_of(data: DataConfig, *, labelled: bool = True) -> Listing:
         without_label=sorted(path for key, path in used.items() if labelled and key not in labels),
         without_image=sorted(path for key, path in labels.items() if key not in images),
         twice=twice,
-        missing_stems=sorted((stems or set()) - {path.stem for path in images.values()}),
+        missing_stems=sorted((stems or set()) - {_normal(path.stem) for path in images.values()}),
     )
 
 
+def _by_last(images: dict[Key, Path], labels: dict[Key, Path]) -> tuple[dict[Key, Path], dict[Key, Path]]:
+    """Key files by the text of the last wildcard alone, if images and labels then agree and none is there twice."""
+    short = [{key[-1:]: path for key, path in found.items()} for found in (images, labels)]
+    agree = short[0].keys() & short[1].keys() and [*map(len, short)] == [len(images), len(labels)]
+    return (short[0], short[1]) if agree else (images, labels)
+
+
 def no_image(data: DataConfig) -> str:
-    """Return the message for a data set without images."""
-    return f"No image matches {_glob(data, 'images')!r} in {data.root}. Set `images` to a glob below the root."
+    """Return the message for a data set without images, which says what is there."""
+    seen = what_is_there(data.root, IMAGE_SUFFIXES)
+    return f"No image matches {glob_of(data, 'images')!r} in {data.root}. Set `images` to a glob below the root. {seen}"
 
 
 def find_images(data: DataConfig, at_most: int | None = None) -> list[Path]:
@@ -164,8 +171,8 @@ def find_pairs(data: DataConfig) -> list[Pair]:
         shown = "\n".join(f"  {path}" for path in lonely[:3])
         unused = len(listing.without_image)
         raise UserError(
-            f"{len(lonely)} of {len(listing.images)} images matching {_glob(data, 'images')!r} in {data.root} "
-            f"have no label matching {_glob(data, 'labels')!r} "
+            f"{len(lonely)} of {len(listing.images)} images matching {glob_of(data, 'images')!r} in {data.root} "
+            f"have no label matching {glob_of(data, 'labels')!r} "
             f"({len(listing.pairs) + unused} labels found, {unused} of them without image):\n{shown}\n"
             "A label is the file for which the wildcards of `labels` match the same text as those of `images`."
         )
@@ -174,7 +181,7 @@ def find_pairs(data: DataConfig) -> list[Pair]:
 
 def is_named(data: DataConfig) -> bool:
     """Return whether the labels are shapes or masks with names, not pixels with values or colours."""
-    glob = _glob(data, "labels")
+    glob = glob_of(data, "labels")
     return CLASS in glob or (glob.endswith((".json", ".txt")) and spec_of(data).space is None)
 
 
@@ -195,7 +202,7 @@ def _refuse(listing: Listing, data: DataConfig) -> None:
         raise UserError(f"{one} and {other} are the same to the wildcards: only the ending differs. Remove one.")
     if missing := listing.missing_stems:
         raise UserError(
-            f"{len(missing)} stems of {data.stems} have no image matching {_glob(data, 'images')!r} in {data.root}, "
+            f"{len(missing)} stems of {data.stems} have no image matching {glob_of(data, 'images')!r} in {data.root}, "
             f"for example {missing[0]!r}."
         )
     if not listing.images:
@@ -205,7 +212,8 @@ def _refuse(listing: Listing, data: DataConfig) -> None:
 def _stems(given: Path, root: Path) -> set[str]:
     path = given if isinstance(given, Url) or given.exists() else root / given
     try:
-        stems = {line.strip() for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()}
+        lines = [line.strip() for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()]
+        stems = {_without_suffix(_normal(line).replace("\\", "/").rpartition("/")[2]) for line in lines}
     except UserError as error:
         raise UserError(f"Cannot read the list of stems: {error}") from error
     except UnicodeDecodeError as error:
@@ -215,7 +223,8 @@ def _stems(given: Path, root: Path) -> set[str]:
     return stems
 
 
-def _glob(data: DataConfig, kind: str) -> str:
+def glob_of(data: DataConfig, kind: str) -> str:
+    """Return the glob of `images` or of `labels`, its split filled in."""
     spec = spec_of(data)
     glob: str = getattr(data, kind) or getattr(spec, kind)
     return glob.replace("{split}", data.split or spec.split)
@@ -237,7 +246,7 @@ def _match(
     `*` matches within a folder, `**/` any folders, `{class}` the name of a class: files that differ in it are one
     label, of one of the `images`. Unpacked files win: archives are searched for a glob that no unpacked file matches.
     """
-    pattern, lazy = _pattern(glob), _pattern(glob, within="([^/]*?)")
+    pattern, lazy = _pattern(_normal(glob)), _pattern(_normal(glob), within="([^/]*?)")
     own = pattern.groupindex.get("class_")
     any_ending, ending = glob.endswith(".*"), Path(glob).suffix
     endings = endings or ({ending} if ending in (".json", ".txt") else IMAGE_SUFFIXES)
@@ -255,6 +264,7 @@ def _match(
             if path.suffix.lower() not in endings or path.name.startswith("."):  # macOS leaves `._name.png`
                 continue
             shown = _without_suffix(name) if any_ending else name
+            shown = shown if own else _normal(shown)
             matches = [match for match in (pattern.fullmatch(shown), own and lazy.fullmatch(shown)) if match]
             if not matches:
                 continue
@@ -279,6 +289,10 @@ def _pattern(glob: str, within: str = "([^/]*)") -> re.Pattern[str]:
     wildcards = {"**/": "((?:[^/]+/)*)", "**": "(.*)", "*": within, CLASS: "(?P<class_>[^/]+)"}
     parts = re.split(r"(\*\*/|\*\*|\*|\{class\})", glob.removesuffix(".*"))
     return re.compile("".join(wildcards.get(part) or re.escape(part) for part in parts))
+
+
+def _normal(name: str) -> str:
+    return unicodedata.normalize("NFC", name)  # macOS keeps letters and their accents apart
 
 
 def _without_suffix(name: str) -> str:

@@ -183,9 +183,9 @@ def _open_archive(archive: Path, stamp: str) -> Mapping[str, Member]:
     starts = sorted({info.header_offset for info in infos})
     ends = dict(zip(starts, [*starts[1:], end], strict=True))
     return {
-        PurePosixPath(info.filename.lstrip("/")).as_posix(): (info, ends[info.header_offset])
+        PurePosixPath(info.filename.replace("\\", "/").lstrip("/")).as_posix(): (info, ends[info.header_offset])
         for info in infos
-        if not info.is_dir() and not info.filename.startswith("__MACOSX/")
+        if not info.filename.endswith(("/", "\\")) and not info.filename.startswith("__MACOSX/")
     }
 
 

@@ -4,7 +4,7 @@ from ssrseg.inference.choose import Choice, choice_table, choose
 from ssrseg.inference.evaluate import evaluate, evaluate_model, evaluating, scores_table
 from ssrseg.inference.export import ExportReport, export, graph_signature
 from ssrseg.inference.metrics import Scores
-from ssrseg.inference.predict import Predictions, name_files, predict
+from ssrseg.inference.predict import Predictions, predict
 from ssrseg.inference.predictor import Predictor
 from ssrseg.inference.recalibrate import Recalibrated, recalibrate
 from ssrseg.inference.sliding_window import build_inference
@@ -30,7 +30,6 @@ __all__ = [
     "find_videos",
     "graph_signature",
     "is_video",
-    "name_files",
     "predict",
     "predict_video",
     "recalibrate",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,7 +14,8 @@ from torch import Tensor
 from ssrseg.config import InferenceConfig
 from ssrseg.data.frames import VIDEO_SUFFIXES
 from ssrseg.data.images import count_pages, read_image, set_max_pixels, shown_size
-from ssrseg.data.layouts import IMAGE_SUFFIXES, NO_PICTURES
+from ssrseg.data.layouts import IMAGE_SUFFIXES
+from ssrseg.data.unmatched import NO_PICTURES, name_files
 from ssrseg.errors import UserError, first_line, out_of_memory
 from ssrseg.inference.predictor import Predictor
 from ssrseg.inference.rasters import Raster, is_large, write_large
@@ -24,8 +25,6 @@ from ssrseg.runs.atomic import write_atomically, write_json, writing
 
 BY_BANDS = frozenset[Kind](("ids", "color", "overlay"))
 """What is written of large pictures by bands."""
-NAMED = 8
-"""Files that a message names."""
 T = TypeVar("T")
 _END = object()
 
@@ -196,14 +195,6 @@ def _files(word: Path | str, out: Path) -> tuple[list[Path], Path]:
     inside = out.resolve() if out.resolve() != root.resolve() else None
     files = [file for file in found if file.is_file() and (inside is None or inside not in file.resolve().parents)]
     return sorted(file for file in files if not file.name.startswith(".")), root
-
-
-def name_files(files: Sequence[Path]) -> str:
-    """Count files by their endings, with some of their names."""
-    counts = Counter(path.suffix.lower() or "no ending" for path in files)
-    listed = ", ".join(f"{ending} {count}" for ending, count in counts.most_common())
-    some = ", ".join(path.name for path in files[:NAMED]) + (" ..." if len(files) > NAMED else "")
-    return f"{len(files)} file{'s' if len(files) > 1 else ''} ({listed}): {some}"
 
 
 def prefetch(items: Iterable[T], count: int = 2) -> Iterator[T]:

@@ -22,13 +22,24 @@ from ssrseg.data.checks.overlap import InspectedData, shared_files
 from ssrseg.data.checks.problems import EFFECTS, Problem, notes, refuse
 from ssrseg.data.checks.thickness import CELL
 from ssrseg.data.class_statistics import ClassStatistics
+from ssrseg.data.frames import VIDEO_SUFFIXES
 from ssrseg.data.images import Reading, set_max_pixels
 from ssrseg.data.label_mapping import Classes, code_for, resolve_space
 from ssrseg.data.label_spaces import LabelSpace
-from ssrseg.data.layouts import find_images, find_masks, listing_of, no_image, spec_of
+from ssrseg.data.layouts import (
+    IMAGE_SUFFIXES,
+    find_images,
+    find_masks,
+    glob_of,
+    is_named,
+    listing_of,
+    no_image,
+    spec_of,
+)
 from ssrseg.data.masks import read_masks
 from ssrseg.data.streams import find_labelled, rare_class_samplers, shares
 from ssrseg.data.transforms import rescale_size
+from ssrseg.data.unmatched import fitting, name_files, unread_files
 from ssrseg.errors import UserError
 
 NEVER = 0.01
@@ -182,8 +193,16 @@ def _list(domain: str, data: DataConfig, problems: list[Problem]) -> list[tuple[
         report("one name twice", other, f"{one} and {other} differ in their ending only.")
     for stem in listing.missing_stems:
         report("stem without image", data.root, f"{data.stems} lists {stem!r}, but {data.root} has no such image.")
+    if listing.without_label and not is_named(data):
+        beside = fitting(data.labels_root or data.root, glob_of(data, "labels"), listing.without_label, IMAGE_SUFFIXES)
+    else:
+        beside = {}
     for path in listing.without_label:
-        report("image without label", path, f"{path} has no label.")
+        found = beside.get(path)
+        hint = f" {found} would fit, but {found.suffix} is not read so (see `spec` in docs/data.md)." if found else ""
+        report("image without label", path, f"{path} has no label.{hint}")
+    if unread := unread_files(data.root, glob_of(data, "images"), {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES}):
+        report("files that are not read", unread[0], f"{name_files(unread)} in {data.root}.")
     for path in listing.without_image:
         report("label without image", path, f"{path} has no image.")
     if not listing.images:
