@@ -73,7 +73,7 @@ def settings_tables(group: type[Strict], path: str, seen: set[type[Strict]]) -> 
 
 def groups_in(annotation: Any) -> list[type[Strict]]:
     """Find the groups of settings in a type."""
-    if isinstance(annotation, type) and issubclass(annotation, Strict):
+    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, Strict):
         return [annotation]
     return [group for part in get_args(annotation) for group in groups_in(part)]
 
@@ -82,7 +82,7 @@ def takes(annotation: Any) -> str:
     """Say in a few words which values a type takes."""
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(annotation))
-    if isinstance(annotation, type) and not get_args(annotation):
+    if isinstance(annotation, type) and get_origin(annotation) is None:
         kinds = {"int": "number", "float": "number", "str": "text", "bool": "`true` or `false`", "NoneType": "`null`"}
         return (
             "a group" if issubclass(annotation, Strict) else kinds.get(annotation.__name__, annotation.__name__.lower())

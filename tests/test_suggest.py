@@ -11,9 +11,10 @@ from PIL import Image
 
 import ssrseg
 from factories import small_segmenter, write_pairs
-from ssrseg.data import read_image
+from ssrseg.config import DataConfig
+from ssrseg.data import find_pairs, read_image
 from ssrseg.errors import UserError
-from ssrseg.inference.suggest import farthest
+from ssrseg.inference.suggest import farthest, labels_glob
 
 
 def test_rows_far_from_each_other_are_taken_and_duplicates_are_not() -> None:
@@ -43,6 +44,20 @@ def test_files_to_label_are_laid_out_and_labels_are_kept(tmp_path: Path) -> None
     assert all(0 <= each.uncertainty <= 1 for each in found)
     assert (out / "suggested.csv").read_text().count("\n") == 1 + len(found)
     assert read_image(out / "contact-sheet.png").shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"), [(None, "labels/**/*"), ("*.jpg", "labels/*.png"), ("day/*/x_*.png", "labels/*/x_*.png")]
+)
+def test_the_labels_are_found_by_the_wildcards_of_the_images(images: str | None, labels: str, tmp_path: Path) -> None:
+    data = DataConfig(root=tmp_path, images=images)
+    assert labels_glob(data) == labels
+    image = tmp_path / {None: "images/a/1.png", "*.jpg": "1.jpg"}.get(images, "day/a/x_1.png")
+    image.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (64, 64)).save(image)
+    ssrseg.suggest(small_segmenter(), data, tmp_path / "out", count=1)
+    (pair,) = find_pairs(data.model_copy(update={"labels": labels, "labels_root": tmp_path / "out"}))
+    assert pair.image == image
 
 
 def test_what_cannot_be_suggested_is_said(tmp_path: Path) -> None:

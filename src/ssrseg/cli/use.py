@@ -186,6 +186,7 @@ def suggest(
 ) -> None:
     """Say which target images to label first: unlike each other, and hard for the model; with files to label."""
     from ssrseg import config as settings_of, inference as use
+    from ssrseg.inference.suggest import labels_glob
 
     tree = settings_of.merge({"root": str(target)}, settings_of.assignments(words or []))
     data = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
@@ -194,7 +195,7 @@ def suggest(
         typer.echo(f"{each.image}  uncertainty {each.uncertainty:.3f}")
     typer.echo(
         f"{len(found)} images; paint {out / 'labels'}, look at {out / 'contact-sheet.png'}, and train with "
-        f"target.labels_root={out} 'target.labels=labels/*.png' target.labelled.stems={out / 'stems.txt'}"
+        f"target.labels_root={out} 'target.labels={labels_glob(data)}' target.labelled.stems={out / 'stems.txt'}"
     )
 
 

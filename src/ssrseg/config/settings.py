@@ -279,7 +279,7 @@ def _explain(error: Any, root: type[Strict]) -> str:
 
 def _groups_in(annotation: Any) -> list[type[Strict]]:
     """Return the groups of settings that a field may hold: several for a union."""
-    if isinstance(annotation, type) and issubclass(annotation, Strict):
+    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, Strict):
         return [annotation]
     return [group for part in get_args(annotation) for group in _groups_in(part)]
 

@@ -16,11 +16,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ssrseg.config import DataConfig, InferenceConfig
-from ssrseg.config.data import Bound, Data
-from ssrseg.data import find_bounded, read_image
+from ssrseg.data import find_images, read_image
 from ssrseg.data.datasets import bounded
 from ssrseg.data.images import Reading, as_rgb
 from ssrseg.data.label_spaces import IGNORE
+from ssrseg.data.layouts import spec_of
 from ssrseg.errors import UserError
 from ssrseg.inference.criteria import entropy
 from ssrseg.inference.engines import pick_device
@@ -51,7 +51,7 @@ class Suggestion:
 
 def suggest(
     model: Path | str | Segmenter,
-    target: Data | Path | str,
+    target: DataConfig | Path | str,
     out: Path,
     *,
     count: int = 20,
@@ -64,7 +64,7 @@ def suggest(
     Convolutional Neural Networks: A Core-Set Approach, ICLR 2018, algorithm 1), the distance times the image's
     uncertainty. Features are the deepest of the backbone, averaged over the image; near-duplicates are left out.
 
-    `out` gets `stems.txt` and `labels/STEM.png`, of each image's size and ignored everywhere, to be painted over: what
+    `out` gets `stems.txt` and in `labels` a file for each, of its size and ignored everywhere, to be painted over: what
     `target.labelled.stems`, `target.labels_root` and `target.labels` name in a training. `suggested.csv` says why, and
     `contact-sheet.png` shows them in their order. Labels that are there already are never written over.
 
@@ -83,16 +83,31 @@ def suggest(
         raise UserError(f"Expected a count of 1 or more, found {count}.")
     segmenter = load(model).to(pick_device(device))
     data = DataConfig(root=Path(target)) if isinstance(target, Path | str) else target
-    found = find_bounded(data)
-    if len({path.stem for path, _ in found}) < len(found):
-        raise UserError("Two images have one stem, by which labels are named: suggest for each folder by itself.")
-    features, uncertainty = _look(segmenter, found, inference or InferenceConfig())
+    images = find_images(data)
+    if len({path.stem for path in images}) < len(images):
+        raise UserError("Two images have one stem, by which they are listed: suggest for each folder by itself.")
+    features, uncertainty = _look(segmenter, images, data, inference or InferenceConfig())
     order, distances = farthest(features, uncertainty, count)
     chosen = [
-        Suggestion(found[n][0], float(uncertainty[n]), distance) for n, distance in zip(order, distances, strict=True)
+        Suggestion(images[n], float(uncertainty[n]), distance) for n, distance in zip(order, distances, strict=True)
     ]
-    _lay_out(chosen, Path(out), segmenter.reading)
+    _lay_out(chosen, Path(out), _below(data)[0], segmenter.reading)
     return chosen
+
+
+def labels_glob(data: DataConfig) -> str:
+    """Return the `target.labels` that finds the files which `suggest` lays out for the images of a data set."""
+    glob = _below(data)[1]
+    return f"labels/{glob if '.' not in glob.rpartition('/')[2] else glob.rpartition('.')[0] + '.png'}"
+
+
+def _below(data: DataConfig) -> tuple[Path, str]:
+    """Split the glob of the images: the folder without wildcards, and the rest."""
+    *folders, name = (
+        (data.images or spec_of(data).images).replace("{split}", data.split or spec_of(data).split).split("/")
+    )
+    fixed = next((n for n, part in enumerate(folders) if set(part) & set("*?")), len(folders))
+    return data.root.joinpath(*folders[:fixed]), "/".join([*folders[fixed:], name])
 
 
 def farthest(features: Tensor, weights: Tensor, count: int) -> tuple[list[int], list[float]]:
@@ -116,14 +131,14 @@ def farthest(features: Tensor, weights: Tensor, count: int) -> tuple[list[int], 
 
 
 def _look(
-    segmenter: Segmenter, images: Sequence[tuple[Path, Bound | None]], inference: InferenceConfig
+    segmenter: Segmenter, images: Sequence[Path], data: DataConfig, inference: InferenceConfig
 ) -> tuple[Tensor, Tensor]:
     """Mean features (N, D) of length 1, and mean entropies (N) in [0, 1]."""
     infer, known = build_inference(inference), segmenter.description.resize if segmenter.description else None
     features, uncertainty = list[Tensor](), list[Tensor]()
     with evaluating(segmenter):
-        for path, own in images:
-            pixels = bounded(read_image(path, segmenter.reading), own or known)
+        for path in images:
+            pixels = bounded(read_image(path, segmenter.reading), data.resize or known)
             small, image = (
                 each[None].to(segmenter.mean.device).float() / 255 for each in (bounded(pixels, LOOKED_AT), pixels)
             )
@@ -133,9 +148,8 @@ def _look(
     return F.normalize(torch.stack(features), dim=1), torch.stack(uncertainty)
 
 
-def _lay_out(chosen: Sequence[Suggestion], out: Path, bands: Reading) -> None:
-    """Write the list, the empty labels, the reasons and the contact sheet."""
-    (out / "labels").mkdir(parents=True, exist_ok=True)
+def _lay_out(chosen: Sequence[Suggestion], out: Path, folder: Path, reading: Reading) -> None:
+    """Write the list, the empty labels, as the images lie below `folder`, the reasons and the contact sheet."""
     rows = -(-len(chosen) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * CELL[0], rows * (CELL[1] + LINE)), "white")
     table = io.StringIO()
@@ -143,15 +157,17 @@ def _lay_out(chosen: Sequence[Suggestion], out: Path, bands: Reading) -> None:
     lines.writerow(["image", "uncertainty", "distance"])
     for number, each in enumerate(chosen):
         lines.writerow([each.image, f"{each.uncertainty:.4f}", f"{each.distance:.4f}"])
-        picture = Image.fromarray(as_rgb(read_image(each.image, bands)).permute(1, 2, 0).numpy())
-        label = out / "labels" / f"{each.image.stem}.png"
+        picture = Image.fromarray(as_rgb(read_image(each.image, reading)).permute(1, 2, 0).numpy())
+        label = (out / "labels" / each.image.relative_to(folder)).with_suffix(".png")
         if not label.exists():
             empty = Image.new("L", picture.size, IGNORE)
+            label.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(label, partial(empty.save, format="PNG"))
         picture.thumbnail(CELL)
         left, top = number % COLUMNS * CELL[0], number // COLUMNS * (CELL[1] + LINE)
         sheet.paste(picture, (left, top + LINE))
         ImageDraw.Draw(sheet).text((left + 4, top + 4), f"{number + 1}  {each.image.stem[:28]}", "black")
+    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "stems.txt", "".join(f"{each.image.stem}\n" for each in chosen))
     write_text(out / "suggested.csv", table.getvalue())
     write_atomically(out / "contact-sheet.png", partial(sheet.save, format="PNG"))
