@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         predict as predict,
         recalibrate as recalibrate,
         suggest as suggest,
+        try_out as try_out,
     )
     from ssrseg.label_shift import adjust as adjust, estimate_priors as estimate_priors
     from ssrseg.models import load as load
@@ -41,7 +42,7 @@ _NAMES = {
     "data.checks.report": ("check_data",),
     "data.pack": ("pack",),
     "errors": ("UserError",),
-    "inference": ("Predictor", "choose", "evaluate", "export", "predict", "recalibrate", "suggest"),
+    "inference": ("Predictor", "choose", "evaluate", "export", "predict", "recalibrate", "suggest", "try_out"),
     "label_shift": ("adjust", "estimate_priors"),
     "models": ("load",),
     "models.convert": ("convert",),

@@ -30,6 +30,7 @@ for command in (
     *(use.report, use.compare, use.card, use.env, train.demo),
 ):
     app.command()(command)
+app.command("try")(use.try_out)  # a keyword of Python's
 
 
 SLIDE = "--mode slide, one window after another: 'inference.window=[256, 256]' 'inference.stride=[170, 170]'"

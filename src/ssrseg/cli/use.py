@@ -199,6 +199,27 @@ def suggest(
     )
 
 
+def try_out(
+    model: Annotated[str, typer.Argument(help="a model file, a name on the Hub, or the folder of a run or recipe")],
+    start: Annotated[str | None, typer.Option(help="the source-only model to compare with")] = None,
+    words: Words = None,
+    mode: Mode = None,
+    device: Device = "auto",
+    port: Annotated[int | None, typer.Option(help="of this computer; a free one when absent")] = None,
+) -> None:
+    """Open a page for this computer alone: drop a picture, see source-only beside adapted, keep the labels.
+
+    Settings are those of inference, as in `predict`.
+    """
+    from ssrseg import config as settings_of, inference as use
+
+    tree = settings_of.assignments(words or [])
+    inference = inference_from(tree.pop("inference", {}), mode)
+    if tree:
+        raise UserError(f"try takes settings of `inference` only, such as inference.flip=true; found {min(tree)}.")
+    use.try_out(model, start, device=device, mode=inference, port=port)
+
+
 def pack(
     data: Annotated[Path, typer.Argument(help="folder with images, and labels; or a URL")],
     out: Annotated[Path, typer.Argument(help="a new .zip file")],

@@ -9,6 +9,7 @@ from ssrseg.inference.predictor import Predictor
 from ssrseg.inference.recalibrate import Recalibrated, recalibrate
 from ssrseg.inference.sliding_window import build_inference
 from ssrseg.inference.suggest import Suggestion, suggest
+from ssrseg.inference.tryout import try_out
 from ssrseg.inference.video import LabelledVideo, find_videos, is_video, predict_video
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "recalibrate",
     "scores_table",
     "suggest",
+    "try_out",
 ]
