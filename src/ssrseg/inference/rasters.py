@@ -27,7 +27,7 @@ from ssrseg.runs.atomic import write_atomically
 
 LARGE = 2**25
 """Pixels (33 million) from which `slide` works by bands."""
-LOGITS = 2**29
+LOGITS = 2**28
 """Bytes of logits that are held: of all rows of a window, and as many columns as fit."""
 OVERVIEW = 4096
 """Pixels of the longer side of the overlay of a large picture."""
@@ -131,12 +131,13 @@ def is_large(predictor: Predictor, size: tuple[int, int]) -> bool:
     return plain and size[0] * size[1] >= LARGE and not (description and description.resize)
 
 
-def label_bands(predictor: Predictor, raster: Raster, batch: int = 8) -> Iterator[tuple[slice, slice, Pixels]]:
+def label_bands(predictor: Predictor, raster: Raster) -> Iterator[tuple[slice, slice, Pixels]]:
     """Label a picture as `slide` does, some columns after others, each from top to bottom.
 
     Yields rows, columns and class ids (h, w) of parts that are done. Logits are held of the rows of one window.
     """
     (height, width), config = raster.size, predictor.inference
+    batch = 1 if predictor.device.type == "cpu" else 8
     window, stride = windows_for(predictor.network, config.window, config.stride)
     window = min(window[0], height), min(window[1], width)
     across = list(spans(width, window[1], stride[1]))
@@ -161,8 +162,10 @@ def label_bands(predictor: Predictor, raster: Raster, batch: int = 8) -> Iterato
                     total[:, :, own] += crop[:, :, low - span.start : high - span.start]
                     visits[:, own] += 1
             done = after.start - rows.start
-            ids = (total[:, :done] / visits[:done]).argmax(0).to(torch.uint8)
-            yield slice(rows.start, after.start), part, ids.numpy()
+            ids = np.empty((done, part.stop - part.start), np.uint8)
+            for row in range(done):  # a division of all would hold them twice
+                ids[row] = (total[:, row] / visits[row]).argmax(0).to(torch.uint8).numpy()
+            yield slice(rows.start, after.start), part, ids
             for held in (total, visits):  # what the next row of windows adds to
                 kept = held[..., done:, :].clone()
                 held.zero_()[..., : kept.shape[-2], :] = kept
@@ -178,12 +181,10 @@ def write_large(predictor: Predictor, raster: Raster, places: Mapping[Kind, Path
     overlay = np.zeros((-(-height // step), -(-width // step), 3), np.uint8)
     next(iter(places.values())).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=next(iter(places.values())).parent) as scratch:
-        scratch.truncate(height * width)
         for rows, columns, ids in label_bands(predictor, raster):
-            held = np.memmap(scratch, np.uint8, "r+", shape=(height, width))
-            held[rows, columns] = ids
-            held.flush()
-            del held
+            for number, line in enumerate(ids):
+                scratch.seek((rows.start + number) * width + columns.start)
+                scratch.write(line.tobytes())
             y, x = -rows.start % step, -columns.start % step
             if "overlay" in places and ids[y::step, x::step].size:
                 image = raster.read(rows, columns)[:3, y::step, x::step].permute(1, 2, 0).numpy()
@@ -200,7 +201,8 @@ def write_large(predictor: Predictor, raster: Raster, places: Mapping[Kind, Path
                     png = PngWriter(file, (height, width), palette)
                     for top in range(0, height, 256):
                         rows = min(256, height - top)
-                        png.write(np.memmap(scratch, np.uint8, "r", top * width, (rows, width)))
+                        scratch.seek(top * width)
+                        png.write(np.frombuffer(scratch.read(rows * width), np.uint8).reshape(rows, width))
                     png.close()
 
             write_atomically(place, write)
