@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -24,7 +25,7 @@ from factories import CLASSES, random_image, small_segmenter
 from ssrseg.cli import main
 from ssrseg.config import dump
 from ssrseg.errors import UserError
-from ssrseg.inference.tryout import look, models_of, open_models
+from ssrseg.inference.tryout import look, models_of, moment, open_models
 from ssrseg.models import Segmenter, save_segmenter
 from ssrseg.runs.folder import RecipeFolder, RunFolder
 
@@ -88,6 +89,18 @@ def test_a_folder_is_its_last_student_beside_where_it_began(tmp_path: Path) -> N
         student.parent.mkdir()
         student.touch()
         assert models_of(recipe.path) == (student, students[0] if number else None)
+
+
+def test_a_video_is_seen_from_its_first_frame_to_its_last(tmp_path: Path) -> None:
+    video = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (32, 32))
+    for grey in (10, 120, 240):
+        video.write(np.full((32, 32, 3), grey, np.uint8))
+    video.release()
+    seen = [float(np.asarray(moment(tmp_path / "clip.avi", at)).mean()) for at in (0, 0.5, 1)]
+    assert seen == pytest.approx([10, 120, 240], abs=3)
+    (tmp_path / "none.avi").write_bytes(b"no video")
+    with pytest.raises(UserError, match="cannot be read as a video"):
+        moment(tmp_path / "none.avi", 0)
 
 
 def test_mistakes_are_said_before_the_page_is_there(

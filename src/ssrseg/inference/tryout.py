@@ -86,6 +86,12 @@ def look(models: list[Predictor], image: Images) -> Look:
     return Look(pictures[-2], pictures[-1], legend, confidence, draw("ids", pixels, ids[-1], models[-1].colors))
 
 
+def moment(clip: Path | str, at: float) -> Image.Image:
+    """Read a frame of a video: the first where `at` is 0, the last where it is 1; raises `UserError`."""
+    frames = list_frames(Path(clip), interval=0)
+    return Image.fromarray(read_image(frames[round(at * (len(frames) - 1))]).permute(1, 2, 0).numpy())
+
+
 def build_page(models: list[Predictor], name: str, folder: Path) -> Any:
     """Build the page, a `gradio.Blocks`; what one downloads is written to `folder`.
 
@@ -110,8 +116,7 @@ def build_page(models: list[Predictor], name: str, folder: Path) -> Any:
 
     def frame(clip: str | None, at: float) -> Any:
         try:
-            frames = list_frames(Path(clip), 0) if clip else []
-            return read_image(frames[round(at * (len(frames) - 1))]).permute(1, 2, 0).numpy() if clip else gr.skip()
+            return moment(clip, at) if clip else gr.skip()
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
