@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -56,19 +56,9 @@ def evaluate(
         classes, inference = tree.pop("classes", None), inference_from(tree.pop("inference", {}), mode)
         settings = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
     mean_of = [name.strip() for name in subset.split(",") if name.strip()]
-    scores = use.evaluate(
-        model,
-        settings,
-        classes=classes,
-        inference=inference,
-        subset=mean_of,
-        out=out,
-        per_image=per_image,
-        boundary=boundary,
-        device=device,
-        engine=engine,
-        console=Console(stderr=True),
-    )
+    how: dict[str, Any] = {"inference": inference, "device": device, "engine": engine, "console": Console(stderr=True)}
+    kept: dict[str, Any] = {"subset": mean_of, "out": out, "per_image": per_image, "boundary": boundary}
+    scores = use.evaluate(model, settings, classes=classes, **kept, **how)
     Console().print(use.scores_table(scores))
 
 
