@@ -10,7 +10,7 @@ import warnings
 import typer
 from rich.console import Console
 
-from ssrseg.cli import train, use
+from ssrseg.cli import runs, train, use
 from ssrseg.errors import UserError, first_line, out_of_memory, remedy
 from ssrseg.runs.atomic import FULL
 
@@ -27,7 +27,7 @@ app = typer.Typer(
 for command in (
     *(train.train, train.check_data, train.estimate_priors, train.adjust, train.plan, train.presets),
     *(use.evaluate, use.predict, use.recalibrate, use.choose, use.suggest, use.pack, use.export, use.convert),
-    *(use.report, use.compare, use.card, use.env, train.demo),
+    *(runs.report, runs.compare, runs.card, runs.env, train.demo),
 ):
     app.command()(command)
 app.command("try")(use.try_out)  # a keyword of Python's

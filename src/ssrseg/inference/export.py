@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
+from timm.models.hiera import MaskUnitAttention
 from torch import nn
 from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
@@ -179,6 +180,9 @@ def _trace(segmenter: Segmenter, size: Size, dynamic: bool, opset: int | None = 
     shapes = ({0: Dim("batch"), 2: STRIDE * Dim("h"), 3: STRIDE * Dim("w")},) if dynamic else None
     batch = 2 if dynamic else 1  # traced with one image, the batch would be frozen at 1
     example = torch.rand(batch, segmenter.in_channels, *size)
+    for layer in segmenter.modules():
+        if isinstance(layer, MaskUnitAttention):  # ONNX has its attention of windows, in five dimensions, only unfused
+            layer.fused_attn = False
     try:
         with torch.no_grad():
             return torch.onnx.export(
