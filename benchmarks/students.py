@@ -115,7 +115,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         answers += [row.get("exports"), row.get("equal labels") == 1, near]
         sizes = f"{row['planned'] / 2**20:.0f} / {row['measured'] / 2**20:.0f}" if "planned" in row else "-"
         text += f"| {name} | {' | '.join('yes' if answer else 'no' for answer in answers)} | {sizes} |\n"
-    return text
+    missing = [name for name in STUDENTS if name not in found]
+    return text + (f"\nNot run yet: {', '.join(missing)}.\n" if missing else "")
 
 
 COLUMNS = (

@@ -11,12 +11,13 @@ from types import ModuleType
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS / "accuracy"))
+sys.path[:0] = [str(BENCHMARKS / "accuracy"), str(BENCHMARKS), str(BENCHMARKS / "speed")]
 
 import candidates  # noqa: E402
 import embedded  # noqa: E402
 import embedded_page  # noqa: E402
 import real_page  # noqa: E402
+import students  # noqa: E402
 from rows import restore  # noqa: E402
 
 
@@ -35,6 +36,11 @@ def test_the_page_of_real_images_is_that_of_its_scores() -> None:
 def test_the_page_of_candidates_is_that_of_its_scores() -> None:
     scores = json.loads((candidates.RESULTS / "candidates.json").read_text())
     assert (candidates.RESULTS / "candidates.md").read_text() == candidates.page(scores)
+
+
+def test_the_page_of_students_is_that_of_its_results() -> None:
+    found = json.loads(students.RESULTS.read_text())
+    assert students.RESULTS.with_suffix(".md").read_text() == students.page(found)
 
 
 def _pages_are_equal(
