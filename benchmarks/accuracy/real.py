@@ -49,8 +49,9 @@ def folder(root: Path, split: Path, resize: tuple[int, int] | None = None) -> di
     }
 
 
-def tasks(data: Path) -> dict[str, Task]:
-    """The three tasks below a folder of data, and a further target for a recipe that was tuned on those."""
+def tasks(data: Path, lists: Path) -> dict[str, Task]:
+    """The three tasks below a folder of data, and two for a recipe that was tuned on those; `lists` gets a split."""
+    lists.mkdir(parents=True, exist_ok=True)
     camvid = {"root": str(data / "camvid"), "spec": "camvid", "split": "train", "resize": [320, 240]}
     streets = {
         part: {**camvid, "stems": str(data / "camvid" / "splits" / f"{stems}.txt")}
@@ -72,12 +73,18 @@ def tasks(data: Path) -> dict[str, Task]:
     phone = {
         part: folder(weeds / "target", weeds / "splits" / f"target_{part}.txt", (300, 450)) for part in ("train", "val")
     }
+    stems = (weeds / "splits" / "source.txt").read_text(encoding="utf-8").split()
+    rows = {"train": stems[:40], "val": stems[40:]}  # where the robot's field is the target
+    for part, names in rows.items():
+        (lists / f"robot_{part}.txt").write_text("\n".join(names), encoding="utf-8")
+    field = {part: {**robot, "stems": str(lists / f"robot_{part}.txt")} for part in rows}
     plants = {"crop": (192, 192), "things": ("crop", "weed"), "classes": ("soil", "crop", "weed")}
     return {
         "camvid": Task(**streets, crop=(160, 224), things=("SignSymbol", "Car", "Pedestrian", "Bicyclist")),
         "nuclei": cells("target", "target"),
         "weeds": Task(robot, phone["train"], phone["val"], **plants),
         "stained": cells("target_stained", "stained"),
+        "weeds-reversed": Task(phone["train"], field["train"], field["val"], **plants),
     }
 
 
@@ -101,11 +108,14 @@ def method(row: str, task: Task, weights: Path) -> dict[str, Any]:
     if name in ("daformer", "mic"):
         over = merge(over, {"loader": {"rare_class": {}}})
     if teacher or row.endswith("-ssr"):
-        encoder = (
-            {"encoder": "timm:tf_efficientnet_lite2", "weights": str(weights / "efficientnet-lite2.safetensors")}
-            if teacher == "-lite2"
-            else {"encoder": "demo"}
-        )
+        encoder = {
+            "": {"encoder": "demo"},
+            "-lite2": {
+                "encoder": "timm:tf_efficientnet_lite2",
+                "weights": str(weights / "efficientnet-lite2.safetensors"),
+            },
+            "-untrained": {"encoder": "timm:tf_efficientnet_lite2", "weights": "none"},  # the control
+        }[teacher]
         over = merge(over, {"method": {"regularizer": {"foundation": {**encoder, "input_size": "native"}}}})
     return over
 
@@ -114,6 +124,9 @@ ROWS = (
     "source-only",
     "dacs",
     "dacs-10-labels",
+    "dacs-ssr",
+    "dacs-ssr-lite2",
+    "dacs-ssr-untrained",
     "daformer",
     "daformer-ssr-lite2",
     "mic",
@@ -163,7 +176,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="*", default=[*ROWS], choices=[*ROWS])
     options = parser.parse_args()
-    known = tasks(options.data.resolve())
+    known = tasks(options.data.resolve(), options.out.resolve())
     for name in options.tasks:
         out = options.out / name
 

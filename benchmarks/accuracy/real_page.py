@@ -86,7 +86,7 @@ def measure(task: real.Task, run: Path, start: Path | None) -> dict[str, Any]:
 
 def measured(options: argparse.Namespace, found: Found) -> Found:
     """Add what is finished and not measured yet, writing the JSON after each."""
-    for name, task in real.tasks(options.data.resolve()).items():
+    for name, task in real.tasks(options.data.resolve(), options.out.resolve()).items():
         for run in sorted((options.out / name).glob("*-[0-9]*")):
             row, _, seed = run.name.rpartition("-")
             if seed in found.get(name, {}).get(row, {}) or not is_finished(run):
