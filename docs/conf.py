@@ -51,10 +51,10 @@ INTRODUCTION = """What may stand in a settings file, group by group, and as `key
 preset sets some of them; `config.yaml` in a run folder holds all of that run."""
 
 
-def settings_tables(group: type[Strict], path: str, seen: set[type[Strict]]) -> Iterator[str]:
+def settings_tables(group: type[Strict], path: str, seen: set[type[Strict]], kind: str = "") -> Iterator[str]:
     """Yield a Markdown table of a group of settings, and after it those of the groups inside, each kind once."""
     seen.add(group)
-    yield f"## {path.rstrip('.') or 'A run'}\n\n{inspect.cleandoc(group.__doc__ or '')}\n"
+    yield f"## {path.rstrip('.') or 'A run'}{kind}\n\n{inspect.cleandoc(group.__doc__ or '')}\n"
     yield "| setting | takes | when absent | |\n|---|---|---|---|"
     said, inner = docstrings(group), list[tuple[str, type[Strict]]]()
     for name, field in group.model_fields.items():
@@ -67,8 +67,9 @@ def settings_tables(group: type[Strict], path: str, seen: set[type[Strict]]) -> 
         yield f"| `{path}{name}` | {takes(field.annotation)} | {shown} | {words} |"
     yield ""
     for name, each in inner:
+        several = sum(other == name for other, _ in inner) > 1
         if each not in seen:
-            yield from settings_tables(each, f"{path}{name}.", seen)
+            yield from settings_tables(each, f"{path}{name}.", seen, f" ({each.__name__})" if several else "")
 
 
 def groups_in(annotation: Any) -> list[type[Strict]]:
