@@ -123,7 +123,8 @@ def test_settings_that_cannot_change_a_result_are_marked_where_they_are_declared
     computing = {f"train.{key}" for key in ("accelerator", "compile", "deterministic", "activation_checkpointing")}
     writing = {f"train.{key}" for key in ("evaluate_every", "checkpoint_every", "log_every", "pictures_every")}
     tracking = {f"train.{key}" for key in ("timeout_minutes", "track", "track_project")}
-    assert free - watching == loader | computing | writing | tracking | {"stages"}
+    reading = {"loader.max_pixels", "inference.max_pixels"}
+    assert free - watching == loader | reading | computing | writing | tracking | {"stages"}
     assert len(watching) > 5
     assert affects_result("train.guard.skip")
     assert affects_result("no.such.setting")

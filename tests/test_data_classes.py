@@ -70,7 +70,8 @@ def test_one_class_is_refused_with_classes_that_train(white: int, tmp_path: Path
 def test_labels_that_show_one_class_alone_are_refused(tmp_path: Path) -> None:
     cracks(tmp_path, {255: 5})  # 255 is ignored: masks whose classes were named, not `binary`
     with pytest.raises(
-        UserError, match=r"show background alone\.\n.*masks of 0 and 255 are `classes=binary`"
+        UserError,
+        match=r"show background alone\. Ignored.* value 255: 6.2%\.\n.*masks of 0 and 255 are `classes=binary`",
     ) as raised:
         refuse_bad_data(run_of(tmp_path))
     assert "one class in all labels" in str(raised.value)

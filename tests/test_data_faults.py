@@ -861,7 +861,11 @@ def an_id_map_maps_nothing_that_occurs(at: At) -> Settled:
     return {"source": {"id_map": {200: 0}}}
 
 
-@faults(kinds="source: name of no class", says="names 'lorry', which no class takes", together=False)
+@faults(
+    kinds="source: name of no class; source: pixels of no class",
+    says="names 'lorry', which no class takes",
+    together=False,
+)
 def a_shape_has_a_name_of_no_class(at: At) -> Settled:
     for place in at.label.parent.glob("*.png"):
         names = [*CLASSES, "lorry"] if place == at.label else CLASSES

@@ -186,7 +186,7 @@ def test_words_that_break_another_rule_are_not_advised(tmp_path: Path) -> None:
 def test_advice_is_tried_with_data_where_an_operation_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = Segmenter.encode
 
-    def on_data(self: Segmenter, images: torch.Tensor) -> list[torch.Tensor]:
+    def on_data(self: Segmenter, images: torch.Tensor, window: Any = None) -> list[torch.Tensor]:
         if images.is_meta:
             raise NotImplementedError("not without data")
         return encode(self, images)
@@ -198,7 +198,7 @@ def test_advice_is_tried_with_data_where_an_operation_needs_it(tmp_path: Path, m
 
 
 def test_too_little_memory_says_nothing_about_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Segmenter, images: torch.Tensor) -> list[torch.Tensor]:
+    def full(self: Segmenter, images: torch.Tensor, window: Any = None) -> list[torch.Tensor]:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
 
     monkeypatch.setattr(Segmenter, "encode", full)
@@ -235,10 +235,16 @@ def test_whether_four_bands_can_be_deterministic_is_asked_of_four_bands() -> Non
     refuse_nondeterministic(network, torch.device("cpu"), (64, 64))
 
 
-def test_whole_images_that_cannot_pass_are_found(tmp_path: Path) -> None:
-    found = find_misfit(settings(tmp_path, model={"backbone": "timm:vgg11"}), [(20, 131)])
+def test_whole_images_that_cannot_pass_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def infer(model: Segmenter, images: torch.Tensor, size: Any) -> torch.Tensor:
+        raise RuntimeError("too narrow")
+
+    asked = settings(tmp_path, model={"backbone": "timm:vgg11"})
+    assert find_misfit(asked, [(20, 131)]) is None  # small ones are padded
+    monkeypatch.setattr(rehearsal, "build_inference", lambda config: infer)
+    found = find_misfit(asked, [(20, 131)])
     assert found is not None
-    assert found.text.startswith("The student cannot label whole images of 20x131 pixels: ")
+    assert found.text == "The student cannot label whole images of 20x131 pixels: too narrow"
 
 
 def test_the_foundation_encoder_and_alignment_run_at_odd_sizes(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from parity.steps import _summary
 from ssrseg.adapt import Batch, adapt, build_method
 from ssrseg.adapt.alignment import Discriminator, domain_loss, soft_classes
 from ssrseg.adapt.augment import gaussian_blur
+from ssrseg.adapt.batch import View
 from ssrseg.adapt.views import Mixed, class_mask
 from ssrseg.config import ClassBalancedConfig, SGDConfig
 from ssrseg.config.method import AlignmentConfig, MethodConfig, MixedConfig, SegmentationConfig, TeacherConfig
@@ -381,8 +382,10 @@ def refine_loss(case, same):
     names = published_priors(params["priors"]).classes
     method = build_method(config, build_segmenter("mit_b0", "segformer", classes), classes=names)
     term = method.learner.terms["segmentation"].double()
-    student = SimpleNamespace(decode=lambda features, size: features[0])
-    view = SimpleNamespace(name="source", images=None, labels=labels, trust=None)
+    student = SimpleNamespace(
+        scales=lambda features, size, window: (features[0], None, None), resize=lambda logits, size: logits
+    )
+    view = View("source", logits, labels)
     loss = term(view, [logits], student)
     loss.backward()
     same("loss", loss, case.arrays["loss"])

@@ -80,6 +80,7 @@ def predict(
     Raises:
         UserError: no image was found or none could be read, results would overwrite images or each other, or `out`
             cannot be written.
+        RuntimeError, MemoryError: the memory is too small for each of them.
     """
     out = Path(out)
     if inference is not None and inference.max_pixels is not None:
@@ -89,7 +90,7 @@ def predict(
     results = Results(predictor.space)
     if values is not None:
         results.values = values_of_classes(values, predictor.space.names)
-    unreadable: dict[Path, str] = {}
+    unreadable, exhausted = dict[Path, str](), list[Exception]()
     by_bands = BY_BANDS.issuperset(kinds) and values is None
 
     def label(path: Path, image: Tensor | Raster) -> tuple[Path, Tensor, Tensor, Tensor | None] | None:
@@ -114,6 +115,7 @@ def predict(
                     raise
                 windows = "smaller inference.window" if predictor.inference.mode == "slide" else "--mode slide"
                 unreadable[path] = f"{path} does not fit into the memory: use {windows} ({first_line(error)})."
+                exhausted.append(error)
 
     for path, image, ids, certain in prefetch(labelled()):  # written while the network works
         for kind, place in jobs[path].items():
@@ -126,6 +128,8 @@ def predict(
     for place in files:
         with writing(place):
             write_json(place, results.coco())
+    if len(exhausted) == len(jobs):  # it is not a picture that is too large
+        raise exhausted[0]
     if len(unreadable) == len(jobs):
         raise UserError("None of the images could be read:\n" + "\n".join(unreadable.values()))
     done = {path: places for path, places in jobs.items() if path not in unreadable}
