@@ -24,7 +24,7 @@ from ssrseg.data.class_statistics import class_statistics
 from ssrseg.data.pack import pack
 from ssrseg.data.storage import list_files, open_file, read_bytes, stamp
 from ssrseg.errors import UserError
-from ssrseg.training.checkpoint import data_fingerprint
+from ssrseg.training.env import data_fingerprint
 
 GTA5 = Path(__file__).parents[2] / "shared" / "data" / "format-samples" / "gta5"
 PLACES = ["memory", "http", "zip", "memory-zip", "http-zip", "packed-http"]

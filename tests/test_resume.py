@@ -22,8 +22,8 @@ from ssrseg.config import dump, read_yaml, resolve
 from ssrseg.errors import UserError
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training import Extensions, Interrupted, train
-from ssrseg.training.checkpoint import changes, data_fingerprint, environment
 from ssrseg.training.distributed import signals_noted
+from ssrseg.training.env import changes, data_fingerprint, environment
 from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.observers.journal import Journal, Screen
 from test_checkpoints import files_no_longer_than

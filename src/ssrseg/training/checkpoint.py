@@ -1,17 +1,12 @@
-"""The complete state of a run and what it was made with, so that a resumed run equals one without interruption."""
+"""The complete state of a run, so that a resumed run equals one without interruption."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-import platform
 import random
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +18,13 @@ from torch.optim import Optimizer
 
 from ssrseg.adapt.methods import Method
 from ssrseg.config import Settings
-from ssrseg.data import find_images, find_labelled, find_pairs
-from ssrseg.data.storage import size_of
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import save_segmenter
 from ssrseg.runs.atomic import write_atomically
-from ssrseg.training.distributed import Interrupted, Stop, device_type
+from ssrseg.training.distributed import Interrupted, Stop
 from ssrseg.training.loop import Observer, StepResult
 from ssrseg.training.optim import load_optimizer
 from ssrseg.training.setup import RunContext
-
-LIBRARIES = ("ssrseg", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "imagecodecs")
 
 
 @dataclass(frozen=True)
@@ -229,64 +220,3 @@ def set_generators(states: Mapping[str, Tensor], views: Generator, device: torch
         torch.cuda.set_rng_state(states["cuda"], device)
     elif device.type == "mps" and "mps" in states:
         torch.mps.set_rng_state(states["mps"])
-
-
-def environment(settings: Settings) -> dict[str, Any]:
-    """Collect versions, machine, state of the checkout, fingerprint of the data, command."""
-    versions = {name: metadata.version(name) for name in LIBRARIES}
-    on_gpu = device_type(settings.train) == "cuda" and torch.cuda.is_available()
-    # On a run of the CPU's the name of a GPU would be wrong, and asking for it takes half a GiB of that GPU.
-    device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
-    return versions | {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": device,
-        "threads": str(torch.get_num_threads()),
-        "git": git_state(),
-        "data": data_fingerprint(settings),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-
-
-def git_state() -> dict[str, str]:
-    """Read the working directory's `commit` and the checksum of the `diff` to it (empty without); `{}` outside one."""
-    words = (("rev-parse", "HEAD"), ("diff", "HEAD"))
-    try:
-        commit, diff = (
-            subprocess.check_output(["git", *each], stderr=subprocess.DEVNULL, timeout=10) for each in words
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"commit": commit.decode().strip(), "diff": hashlib.sha256(diff).hexdigest()[:16] if diff else ""}
-
-
-def data_fingerprint(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Count the `files` of every data set of a run, with a checksum of their names and sizes (not of their content)."""
-    prints = {}
-    for name, data in settings.domains.items():
-        if name.startswith("target"):
-            files = [(data.root, image) for image in find_images(data)]
-        else:
-            labels = data.labels_root or data.root
-            pairs = find_labelled(data) if name.startswith("labelled") else find_pairs(data)
-            files = [named for pair in pairs for named in ((data.root, pair.image), (labels, pair.label))]
-        lines = [f"{path.relative_to(root).as_posix()}\0{size_of(path)}\n" for root, path in files]
-        checksum = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
-        prints[name] = {"files": len(lines), "names_and_sizes": checksum}
-    return prints
-
-
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
-    """Compare two environments: one sentence for each difference that may change a resumed run."""
-    said = [
-        f"{name} was {before[name]} when the run began and is {now[name]}: the rest may differ in the last bits"
-        for name in (*LIBRARIES, "python", "device", "threads")
-        if name in before and before[name] != now[name]
-    ]
-    known = before.get("data", {})
-    said += [
-        f"the files of {name} have changed since the run began: {known[name]['files']} then, {found['files']} now"
-        for name, found in now["data"].items()
-        if name in known and known[name] != found
-    ]
-    return tuple(said)

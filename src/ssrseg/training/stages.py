@@ -22,7 +22,7 @@ from ssrseg.models.classes import check_classes
 from ssrseg.models.weights import load
 from ssrseg.runs.atomic import read_json, write_json, write_text
 from ssrseg.runs.folder import ADJUSTED, CHOSEN, PRIORS, RECALIBRATED, REFINED, TRAINED, RecipeFolder, RunFolder
-from ssrseg.training.checkpoint import environment
+from ssrseg.training.env import environment
 from ssrseg.training.observers.pictures import save_predictions
 from ssrseg.training.resume import listed, unlike
 

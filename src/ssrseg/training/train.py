@@ -23,8 +23,9 @@ from ssrseg.inference.sliding_window import build_inference, within_memory
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.runs.atomic import FULL
 from ssrseg.runs.folder import RecipeFolder, RunFolder, resume_command
-from ssrseg.training.checkpoint import CheckpointWriter, ResumePoint, changes, environment, load_checkpoint
+from ssrseg.training.checkpoint import CheckpointWriter, ResumePoint, load_checkpoint
 from ssrseg.training.distributed import Interrupted, StepTimeout, Stop, signals_noted
+from ssrseg.training.env import changes, environment
 from ssrseg.training.loop import Observer, fit
 from ssrseg.training.observers.alarms import ClassCollapse, DataWait, Divergence
 from ssrseg.training.observers.evaluation import Evaluation, Selection
