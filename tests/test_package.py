@@ -11,6 +11,7 @@ from hatchling.builders.wheel import WheelBuilder
 from typer.testing import CliRunner
 
 import ssrseg
+from release_notes import release_notes
 from ssrseg.cli import app
 from ssrseg.config import resolve
 from ssrseg.errors import UserError
@@ -39,6 +40,18 @@ def test_citation_and_changelog_name_the_version() -> None:
     changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
     assert citation["version"] == changelog.split("\n## ")[1].split()[0]
     assert f'version = "{citation["version"]}"' in (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_release_notes_are_the_section_of_a_version() -> None:
+    version = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))["version"]
+    notes = release_notes(version)
+    assert notes.startswith("- ")
+    assert f"\n\n{notes}\n" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "\n## " not in notes
+    with pytest.raises(SystemExit, match=rf"says nothing of 9.9.9: expected one of {version}"):
+        release_notes("9.9.9")
+    workflow = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8"))
+    assert any("tools/release_notes.py" in step.get("run", "") for step in workflow["jobs"]["release"]["steps"])
 
 
 def test_env_describes_the_machine_and_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
