@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
@@ -14,9 +13,6 @@ import pytest
 
 from factories import CLASSES, write_pairs
 from ssrseg.cli import main
-
-README = (Path(__file__).parents[1] / "README.md").read_text()
-EXTEND = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
 
 
 def ssrseg(*words: str, cwd: Path, code: int = 0) -> str:
@@ -126,8 +122,3 @@ def test_every_preset_is_listed(tmp_path: Path) -> None:
     assert "mic-ssr" in printed
     assert "non-commercial" in printed
     assert "\n _" not in printed
-
-
-def test_the_readmes_commands_are_commands(trained: Path) -> None:
-    for line in re.findall(r"^ssrseg (\w+)", README, flags=re.M):
-        assert "Usage" in ssrseg(line, "--help", cwd=trained)
