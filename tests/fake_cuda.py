@@ -21,6 +21,7 @@ It does not see:
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -107,7 +108,6 @@ class FakeCuda(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.events: list[Event] = []
-        self._roots = f"{Path(ssrseg.__file__).parent}/", f"{Path(__file__).parent}/"
         self.pinned: dict[int, Tensor] = {}  # by their place; kept, so that no other tensor gets it
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -207,10 +207,9 @@ class FakeCuda(TorchDispatchMode):
     def _lines(self, frame: FrameType | None) -> tuple[int, tuple[str, ...]]:
         step, where = 0, list[str]()
         while frame is not None:
-            file, name = frame.f_code.co_filename, frame.f_code.co_name
-            root = next((root for root in self._roots if file.startswith(root)), None)
-            if root is not None and Path(file).stem not in ("fake_cuda", "without_driver"):
-                where.append(f"{file.removeprefix(root)}:{frame.f_lineno} {name}")
+            name = frame.f_code.co_name
+            if (file := _own(frame.f_code.co_filename)) is not None:
+                where.append(f"{file}:{frame.f_lineno} {name}")
                 step = frame.f_locals.get("step", -1) + 1 if name == "fit" else step
             frame = frame.f_back
         return step, tuple(where)
@@ -218,6 +217,15 @@ class FakeCuda(TorchDispatchMode):
 
 KNOWN: dict[Any, Any] = {}
 """Results of operations: the number of the tensor given that is returned, or a `Spec`; lists of them."""
+
+
+@functools.cache
+def _own(file: str) -> str | None:
+    """A file's path within the package or the tests; `None` for the others and for those that fake the device."""
+    roots = Path(ssrseg.__file__).parent, Path(__file__).parent
+    root = next((root for root in roots if Path(file).is_relative_to(root)), None)
+    fakes = Path(file).stem in ("fake_cuda", "without_driver")
+    return None if root is None or fakes else Path(file).relative_to(root).as_posix()
 
 
 def _spec(x: Tensor) -> Spec:
@@ -233,12 +241,12 @@ def _key(x: Any, given: list[OnGpu], func: Any) -> Any:
         if x.ndim:
             raise RuntimeError(f"{func}: a tensor {tuple(x.shape)} on the CPU is among those on cuda:0")
         return x.dtype  # a number, which a kernel takes as its argument
-    if isinstance(x, Generator) and x.device.type == "cpu":
-        raise RuntimeError(f"{func}: the generator is on the CPU, the tensors are on cuda:0")
+    if isinstance(x, (list, tuple)):
+        return tuple([_key(part, given, func) for part in x])
     if isinstance(x, dict):
-        return tuple((name, _key(value, given, func)) for name, value in x.items())
-    if isinstance(x, list | tuple):
-        return tuple(_key(part, given, func) for part in x)
+        return tuple([(name, _key(value, given, func)) for name, value in x.items()])
+    if type(x) is Generator and x.device.type == "cpu":
+        raise RuntimeError(f"{func}: the generator is on the CPU, the tensors are on cuda:0")
     return float if isinstance(x, float) else (type(x), x)
 
 
