@@ -45,6 +45,24 @@ def test_dynamic_file_meets_torch_at_any_size(model: Segmenter, written: Path) -
         assert torch.allclose(logits, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("labels", [False, True])
+def test_half_precision_goes_with_any_size(model: Segmenter, labels: bool, tmp_path: Path) -> None:
+    report = export(model, tmp_path / "half.onnx", size=(64, 96), half=True, labels=labels)
+    assert report.size is None
+    loaded = onnx.load(report.onnx)
+    assert onnx.TensorProto.FLOAT16 in {weights.data_type for weights in loaded.graph.initializer}
+    session = onnxruntime.InferenceSession(report.onnx, providers=["CPUExecutionProvider"])
+    for shape in ((1, 3, 51, 77), (2, 3, 64, 32)):
+        images = torch.rand(shape)
+        mean, rest = model.mean, (0, -shape[3] % 32, 0, -shape[2] % 32)
+        with torch.no_grad():
+            expected = model.eval()(F.pad(images - mean, rest) + mean)[..., : shape[2], : shape[3]].argmax(1)
+        (found,) = session.run(None, {"images": images.numpy()})
+        ids = found if labels else found.argmax(1)
+        assert ids.shape == expected.shape
+        assert (ids == expected.numpy()).mean() > 0.99
+
+
 def test_metadata(written: Path) -> None:
     metadata = {entry.key: entry.value for entry in onnx.load(written).metadata_props}
     facts = json.loads(metadata["ssrseg"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from ssrseg.cli.options import (
     settings_from,
 )
 from ssrseg.errors import UserError
+
+if TYPE_CHECKING:
+    from ssrseg.inference.quantize import Quantized
 
 RESULTS = "ids, color, overlay, confidence, probabilities, geojson, geotiff, coco"
 """`ssrseg.inference.results.Kind`, whose module is slow to load."""
@@ -225,22 +228,52 @@ def pack(
 
 def export(
     model: Path,
-    out: Annotated[Path, typer.Argument(help="the .onnx file")],
+    out: Annotated[Path, typer.Argument(help="the .onnx file; with --int8, an .xml file of OpenVINO")],
+    words: Words = None,
     size: Annotated[str, typer.Option(help="width x height to trace and check with, and of --static")] = "1024x512",
     static: Annotated[bool, typer.Option("--static", help="one image of --size; else any size, padded inside")] = False,
     labels: Annotated[bool, typer.Option("--labels", help="give classes, uint8, in place of logits")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="weights and arithmetic in float16")] = False,
     opset: Annotated[int | None, typer.Option(help="of ONNX; torch's choice when absent")] = None,
+    int8: Annotated[
+        Path | None, typer.Option(help="target images, or settings in YAML: 8-bit integers for OpenVINO by them")
+    ] = None,
 ) -> None:
-    """Write a model as ONNX for images of any size, checked against torch, and print a script that loads it."""
+    """Write a model as ONNX for images of any size, checked against torch, and print a script that loads it.
+
+    Settings are those of the data of --int8, e.g. spec=camvid.
+    """
     from ssrseg.inference import export as write
 
     width, by, height = size.partition("x")
     if not (by and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise UserError(f"--size is width x height, such as 1280x720; found {size}.")
     sides = int(height), int(width)
+    if int8 is not None:
+        if static or labels or fp16 or opset is not None:
+            raise UserError("--int8 gives logits of images of any size: leave --static, --labels, --fp16, --opset out.")
+        found = _quantize(model, out, int8, words, sides)
+        typer.echo(f"{found}\n\n{found.example}")
+        return
+    if words:
+        raise UserError(f"export takes settings with --int8 only; found {words[0]}.")
     report = write(model, out, size=sides, dynamic=not static, labels=labels, half=fp16, opset=opset)
     typer.echo(f"{report}\n\n{report.example}")
+
+
+def _quantize(model: Path, out: Path, images: Path, words: Words, size: tuple[int, int]) -> Quantized:
+    from ssrseg import config as settings_of
+    from ssrseg.inference.quantize import quantize
+
+    if images.suffix not in (".yaml", ".yml"):
+        tree = settings_of.merge({"root": str(images)}, settings_of.assignments(words or []))
+        classes = tree.pop("classes", None)
+        data = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
+        return quantize(model, data, out, classes=classes, size=size)
+    run = settings_from(words, None, images)
+    if run.target is None:
+        raise UserError(f"{images} has no target: set target.root to a folder of its images.")
+    return quantize(model, run.target, out, val=run.val, classes=run.classes, size=size)
 
 
 def convert(

@@ -19,8 +19,9 @@ from ssrseg.config import ClassConfig, Data, DataConfig, InferenceConfig, Strict
 from ssrseg.config.data import Classes
 from ssrseg.data import SPACES, LabelledImage, eval_samples, resolve_space
 from ssrseg.data.checks.survey import refuse_bad_labels
+from ssrseg.data.datasets import LabelledImages
 from ssrseg.data.images import set_max_pixels
-from ssrseg.data.label_spaces import IGNORE
+from ssrseg.data.label_spaces import IGNORE, LabelSpace
 from ssrseg.errors import UserError
 from ssrseg.inference.image_scores import ImageScores
 from ssrseg.inference.metrics import Scores, check_names, confusion_matrix
@@ -63,20 +64,9 @@ def evaluate(
     segmenter = load(model)
     if inference is not None and inference.max_pixels is not None:
         set_max_pixels(inference.max_pixels)
-    known = segmenter.description
-    sets: Data = DataConfig(root=Path(data)) if isinstance(data, Path | str) else data
-    own = tuple(one.model_copy(update={"resize": one.resize or (known and known.resize)}) for one in datasets(sets))
-    sets = own if isinstance(sets, tuple) else own[0]
-    if classes is None and known is not None:  # a known label space says which raw values mean its classes
-        classes = next((name for name, space in SPACES.items() if space.names == known.classes), known.classes)
-    chosen = resolve_group(_Classes, {"classes": classes}, "classes").classes
-    space = resolve_space(chosen, sets)
-    check_classes(segmenter, space.names)
+    dataset, space, sets = labelled_for(segmenter, data, classes, console)
     check_names(subset, space.names)
-    for note in refuse_bad_labels(domains("val", sets), chosen, segmenter.reading):
-        if console is not None:
-            console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    dataset = eval_samples(sets, chosen, bands=segmenter.reading)
+    own = datasets(sets)
     predictor = Predictor(segmenter, device, engine, inference or InferenceConfig(), images=len(dataset))
     single = ImageScores(space.names, bounded=boundary) if boundary or per_image is not None else None
     scores = evaluate_model(
@@ -104,6 +94,31 @@ def evaluate(
         with writing(Path(out)):
             write_json(Path(out), content)
     return scores
+
+
+def labelled_for(
+    segmenter: Segmenter,
+    data: Data | Path | str,
+    classes: str | Sequence[ClassConfig | str] | None = None,
+    console: Console | None = None,
+) -> tuple[LabelledImages, LabelSpace, Data]:
+    """Return labelled images that a model is to be scored on, its classes, and the data as they are read.
+
+    They are looked at before, as in `evaluate`, whose arguments these are. Raises `UserError` as it does.
+    """
+    known = segmenter.description
+    sets: Data = DataConfig(root=Path(data)) if isinstance(data, Path | str) else data
+    own = tuple(one.model_copy(update={"resize": one.resize or (known and known.resize)}) for one in datasets(sets))
+    sets = own if isinstance(sets, tuple) else own[0]
+    if classes is None and known is not None:  # a known label space says which raw values mean its classes
+        classes = next((name for name, space in SPACES.items() if space.names == known.classes), known.classes)
+    chosen = resolve_group(_Classes, {"classes": classes}, "classes").classes
+    space = resolve_space(chosen, sets)
+    check_classes(segmenter, space.names)
+    for note in refuse_bad_labels(domains("val", sets), chosen, segmenter.reading):
+        if console is not None:
+            console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return eval_samples(sets, chosen, bands=segmenter.reading), space, sets
 
 
 def names_of(val: Data) -> tuple[str, ...]:

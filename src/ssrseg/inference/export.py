@@ -58,22 +58,27 @@ class ExportReport:
         """A script that labels a picture with the file, without this package."""
         fit = "" if self.size is None else f".resize({self.size[::-1]})"
         classes = "labels" if self.max_difference is None else "logits.argmax(1)"
-        return EXAMPLE.format(path=str(self.onnx), fit=fit, out=classes.partition(".")[0], classes=classes)
+        return EXAMPLE.format(
+            package="onnxruntime",
+            load=ONNX_LOAD.format(path=str(self.onnx)),
+            fit=fit,
+            run=f'({classes.partition(".")[0]},) = session.run(None, {{"images": images}})',
+            classes=classes,
+        )
 
 
 EXAMPLE = """\
 import json
 
 import numpy as np
-import onnxruntime
+import {package}
 from PIL import Image
 
-session = onnxruntime.InferenceSession({path!r}, providers=["CPUExecutionProvider"])
-about = json.loads(session.get_modelmeta().custom_metadata_map["ssrseg"])["description"] or {{}}
+{load}
 
 picture = Image.open("picture.png").convert("RGB"){fit}
 images = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 255  # (1, 3, height, width), in [0, 1]
-({out},) = session.run(None, {{"images": images}})
+{run}
 ids = {classes}[0].astype(np.uint8)  # (height, width): a class's number per pixel
 
 labels = Image.fromarray(ids)
@@ -83,6 +88,10 @@ labels.save("labels.png")
 for number in np.unique(ids):
     print(about["classes"][number] if about else number, f"{{(ids == number).mean():.1%}}")
 """
+"""A script that labels a picture with an exported file, without this package."""
+ONNX_LOAD = """\
+session = onnxruntime.InferenceSession({path!r}, providers=["CPUExecutionProvider"])
+about = json.loads(session.get_modelmeta().custom_metadata_map["ssrseg"])["description"] or {{}}"""
 
 
 def export(
@@ -136,12 +145,7 @@ def export(
     if dynamic:
         pad_statically(segmenter)
     program = _trace(segmenter, size, dynamic, opset)
-    facts = {
-        "images": f"{'RGB' if (bands := segmenter.in_channels) == 3 else f'{bands} bands'} in [0, 1], not normalised",
-        "multiple_of": 1,
-        "description": segmenter.description and dataclasses.asdict(segmenter.description),
-    }
-    program.model.metadata_props["ssrseg"] = json.dumps(facts)
+    program.model.metadata_props["ssrseg"] = facts_of(segmenter)
     checks: list[tuple[float, float]] = []
 
     def write(partial: Path) -> None:
@@ -153,6 +157,16 @@ def export(
         write_atomically(out, write)
     difference = None if labels else max(difference for difference, _ in checks)
     return ExportReport(out, difference, min(equal for _, equal in checks), None if dynamic else size)
+
+
+def facts_of(segmenter: Segmenter) -> str:
+    """Return what an exported file says of itself, as JSON."""
+    facts = {
+        "images": f"{'RGB' if (bands := segmenter.in_channels) == 3 else f'{bands} bands'} in [0, 1], not normalised",
+        "multiple_of": 1,
+        "description": segmenter.description and dataclasses.asdict(segmenter.description),
+    }
+    return json.dumps(facts)
 
 
 def pad_statically(module: nn.Module) -> None:
