@@ -642,6 +642,23 @@ def an_image_has_several_pages(at: At) -> Settled:
     first.save(at.image.with_suffix(".tif"), save_all=True, append_images=others)
 
 
+@faults(kinds="source: several pages", says="{label} holds 2 labels")
+def a_label_has_several_pages(at: At) -> Settled:
+    first, second = (Image.fromarray(np.roll(at.ids(), step)) for step in (0, 1))
+    first.save(at.label, save_all=True, append_images=[second])
+
+
+@faults(kinds="source: label is a JPEG", says="{stem}.webp is a WebP with loss")
+def a_label_was_compressed_in_another_format(at: At) -> Settled:
+    Image.fromarray(at.ids()).convert("RGB").save(at.label.with_suffix(".webp"), quality=80)
+    at.label.unlink()
+
+
+@faults(kinds="source: image cannot be read", says="{image} cannot be read; git lfs pull")
+def an_image_is_a_pointer_of_git_lfs(at: At) -> Settled:
+    at.image.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+
+
 @faults(kinds="source: several pages", says="{image} holds 2 pictures")
 def an_image_moves(at: At) -> Settled:
     first, second = (Image.fromarray(random_image(seed=seed)) for seed in (94, 95))

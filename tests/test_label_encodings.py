@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import cv2
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 import yaml
-from PIL import Image
+from PIL import Image, ImageOps
 
 from factories import random_image, small_segmenter, write_pairs
 from ssrseg.cli import main
-from ssrseg.config import ClassConfig, DataConfig, resolve
+from ssrseg.config import ClassConfig, DataConfig, assignments, merge, resolve
 from ssrseg.data import code_for, find_pairs, read_labels, refuse_bad_data
 from ssrseg.data.class_statistics import class_statistics
 from ssrseg.data.label_files import describe_labels
@@ -223,3 +229,167 @@ def test_evaluate_takes_labels_of_another_resolution(model: Path, tmp_path: Path
     whole = evaluate(model, spoilt(tmp_path / "data", lambda ids: ids), device="cpu")
     half = evaluate(model, spoilt(tmp_path / "half", lambda ids: ids[::2, ::2]), device="cpu")
     assert int(whole.confusion.sum()) == 4 * int(half.confusion.sum())
+
+
+# --- encodings that other tools write
+
+
+def png_of(pixels: Any, **how: Any) -> bytes:
+    Image.fromarray(pixels).save(file := io.BytesIO(), "PNG", **how)
+    return file.getvalue()
+
+
+def tiff_of(pixels: Any, **how: Any) -> bytes:
+    tifffile.imwrite(file := io.BytesIO(), pixels, **how)
+    return file.getvalue()
+
+
+BYTES = IDS.astype(np.uint8)
+PER_BAND: dict[str, Any] = {"photometric": "rgb", "planarconfig": "separate"}
+EXTRA: dict[str, Any] = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unspecified"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("a.tif", tiff_of(np.moveaxis(COLORS[BYTES], -1, 0), **PER_BAND), COLOURED),
+        ("a.tif", tiff_of(np.stack([BYTES] * 3), **PER_BAND), PLAIN),
+        ("a.png", imagecodecs.png_encode(COLORS[BYTES].astype(np.uint16) * 257), COLOURED),
+        ("a.tif", tiff_of(COLORS[BYTES].astype(np.uint16) * 257, photometric="rgb"), COLOURED),
+        ("a.tif", tiff_of(BYTES.astype(">i4"), byteorder=">"), PLAIN),
+        ("a.tif", tiff_of(BYTES.astype(np.float16), bigtiff=True), PLAIN),
+        ("a.tif", tiff_of(BYTES[::-1, ::-1].copy(), extratags=[(274, 3, 1, 3, True)]), PLAIN),
+    ],
+)
+def test_encodings_of_other_tools_are_read(name: str, content: bytes, code: LabelCode, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert np.array_equal(read(tmp_path / name, code), IDS)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_label_lies_as_it_is_shown(orientation: int, tmp_path: Path) -> None:
+    """As its image does; editors turn both by the same tag."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "a.png").write_bytes(png_of(BYTES, exif=exif))
+    with Image.open(tmp_path / "a.png") as file:
+        assert np.array_equal(read(tmp_path / "a.png"), np.asarray(ImageOps.exif_transpose(file)))
+
+
+@pytest.mark.parametrize("code", [PLAIN, COLOURED])
+def test_a_transparent_index_of_no_class_is_ignored(code: LabelCode, tmp_path: Path) -> None:
+    """The palette's order is not the classes', and the void has a colour of its own."""
+    order = np.array([2, 0, 1], np.uint8) if code is COLOURED else np.arange(3, dtype=np.uint8)
+    image = Image.fromarray(np.where(VOID, 3, order[BYTES]).astype(np.uint8), "P")
+    palette = np.full((4, 3), 9, np.uint8)
+    palette[order] = COLORS
+    image.putpalette(palette.tobytes())
+    image.save(tmp_path / "a.png", transparency=3)
+    assert np.array_equal(read(tmp_path / "a.png", code), WANTED)
+    assert describe_labels(tmp_path / "a.png", code).values in (None, (0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "how"),
+    [
+        ("a.webp", "WEBP", {"quality": 80}),
+        ("a.jp2", "JPEG2000", {"irreversible": True}),
+        ("a.avif", "AVIF", {}),
+        ("a.png", "JPEG", {}),
+        ("a.tif", "TIFF", {"compression": "jpeg"}),
+    ],
+)
+def test_labels_that_lost_something_are_refused(name: str, kind: str, how: Any, tmp_path: Path) -> None:
+    Image.fromarray(100 * BYTES).convert("RGB").save(tmp_path / name, kind, **how)
+    with pytest.raises(UserError, match="compression has changed the labels"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(("name", "kind", "how"), [("a.webp", "WEBP", {"lossless": True}), ("a.jp2", "JPEG2000", {})])
+def test_labels_that_lost_nothing_are_read(name: str, kind: str, how: Any, tmp_path: Path) -> None:
+    Image.fromarray(BYTES).convert("RGB").save(tmp_path / name, kind, **how)
+    assert np.array_equal(read(tmp_path / name), IDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.npy", np.eye(3, dtype=np.float32)[IDS], "float32 (24, 32, 3).*argmax"),
+        ("a.npy", np.eye(3, dtype=np.int64)[IDS], "int64 (24, 32, 3).*argmax"),
+        ("a.npy", np.eye(2, dtype=np.uint8)[IDS % 2], "uint8 (24, 32, 2)"),
+        ("a.npy", np.zeros((0, 4), np.uint8), "has no pixels"),
+        ("a.tif", tiff_of(np.dstack([BYTES, BYTES]), **EXTRA), "uint8 (24, 32, 2)"),
+        ("a.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
+        ("a.png", b"\n<!DOCTYPE html><html>", "web page"),
+        ("a.png", gzip.compress(b"1"), "gzip: unpack"),
+        ("a.png", bytes(99), "nothing but zeros"),
+    ],
+)
+def test_what_is_no_label_says_what_it_holds(name: str, content: Any, says: str, tmp_path: Path) -> None:
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        np.save(tmp_path / name, content)
+    with pytest.raises(UserError, match=says.replace("(", r"\(").replace(")", r"\)")):
+        read(tmp_path / name)
+
+
+def test_named_arrays_are_no_label(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", ids=IDS)
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(UserError, match=r"\.npz\): save one alone"):
+        read(tmp_path / "a.npy")
+
+
+# --- what a message advises
+
+
+def blobs(root: Path, change: Callable[[Any], Any], count: int = 3) -> dict[str, Any]:
+    """Data of `count` classes whose labels are `change` of ids, and the settings of a run on them."""
+    write_pairs(root, 4)
+    for number, path in enumerate(sorted((root / "labels").iterdir())):
+        ids = np.random.default_rng(number).integers(0, count, (8, 8)).repeat(8, 0).repeat(8, 1)
+        Image.fromarray(np.asarray(change(ids), np.uint8)).save(path)
+    return {
+        "classes": ["a", "b", "c"] if count == 3 else "binary",
+        "source": {"root": str(root)},
+        "loader": {"crop": [32, 32]},
+        "method": {},
+    }
+
+
+def alpha(ids: Any) -> Any:
+    return np.dstack([np.zeros((*ids.shape, 3)), 255 * ids])
+
+
+def blurred(ids: Any) -> Any:
+    return cv2.GaussianBlur((255 * ids).astype(np.uint8), (5, 5), 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "count", "ignored"),
+    [
+        (lambda ids: ids + 1, 3, 0),
+        (lambda ids: 85 * ids, 3, 0),
+        (lambda ids: 128 * ids, 2, 0),
+        (alpha, 2, 0),
+        (blurred, 2, 0.5),
+    ],
+    ids=["counted from 1", "spread", "0 and 128", "transparency", "grey edges"],
+)
+def test_the_word_that_the_message_gives_reads_the_labels(
+    change: Any, count: int, ignored: float, tmp_path: Path
+) -> None:
+    tree = blobs(tmp_path, change, count)
+    with pytest.raises(UserError, match="cannot be trained on") as raised:
+        refuse_bad_data(resolve(tree))
+    text = str(raised.value)
+    word = re.findall(r"'((?:classes|source\.\w+)=[^']+)'", text)[0]
+    assert "255 to ignore" not in text or count == 3
+    settings = resolve(merge(tree, assignments([word])))
+    refuse_bad_data(settings)
+    for number, pair in enumerate(find_pairs(settings.source)):
+        ids = read_labels(pair.label, code_for(settings.source, settings.classes, settings.source)).numpy()
+        wanted = np.random.default_rng(number).integers(0, count, (8, 8)).repeat(8, 0).repeat(8, 1)
+        assert ((ids == wanted) | (ids == 255)).all()
+        assert (ids == 255).mean() <= ignored

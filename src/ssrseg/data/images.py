@@ -15,19 +15,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ssrseg.config.data import Bound
+from ssrseg.data.encodings import BROKEN, ORIENTATION, describe_tiff, load_array, reason_of, upright
 from ssrseg.data.storage import open_file, read_bytes
 from ssrseg.data.transforms import rescale_size
-from ssrseg.errors import UserError, first_line
+from ssrseg.errors import UserError
 
-BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for files that are no image, or half of one."""
-ORIENTATION = 0x0112
-"""The EXIF tag that turns an image; 1 leaves it."""
 TAIL = 1 << 16
 """Bytes at the end of a PNG in which its orientation may stand, after the pixels."""
 
-TIFF = (b"II*\0", b"MM\0*")
-"""First bytes of a TIFF."""
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of a TIFF, and of a BigTIFF."""
 
 Stretch = tuple[float, float] | None
 Reading = int | tuple[int, Stretch, Stretch]
@@ -100,7 +97,7 @@ def _stored(path: Path, encoded: bytes) -> npt.NDArray[Any]:
     """Decode all bands of a `.npy` or image file as they are stored (H, W, C)."""
     try:
         if path.suffix.lower() == ".npy":
-            pixels = np.load(io.BytesIO(encoded), allow_pickle=False)
+            pixels = load_array(encoded)
         elif encoded[:4] in TIFF:
             pixels = imagecodecs.tiff_decode(encoded)
         else:
@@ -108,16 +105,18 @@ def _stored(path: Path, encoded: bytes) -> npt.NDArray[Any]:
                 if file.mode.startswith("I;16"):
                     pixels = decode(file, encoded)
                 else:
-                    upright = ImageOps.exif_transpose(file)
-                    pixels = np.array(upright.convert("RGB") if upright.mode in ("P", "1") else upright)
+                    turned = ImageOps.exif_transpose(file)
+                    pixels = np.array(turned.convert("RGB") if turned.mode in ("P", "1") else turned)
                     if _is_deep_png(encoded):
-                        pixels = imagecodecs.png_decode(encoded)
+                        pixels = upright(imagecodecs.png_decode(encoded), orientation_of(file, encoded[-TAIL:]))
     except (*BROKEN, imagecodecs.TiffError, EOFError, IndexError) as error:
-        raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
+        raise UserError(f"{path} cannot be read as an image: {reason_of(error, encoded)}") from error
     if pixels.ndim not in (2, 3):
         raise UserError(f"{path} holds {pixels.dtype} {pixels.shape}, expected (H, W, bands): convert it.")
     if pixels.ndim == 3 and pixels.shape[0] < min(pixels.shape[1:]):  # band by band
         pixels = np.moveaxis(pixels, 0, -1)
+    if encoded[:4] in TIFF:
+        pixels = upright(pixels, describe_tiff(encoded)[1])
     stored: npt.NDArray[Any] = pixels.reshape(*pixels.shape[:2], -1)
     return stored
 
@@ -171,7 +170,7 @@ def read_pixels(path: Path, bound: Bound | None = None, bands: Reading = 3) -> t
             else:
                 pixels = _convert(file, path)
     except BROKEN as error:
-        raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
+        raise UserError(f"{path} cannot be read as an image: {reason_of(error, encoded)}") from error
     return pixels, size or (pixels.shape[1], pixels.shape[0])
 
 
@@ -208,7 +207,7 @@ def shown_size(path: Path) -> tuple[int, int]:
             width, height = file.size
             return (height, width) if orientation_of(file, tail) >= 5 else (width, height)
     except BROKEN as error:
-        raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
+        raise UserError(f"{path} cannot be read as an image: {reason_of(error, read_bytes(path))}") from error
 
 
 def decode(file: Image.Image, encoded: bytes) -> npt.NDArray[Any]:
@@ -230,6 +229,8 @@ def decode(file: Image.Image, encoded: bytes) -> npt.NDArray[Any]:
 
 def orientation_of(file: Image.Image, tail: bytes) -> int:
     """Return the EXIF orientation, without decoding where that can be; `tail` are the file's last `TAIL` bytes."""
+    if file.format == "TIFF":
+        return int(getattr(file, "tag_v2", {}).get(ORIENTATION, 1))  # of a BigTIFF Pillow reads no EXIF
     late = any(mark in tail for mark in (b"eXIf", b"Raw profile type", b"com.adobe.xmp"))
     # A PNG's own `getexif` decodes it all, as its EXIF may come last.
     exif = Image.Image.getexif(file) if file.format == "PNG" and not late else file.getexif()

@@ -2,55 +2,25 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
 
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ssrseg.config.data import Channel
 from ssrseg.data.annotations import read_annotation
-from ssrseg.data.images import BROKEN, TIFF, decode, shown_size
+from ssrseg.data.images import shown_size
+from ssrseg.data.label_encodings import EXPECTED, Pixels, StoredLabels, UnknownEncoding, read_stored_labels
 from ssrseg.data.label_mapping import LabelCode, map_ids
 from ssrseg.data.label_spaces import IGNORE, Color
-from ssrseg.data.polygons import draw_polygons
 from ssrseg.data.shapes import Size, draw
-from ssrseg.data.storage import read_bytes
-from ssrseg.errors import UserError, first_line
 
-Pixels = npt.NDArray[Any]
-"""Values (H, W), of any type, or RGB bytes (H, W, 3)."""
-MODES = ("L", "LA", "P", "PA", "I", "F", "1", "RGB", "RGBA")
-CHANNELS = get_args(Channel)
-"""In the order of a file."""
 UNNAMED = "nothing that has the name of a class"
 """What is ignored where labels are shapes with names."""
-EXPECTED = (
-    "expected one channel of whole numbers, a palette image, or the colours of classes as RGB of 8 bits. "
-    "`gdal_translate -b 1 -ot UInt16 IN OUT` writes the first band so."
-)
-
-
-class UnknownEncoding(UserError):
-    """A label file that is whole, but holds no class values or colours as they are read here."""
-
-
-@dataclass(frozen=True)
-class StoredLabels:
-    """A label file as it is stored."""
-
-    pixels: Pixels
-    palette: npt.NDArray[np.uint8] | None = None
-    """RGB of each index (N, 3)."""
-    clear: npt.NDArray[np.bool_] | None = None
-    """Where it is transparent (H, W), which is ignored; absent where nothing or everything is."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +70,16 @@ def describe_labels(path: Path, code: LabelCode, image: Path | None = None) -> L
     pixels, encoding = _understood(stored, code, path)
     ids = _ids(stored, pixels, encoding, code, path)
     lost = ids.numpy() == IGNORE
-    ignored, values = dict[str, int](), None
-    if stored.clear is not None:
-        ignored["transparent"] = int(stored.clear.sum())
-        lost = lost & ~stored.clear
+    ignored, values, clear = dict[str, int](), None, stored.clear
+    if clear is None and stored.transparent and pixels.ndim == 2:
+        clear = lost & np.isin(pixels, stored.transparent)
+    if clear is not None:
+        ignored |= {"transparent": int(clear.sum())} if clear.any() else {}
+        lost = lost & ~clear
     if pixels.ndim == 3:
         ignored |= {"colour (0, 0, 0)": int(lost.sum())} if lost.any() else {}
     else:
-        values = tuple(np.unique(pixels).tolist())
+        values = tuple(np.unique(pixels if clear is None else pixels[~clear]).tolist())
         found = zip(*(part.tolist() for part in np.unique(pixels[lost], return_counts=True)), strict=True)
         ignored |= {f"value {value:.9g}": count for value, count in found}
     return LabelMap(ids, ignored, values, encoding)
@@ -124,65 +96,6 @@ def _size_of(image: Path | None) -> Size:
     return shown_size(image)
 
 
-def read_stored_labels(path: Path, channel: Channel | None = None) -> StoredLabels:
-    """Read a label file as it is stored, or one channel of it; raises `UserError` for what is no label."""
-    encoded = read_bytes(path)
-    if encoded.lstrip()[:1] == b"{":
-        return StoredLabels(draw_polygons(encoded, path))
-    if encoded[:3] == b"\xff\xd8\xff":
-        raise UserError(f"{path} is a JPEG: its compression has changed the labels. Write labels as PNG.")
-    try:
-        if path.suffix.lower() == ".npy":
-            return StoredLabels(_as_label(np.load(io.BytesIO(encoded), allow_pickle=False), path))
-        if encoded[:4] in TIFF and _mode(encoded) not in ("P", "PA", "1"):
-            return _split(_as_label(imagecodecs.tiff_decode(encoded), path), channel, path)  # of any width and sign
-        with Image.open(io.BytesIO(encoded)) as file:
-            if file.mode not in MODES and not file.mode.startswith("I;16"):
-                raise UnknownEncoding(f"{path} is a label in {file.mode}: {EXPECTED}")
-            palette = file.getpalette("RGB") if file.mode in ("P", "PA") else None
-            pixels = decode(file, encoded)
-    except (*BROKEN, imagecodecs.TiffError, EOFError, IndexError) as error:
-        raise UserError(f"{path} cannot be read as a label map: {first_line(error)}") from error
-    if palette is not None:
-        return StoredLabels(pixels if pixels.ndim == 2 else pixels[..., 0], np.array(palette, np.uint8).reshape(-1, 3))
-    deep = encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[24:26] in (b"\x10\x02", b"\x10\x06")
-    if deep and pixels.dtype == np.uint8:
-        # Of 16 bits and three channels, of which Pillow keeps 8 bits, and not those of the label.
-        raise UserError(f"{path} cannot be read as a label map: its PNG data are broken.")
-    return _split(pixels, channel, path)
-
-
-def _mode(encoded: bytes) -> str:
-    try:
-        with Image.open(io.BytesIO(encoded)) as file:
-            return str(file.mode)
-    except BROKEN:
-        return ""
-
-
-def _as_label(pixels: Pixels, path: Path) -> Pixels:
-    """Refuse an array that is neither values nor colours; one of a single band or page loses that axis."""
-    if pixels.ndim == 3 and 1 in (pixels.shape[0], pixels.shape[2]):
-        pixels = pixels.squeeze(0 if pixels.shape[0] == 1 else 2)
-    if pixels.dtype.kind not in "biuf" or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] > 4):
-        raise UnknownEncoding(f"{path} holds {pixels.dtype} {pixels.shape}: {EXPECTED}")
-    return pixels.astype(np.uint8) if pixels.dtype.kind == "b" else pixels
-
-
-def _split(pixels: Pixels, channel: Channel | None, path: Path) -> StoredLabels:
-    """Separate values or colours from what is transparent; of 16 bits and three channels, red holds the values."""
-    if pixels.ndim == 2:
-        return StoredLabels(pixels)
-    if channel is not None:
-        if (number := CHANNELS.index(channel)) >= pixels.shape[2]:
-            raise UserError(f"{path} has {pixels.shape[2]} channels, and none is {channel}: choose another `channel`.")
-        return StoredLabels(pixels[..., number])
-    clear = pixels[..., -1] == 0 if pixels.shape[2] in (2, 4) else None
-    clear = clear if clear is not None and clear.any() and not clear.all() else None
-    values = pixels.shape[2] < 3 or pixels.dtype != np.uint8
-    return StoredLabels(pixels[..., 0] if values else pixels[..., :3], clear=clear)
-
-
 def _understood(stored: StoredLabels, code: LabelCode, path: Path) -> tuple[Pixels, str]:
     """Return the values (H, W) or the colours (H, W, 3) of a file, whichever count, and how it was understood."""
     pixels, colours = stored.pixels, code.colors is not None
@@ -190,8 +103,11 @@ def _understood(stored: StoredLabels, code: LabelCode, path: Path) -> tuple[Pixe
         if colours and not (_is_grey(pixels) and not _are_colours(_used(pixels[..., 0]), code)):
             return pixels, "colours"
     elif stored.palette is not None:
-        if colours and code.by_colour and _is_of_classes(stored.palette, _used(pixels), code):
-            return stored.palette[pixels], "palette by colour"
+        palette = stored.palette.copy()
+        void = [i for i in stored.transparent if i < len(palette) and _packed(palette[i]) not in _known(code)]
+        palette[void] = 0
+        if colours and code.by_colour and _is_of_classes(palette, _used(pixels), code):
+            return palette[pixels], "palette by colour"
         return pixels, "palette by index"
     elif colours and code.by_colour and pixels.dtype == np.uint8:
         used = _used(pixels)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssrseg.config.data import MOST_MASKS
 from ssrseg.data.images import shown_size
-from ssrseg.data.label_files import read_stored_labels
+from ssrseg.data.label_encodings import read_stored_labels
 from ssrseg.errors import UserError
 
 

@@ -19,7 +19,8 @@ from ssrseg.config.data import Bound
 from ssrseg.data.cache import ScaledFiles
 from ssrseg.data.checks.inspect import read_header
 from ssrseg.data.images import Pixels
-from ssrseg.data.label_files import read_raw_labels, read_stored_labels
+from ssrseg.data.label_encodings import read_stored_labels
+from ssrseg.data.label_files import read_raw_labels
 from ssrseg.data.layouts import find_images, find_pairs, is_named
 from ssrseg.data.storage import INDEX, name_below, read_bytes
 from ssrseg.data.transforms import rescale_size

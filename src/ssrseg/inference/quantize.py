@@ -106,7 +106,7 @@ def quantize(
     others = find_bounded(val) if val is not None else shown[1::2] if apart else shown
 
     def pixels(image: tuple[Path, Bound | None]) -> Tensor:
-        known = segmenter.description and segmenter.description.resize
+        known = segmenter.description.resize if segmenter.description else None
         return bounded(read_image(image[0], segmenter.reading), image[1] or known)[None].float() / 255
 
     with tempfile.TemporaryDirectory() as folder:

@@ -13,11 +13,11 @@ import torch
 from ssrseg.config import ClassConfig
 from ssrseg.data.checks.inspect import Inspection
 from ssrseg.data.checks.overlap import InspectedData
-from ssrseg.data.checks.problems import Problem
+from ssrseg.data.checks.problems import Problem, id_map_word
 from ssrseg.data.class_statistics import ClassStatistics, class_statistics, save_statistics
 from ssrseg.data.label_files import UNNAMED
 from ssrseg.data.label_mapping import Classes
-from ssrseg.data.label_spaces import IGNORE, LabelSpace
+from ssrseg.data.label_spaces import IGNORE, SPACES, LabelSpace
 from ssrseg.data.layouts import Pair, spec_of
 
 COLOURED = ("colours", "palette by colour")
@@ -66,7 +66,7 @@ def ignored_in(files: Sequence[Inspection]) -> Ignored:
 
 def _is_void(value: str) -> bool:
     return value in (f"value {IGNORE}", "transparent", "colour (0, 0, 0)", UNNAMED) or value.startswith(
-        ("value -", "value nan")
+        ("value -", "value nan", "value inf")
     )
 
 
@@ -135,7 +135,10 @@ def check_depth(data: InspectedData) -> Iterator[Problem]:
 
 def _also(data: InspectedData) -> str:
     ignored = ignored_in(data.files)
-    return f" Ignored, of all pixels: {ignored}." if ignored.values else ""
+    text = f" Ignored, of all pixels: {ignored}." if ignored.values else ""
+    if "transparent" in ignored.values and " " not in (domain := data.expected.domain):
+        text += f" If transparency is the label: '{domain}.channel=alpha'."
+    return text
 
 
 def _check_values(inspected: InspectedData, classes: Classes | None, absent: Sequence[str]) -> Iterator[Problem]:
@@ -153,13 +156,10 @@ def _check_values(inspected: InspectedData, classes: Classes | None, absent: Seq
     void = sum(ignored.share_of(value) for value in ignored.values if _is_void(value) and value not in meant)
     plentiful = [v for v in ignored.values if v.startswith("value ") and v not in meant and _plentiful(ignored, v)]
     if absent and plentiful and spec.space is None:
-        number = plentiful[0].removeprefix("value ")
-        text = f"no pixel of {', '.join(absent)} in {data.root}, but {ignored.share_of(plentiful[0]):.1%} hold {number}"
-        ways = [f"if that is {absent[0]}, {way}" for way in [_ids_word(classes, absent[0], number)] if way]
-        if data.id_map is None and not number.startswith(("-", "n")):
-            kept = {raw: i for raw, i in enumerate(code.table.tolist()) if i != IGNORE} | {int(number): IGNORE}
-            ways.append(f"if it is to be ignored, {_id_map_word(domain, kept)}")
-        yield report("value that no class takes", f"{text}, which is ignored: {'; '.join(ways) or 'check `classes`'}.")
+        hold = ", ".join(f"{ignored.share_of(value):.1%} hold {value.removeprefix('value ')}" for value in plentiful)
+        ways = _ways(plentiful, absent, shown, inspected, classes)
+        text = f"no pixel of {', '.join(absent)} in {data.root}, but {hold}, which is ignored: {'; '.join(ways)}."
+        yield report("value that no class takes", text)
     elif ignored.share > SHARE["published"] or (
         spec.space is None and (other > SHARE["other"] or void > SHARE["void"])
     ):
@@ -185,7 +185,7 @@ def _check_train_ids(inspected: InspectedData) -> Iterator[Problem]:
         id_map = {i: int(code.table[raw]) for raw, i in sorted(ids.items(), key=lambda item: item[1])}
         text = f"These look like train ids: all values are 0..{count - 1} or {IGNORE}. As raw values of {data.spec!r}"
         text += f" most mean other classes, and of all pixels are ignored: {ignored}. Say"
-        word = _id_map_word(expected.domain, id_map)
+        word = id_map_word(expected.domain, id_map)
         yield Problem("train ids instead of raw values", expected.domain, data.root, f"{text} {word}.")
 
 
@@ -193,18 +193,47 @@ def _plentiful(ignored: Ignored, value: str) -> bool:
     return ignored.share_of(value) > SHARE["void" if _is_void(value) else "other"]
 
 
-def _id_map_word(domain: str, id_map: Mapping[int, int]) -> str:
-    text = json.dumps(id_map).replace('"', "")
-    return f"'{domain}.id_map={text}'" if " " not in domain else f"`id_map: {text}` in {domain}"
+def _ways(
+    plentiful: Sequence[str],
+    absent: Sequence[str],
+    files: Sequence[Inspection],
+    inspected: InspectedData,
+    classes: Classes | None,
+) -> list[str]:
+    """Say what to set where values that no class takes are plentiful and classes are absent."""
+    code, domain, names = inspected.expected.code, inspected.expected.domain, _names(classes)
+    assert code is not None  # else no label was decoded
+    raw = sorted(int(value.removeprefix("value ")) for value in plentiful if value[6:].isdecimal())
+    if not raw:
+        return ["values below 0 and infinite ones are always ignored: write others in the files"]
+    known = {value: i for value, i in enumerate(code.table.tolist()) if i != IGNORE}
+    held = {value for one in files if one.labels is not None for value in one.labels.values or () if value >= 0}
+    count = inspected.expected.num_classes
+    if held - {IGNORE} == {*range(1, count + 1)} and known == {i: i for i in range(count)}:
+        word = _meaning_word({name: i + 1 for i, name in enumerate(names)}, {}, domain, classes)
+        return [f"the values are 1..{count}, so if classes are counted from 1, {word}"]
+    if len(raw) != len(absent):  # which is which, the user must say
+        raw, absent = raw[:1], absent[:1]
+    word = _meaning_word(dict(zip(absent, raw, strict=True)), known, domain, classes)
+    ways = [f"if that is {' and '.join(absent)}, {word}"]
+    if inspected.config.id_map is None:
+        kept = known | dict.fromkeys(raw, IGNORE)
+        ways.append(f"if it is to be ignored, {id_map_word(domain, kept)}")
+    return ways
 
 
-def _ids_word(classes: Classes | None, name: str, number: str) -> str:
-    """Write the classes as a word in which `name` has the raw value; empty where it cannot have it."""
-    if classes is None or isinstance(classes, str) or not number.isdecimal():
-        return ""
+def _names(classes: Classes | None) -> Sequence[str]:
+    return SPACES[classes].names if isinstance(classes, str) else [one.name for one in classes or ()]
+
+
+def _meaning_word(raw: Mapping[str, int], known: Mapping[int, int], domain: str, classes: Classes | None) -> str:
+    """Write the word by which classes have raw values: `classes`, or beside what is `known` an `id_map`."""
+    if classes is None or isinstance(classes, str):
+        return id_map_word(domain, {**known, **{value: _names(classes).index(name) for name, value in raw.items()}})
 
     def entry(one: ClassConfig) -> Any:
-        fields = one.model_dump(mode="json", exclude_none=True) | ({"ids": [int(number)]} if one.name == name else {})
+        fields = one.model_dump(mode="json", exclude_none=True)
+        fields |= {"ids": [raw[one.name]]} if one.name in raw else {}
         return one.name if list(fields) == ["name"] else fields
 
     text = json.dumps([entry(one) for one in classes], ensure_ascii=False)

@@ -15,10 +15,10 @@ from torch import Tensor
 from ssrseg.config.data import Bound
 from ssrseg.data.annotations import names_of_no_class, read_annotation
 from ssrseg.data.checks.colours import Moments, colour_moments
-from ssrseg.data.checks.problems import Problem
+from ssrseg.data.checks.problems import Problem, id_map_word
 from ssrseg.data.checks.thickness import thickness_counts
+from ssrseg.data.encodings import BROKEN, reason_of
 from ssrseg.data.images import (
-    BROKEN,
     TAIL,
     Reading,
     bands_beyond_pillow,
@@ -27,22 +27,19 @@ from ssrseg.data.images import (
     parts_of,
     read_image,
 )
-from ssrseg.data.label_files import (
-    LabelMap,
-    UnknownEncoding,
-    describe_labels,
-    read_raw_labels,
-    read_stored_labels,
-)
+from ssrseg.data.label_encodings import LossyLabel, UnknownEncoding, read_stored_labels
+from ssrseg.data.label_files import LabelMap, describe_labels, read_raw_labels
 from ssrseg.data.label_mapping import LabelCode
 from ssrseg.data.label_spaces import IGNORE
 from ssrseg.data.polygons import polygons_size
 from ssrseg.data.storage import open_file, read_bytes
 from ssrseg.data.transforms import rescale_size
-from ssrseg.errors import UserError, first_line
+from ssrseg.errors import UserError
 
 SAMPLES = 277
 """The TIFF tag that counts bands."""
+LISTED = 5
+"""Values of no class that a message lists; more of them are no mistake of one value."""
 EXTREME = 8
 """Ratio of the long to the short side above which an image is reported."""
 
@@ -87,8 +84,8 @@ def read_header(path: Path) -> Header:
             bands = getattr(image, "tag_v2", {}).get(SAMPLES, len(image.getbands()))  # Pillow drops a TIFF's fifth
             return Header(stored, shown, orientation, image.mode, kind, pages, bands, complete)
     except BROKEN as error:
-        read_bytes(path)  # an empty file has a message of its own
-        raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from error
+        encoded = read_bytes(path)  # an empty file has a message of its own
+        raise UserError(f"{path} cannot be read as an image: {reason_of(error, encoded)}") from error
 
 
 @dataclass(frozen=True)
@@ -175,6 +172,8 @@ def inspect_files(
         if whole or not header.complete:
             _check_image(seen, header)
     if label is not None and (header := headers.get("label")):
+        if header.pages > 1:
+            seen.report("several pages", label, f"{label} holds {header.pages} labels.")
         if "image" in headers:
             _compare(seen, headers["image"], header)
         if header.format in ("JPEG", "MPO"):
@@ -208,16 +207,16 @@ def _compare(seen: Inspection, image: Header, label: Header) -> None:
 
     A label that is only scored with may be larger or smaller than its image, of the same shape.
     """
-    if image.shown != label.stored and not (seen.expected.role == "val" and _same_shape(image.shown, label.stored)):
-        sizes = "{}x{} and {}x{}".format(*image.shown, *label.stored)
+    if image.shown != label.shown and not (seen.expected.role == "val" and _same_shape(image.shown, label.shown)):
+        sizes = "{}x{} and {}x{}".format(*image.shown, *label.shown)
         text = f"{seen.image} and its label {seen.label} differ in size: {sizes}."
-        if image.stored == label.stored:
+        if image.stored == label.shown:
             text += (
                 f" The camera's EXIF says that the image is to be shown turned (orientation {image.orientation}); "
                 "its label shows it as it is stored: turn the label."
             )
         seen.report("sizes differ", seen.image, text)
-    elif image.orientation > 1 and image.stored == image.shown:
+    elif image.orientation > 1 and image.stored == image.shown and label.orientation == 1:
         text = (
             f"{seen.image} is shown turned (EXIF orientation {image.orientation}), and the size does not tell whether "
             "its label is."
@@ -249,6 +248,17 @@ def _check_image(seen: Inspection, header: Header) -> None:
             seen.report("looks like a label map", seen.image, f"{seen.image} holds values of classes only.")
 
 
+def _strange_values(found: LabelMap, code: LabelCode) -> list[float]:
+    """Return the values that nothing says the meaning of; negative and infinite ones mean no class."""
+    values = [value for value in found.values or () if value >= 0 and np.isfinite(value) and value != IGNORE]
+    return [value for value in values if value >= len(code.table) or code.table[int(value)] == IGNORE]
+
+
+def _kind_of(error: UserError) -> str:
+    kinds = {UnknownEncoding: "label of another kind", LossyLabel: "label is a JPEG"}
+    return kinds.get(type(error), "label cannot be read")
+
+
 def _check_label(seen: Inspection, label: Path, measured: bool) -> None:
     code, count = seen.expected.code, seen.expected.num_classes
     try:
@@ -257,25 +267,31 @@ def _check_label(seen: Inspection, label: Path, measured: bool) -> None:
             return
         seen.labels = found = describe_labels(label, code, seen.image)
     except UserError as error:
-        foreign = isinstance(error, UnknownEncoding)
-        seen.report("label of another kind" if foreign else "label cannot be read", label, str(error))
+        seen.report(_kind_of(error), label, str(error))
         return
     ids = found.ids
     seen.pixels = torch.bincount(ids.flatten(), minlength=256)[:count]
     if measured:
         size, resize = (ids.shape[1], ids.shape[0]), seen.expected.resize
         seen.thickness = thickness_counts(ids.numpy(), rescale_size(*size, resize) if resize else size, count)
-    known = code.table
-    strange = [v for v in found.values or () if v >= 0 and v != IGNORE and (v >= len(known) or known[int(v)] == IGNORE)]
     shown = int((seen.pixels > 0).sum())
     if code.names is not None and (unnamed := names_of_no_class(label, code.names)):
         listed = ", ".join(map(repr, unnamed[:5])) + (" ..." if len(unnamed) > 5 else "")
         seen.report("name of no class", label, f"{label} names {listed}, which no class takes.")
-    if strange and seen.expected.strict:
-        listed = ", ".join(f"{value:.9g}" for value in strange[:5]) + (" ..." if len(strange) > 5 else "")
+    if seen.expected.strict and (strange := _strange_values(found, code)):
+        listed = ", ".join(f"{value:.9g}" for value in strange[:LISTED]) + (" ..." if len(strange) > LISTED else "")
         plural = "s" if len(strange) > 1 else ""
-        classes = f"{count} classes (0..{count - 1}, and {IGNORE} to ignore)"
-        seen.report("value of no class", label, f"{label} holds the value{plural} {listed}, but there are {classes}.")
+        raw = torch.nonzero(code.table != IGNORE).flatten().tolist()
+        values = f"0..{count - 1}" if raw == [*range(count)] else ", ".join(map(str, raw))
+        classes = f"{count} classes ({values}{'' if IGNORE in raw else f', and {IGNORE} to ignore'})"
+        text = f"{label} holds the value{plural} {listed}, but there are {classes}."
+        kept = {value: int(code.table[value]) for value in raw if value in (found.values or ())}
+        if IGNORE in kept:
+            kept.pop(1, None)  # 0 and 255 are the mask, and 1 one of the values between
+        if len(strange) > LISTED and len(kept) > 1:
+            word = id_map_word(seen.expected.domain, kept)
+            text += f" Values between those of classes come from resizing with interpolation: {word} ignores them."
+        seen.report("value of no class", label, text)
     elif not shown:
         seen.report("label without any class", label, f"{label} shows no class.")
     elif seen.expected.role == "source" and shown == 1 and count > 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -58,6 +59,12 @@ def grouped(problems: Iterable[Problem]) -> list[tuple[str, list[Problem]]]:
         (f"{domain}: {kind}" + (f" ({len(found)} files)" if len(found) > 1 else ""), found)
         for (_, domain, kind), found in ordered
     ]
+
+
+def id_map_word(domain: str, id_map: Mapping[int, int]) -> str:
+    """Write an `id_map` as the word that sets it, or as the line of one of several data sets."""
+    text = json.dumps(id_map).replace('"', "")
+    return f"'{domain}.id_map={text}'" if " " not in domain else f"`id_map: {text}` in {domain}"
 
 
 def refuse(problems: Iterable[Problem], use: str = "trained") -> None:
