@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 
 from factories import random_image, write_pairs
-from ssrseg.config import resolve
+from ssrseg.config import assignments, merge, resolve
 from ssrseg.data import read_image, refuse_bad_data, train_batches
 from ssrseg.data.images import Reading
 from ssrseg.errors import UserError
@@ -114,3 +116,49 @@ def test_the_range_that_the_warning_names_is_kept_by_the_model(tmp_path: Path) -
     assert model.reading == (3, tuple(json.loads(word)), None)
     bright = (read_image(image, model.reading)).permute(1, 2, 0)
     assert torch.equal(model(image), model(bright))
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("a.npy", random_image() / 255),
+        ("a.tif", np.where(random_image()[..., 0] < 20, np.nan, random_image()[..., 0]).astype(np.float32)),
+        ("a.tif", (random_image()[..., 0].astype(np.int16) - 128).astype(np.int8)),
+        ("a.npy", random_image().astype(np.int64) * 10000),
+    ],
+    ids=["0 to 1", "NaN", "signed bytes", "large"],
+)
+def test_the_range_that_an_error_names_reads_the_image(name: str, pixels: Any, tmp_path: Path) -> None:
+    if name == "a.npy":
+        np.save(tmp_path / name, pixels)
+    else:
+        (tmp_path / name).write_bytes(imagecodecs.tiff_encode(pixels))
+    with pytest.raises(UserError, match=r"model\.value_range") as raised:
+        read_image(tmp_path / name)
+    word = re.findall(r"'(model\.value_range=[^']+)'", str(raised.value))[0]
+    settings = resolve(merge({"classes": "binary", "source": {"root": "a"}}, assignments([word])))
+    image = read_image(tmp_path / name, settings.model.reading)
+    assert image.shape == (3, 64, 64)
+    assert image.float().std() > 50
+    assert 0 <= image.min() < image.max() <= 255
+
+
+def test_a_deep_image_band_by_band_is_that_of_pixel_by_pixel(tmp_path: Path) -> None:
+    deep = random_image().astype(np.uint16) * 257
+    how: dict[str, Any] = {"photometric": "rgb", "planarconfig": "separate"}
+    tifffile.imwrite(tmp_path / "a.tif", np.moveaxis(deep, -1, 0), **how)
+    assert np.array_equal(read_image(tmp_path / "a.tif").permute(1, 2, 0).numpy(), random_image())
+
+
+def test_a_deep_image_lies_as_it_is_shown_with_a_range_too(tmp_path: Path) -> None:
+    deep = random_image(48, 64).astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    plain, ranged = (read_image(tmp_path / "a.tif", reading) for reading in (3, (3, (0.0, 65535.0), None)))
+    assert plain.shape == ranged.shape == (3, 64, 48)
+    assert np.array_equal(plain.permute(1, 2, 0).numpy(), np.rot90(random_image(48, 64), -1))
+    assert (plain.int() - ranged.int()).abs().max() <= 1
+
+
+def test_an_array_of_one_band_is_grey(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", random_image()[..., 0])
+    assert np.array_equal(read_image(tmp_path / "a.npy")[2].numpy(), random_image()[..., 0])

@@ -15,6 +15,7 @@ BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.Decomp
 """What Pillow raises for files that are no image, or half of one."""
 ORIENTATION = 0x0112
 """The EXIF tag that turns an image; 1 leaves it."""
+RECODE = "`gdal_translate -co COMPRESS=DEFLATE IN OUT` writes one that is read"
 STRANGERS = {
     b"version https://git-lfs": "it is a pointer of Git LFS: `git lfs pull` fetches the file",
     b"<!doctype html": "it is a web page, as failed downloads leave it: download it again",
@@ -31,7 +32,8 @@ TRANSFORM = 13
 def reason_of(error: Exception, encoded: bytes) -> str:
     """Say why a file cannot be decoded: what it is, if it is no image, else the error's own words."""
     if not isinstance(error, UnidentifiedImageError):
-        return first_line(error)
+        text = first_line(error)
+        return f"{text} ({RECODE})" if "ompression scheme" in text else text
     start = encoded[:64].lstrip().lower()
     if not encoded.strip(b"\0"):
         return "it holds nothing but zeros, as broken downloads and disks leave it"

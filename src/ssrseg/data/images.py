@@ -23,6 +23,8 @@ from ssrseg.errors import UserError
 TAIL = 1 << 16
 """Bytes at the end of a PNG in which its orientation may stand, after the pixels."""
 
+SAMPLE_FORMAT, BITS = 339, 258
+"""TIFF tags, a value per band: 1 is unsigned, 2 signed, 3 floats; and how many bits it has."""
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of a TIFF, and of a BigTIFF."""
 
@@ -75,15 +77,22 @@ def read_bands(path: Path, value_range: Stretch = None, percentiles: Stretch = N
     pixels = _stored(path, read_bytes(path))
     stretched = value_range is not None or percentiles is not None
     if not (pixels.dtype in (np.uint8, np.uint16) or (stretched and pixels.dtype.kind in "iuf")):
-        raise UserError(
-            f"{path} holds {pixels.dtype} {pixels.shape}, expected uint8 or uint16 (H, W, bands): convert it, or say "
-            "which values are black and white, as 'model.value_range=[0, 3000]' or 'model.percentiles=[1, 99]'."
-        )
+        ways = f", or {_ranges(pixels)}" if pixels.dtype.kind in "iuf" else ""
+        expected = "expected uint8 or uint16 (H, W, bands): convert it"
+        raise UserError(f"{path} holds {pixels.dtype} {pixels.shape}, {expected}{ways}.")
     if pixels.dtype != np.uint8 and stretched:
         pixels = _stretched(pixels, value_range, percentiles)
     elif pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
     return np.ascontiguousarray(pixels)
+
+
+def _ranges(pixels: npt.NDArray[Any]) -> str:
+    """Say what to set so that values of an image that are no bytes become such."""
+    known = pixels[np.isfinite(pixels)]
+    low, high = np.percentile(known if known.size else np.zeros(1), (1, 99)).tolist()
+    say = "say which values are black and white"
+    return f"{say}: 'model.value_range=[{low:.4g}, {high:.4g}]' (most of its own) or 'model.percentiles=[1, 99]'"
 
 
 def _stretched(pixels: npt.NDArray[Any], value_range: Stretch, percentiles: Stretch) -> Pixels:
@@ -154,7 +163,7 @@ def read_pixels(path: Path, bound: Bound | None = None, bands: Reading = 3) -> t
     deep = stretch != [None, None] and (encoded[:4] in TIFF or _is_deep_png(encoded))
     if count != 3 or path.suffix.lower() == ".npy" or deep or _strange(encoded):
         pixels = read_bands(path, *stretch)
-        if count == 3 and deep and pixels.shape[2] <= 4:
+        if count == 3 and (pixels.shape[2] == 1 or (deep and pixels.shape[2] <= 4)):
             pixels = _to_rgb(pixels)
         if (found := pixels.shape[2]) != count:
             train = f"train with model.in_channels={found}, if all images have so many"
@@ -220,6 +229,8 @@ def decode(file: Image.Image, encoded: bytes) -> npt.NDArray[Any]:
     if decoder is not None and whole and not getattr(file, "is_animated", False):
         try:
             pixels = decoder(encoded)
+            if pixels.ndim == 3 and pixels.shape[1:] == (file.height, file.width):  # band by band
+                pixels = np.moveaxis(pixels, 0, -1)
             if pixels.shape[:2] == (file.height, file.width):
                 return pixels
         except Exception:  # of many kinds, which do not say what is wrong; Pillow does
@@ -262,20 +273,18 @@ def _strange(encoded: bytes) -> bool:
     if encoded[:4] not in TIFF:
         return False
     try:
-        Image.open(io.BytesIO(encoded)).close()
+        with Image.open(io.BytesIO(encoded)) as file:
+            formats, bits = (getattr(file, "tag_v2", {}).get(tag, (1,)) for tag in (SAMPLE_FORMAT, BITS))
+            return 2 in formats and 8 in bits  # signed bytes, which Pillow takes for others
     except UnidentifiedImageError:
         return True
-    return False
 
 
 def _convert(file: Image.Image, path: Path) -> Pixels:
     image = ImageOps.exif_transpose(file)
     if image.mode in ("F", "I"):
-        low, high = np.percentile(np.asarray(image), (1, 99)).tolist()
-        raise UserError(
-            f"{path} has 32 bits per pixel, expected 8 or 16: convert it first, or say which values are black and "
-            f"white: 'model.value_range=[{low:.4g}, {high:.4g}]' holds most of its own."
-        )
+        ways = _ranges(np.asarray(image))
+        raise UserError(f"{path} has 32 bits per pixel, expected 8 or 16: convert it first, or {ways}.")
     if image.mode.startswith("I;16"):  # Pillow would cut, not scale
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     return np.array(image.convert("RGB"))
