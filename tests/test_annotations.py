@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import shutil
+import sys
 from unittest import mock
 
 import numpy as np
@@ -339,6 +340,14 @@ def test_a_file_of_another_kind_says_so(tmp_path):
     write_json(tmp_path / "images" / "00.json", {"shapes": [{"label": "car"}], "imageWidth": 4, "imageHeight": 4})
     with pytest.raises(UserError, match=r"00\.json is not as annotation tools write it \(KeyError: 'points'\)"):
         read_all(tmp_path, "labelme", images="images/00.jpg", labels="images/00.json")
+
+
+def test_without_what_draws_coco_its_extra_is_named_once(tmp_path, monkeypatch):
+    write_coco(tmp_path)
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    source = resolve({"source": {"root": str(tmp_path), "spec": "coco"}, "classes": CLASSES}).source
+    with pytest.raises(UserError, match=r"^Labels of COCO need pycocotools: pip install 'ssrseg\[coco\]'$"):
+        find_pairs(source)
 
 
 def test_images_are_packed_and_labels_stay_where_they_are(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -52,6 +53,17 @@ def test_release_notes_are_the_section_of_a_version() -> None:
         release_notes("9.9.9")
     workflow = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8"))
     assert any("tools/release_notes.py" in step.get("run", "") for step in workflow["jobs"]["release"]["steps"])
+
+
+def test_every_extra_that_is_for_users_is_in_the_documentation() -> None:
+    section = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8").split("[project.optional-dependencies]")[1]
+    extras = set(re.findall(r"^(\w+) = \[", section.split("\n\n")[0], flags=re.MULTILINE))
+    page = (REPOSITORY / "docs" / "index.md").read_text(encoding="utf-8")
+    assert extras == {
+        "docs",
+        "dev",
+        *re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", page, flags=re.MULTILINE))),
+    }
 
 
 def test_env_describes_the_machine_and_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,8 @@ def _coco(content: Mapping[str, Any]) -> Members:
     for one in content["annotations"]:
         if one.get("segmentation"):
             shapes.setdefault(one["image_id"], []).append(one)
+    if shapes and importlib.util.find_spec("pycocotools") is None:
+        raise UserError("Labels of COCO need pycocotools: pip install 'ssrseg[coco]'")
 
     def read(image: Mapping[str, Any]) -> Annotation:
         width, height = int(image["width"]), int(image["height"])
@@ -99,8 +101,6 @@ def _coco(content: Mapping[str, Any]) -> Members:
 
 def _coco_mask(segmentation: Any, width: int, height: int) -> npt.NDArray[np.bool_]:
     """Draw polygons or run lengths, compressed or not, as COCO's own code does."""
-    if importlib.util.find_spec("pycocotools") is None:
-        raise UserError("Labels of COCO need pycocotools: pip install 'ssrseg[coco]'")
     masks: Any = importlib.import_module("pycocotools.mask")
     runs = segmentation
     if isinstance(segmentation, list):
