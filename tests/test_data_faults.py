@@ -863,6 +863,11 @@ def a_list_has_lines_twice_and_a_byte_order_mark(at: At) -> Settled:
     return listed(at, b"\xef\xbb\xbf00\r\n01\r\n01\r\n")
 
 
+@faults(together=False)
+def a_list_was_written_by_powershell(at: At) -> Settled:
+    return listed(at, "00\r\n01\r\n".encode("utf-16"))
+
+
 @faults(kinds="source: cannot be mapped", says="2 -> 7, but there are 4 classes", together=False)
 def an_id_map_names_no_class(at: At) -> Settled:
     return {"source": {"id_map": {0: 0, 1: 1, 2: 7}}}

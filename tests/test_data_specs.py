@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from PIL import Image
 
-from ssrseg.config import DataConfig
-from ssrseg.data import find_images, find_pairs
+from factories import CLASSES, write_pairs
+from ssrseg.config import DataConfig, merge, resolve
+from ssrseg.data import find_images, find_pairs, refuse_bad_data
 from ssrseg.errors import UserError
 
 
@@ -130,3 +133,51 @@ def test_a_link_to_its_own_folder_ends(tmp_path):
     touch(tmp_path, "images/a.png", "images/b/c.png")
     (tmp_path / "images/b/again").symlink_to(tmp_path / "images")
     assert len(find_images(DataConfig(root=tmp_path))) == 2
+
+
+def test_a_list_with_folders_names_the_images_in_them(tmp_path):
+    """Of several with one stem; a list of stems alone names them all."""
+    for folder in ("a", "b"):
+        write_pairs(tmp_path / folder, 2)
+        for kind in ("images", "labels"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (tmp_path / folder / kind).rename(tmp_path / kind / folder)
+    data = DataConfig(root=tmp_path, stems=tmp_path / "list.txt")
+    for text, wanted in {
+        "a/00\nb/01.png\n": ["a/00", "b/01"],
+        "/elsewhere/images/b/00.png\n": ["b/00"],
+        "00\n": ["a/00", "b/00"],
+        "c/00\n": ["a/00", "b/00"],
+    }.items():
+        (tmp_path / "list.txt").write_text(text)
+        found = [pair.image.relative_to(tmp_path / "images").with_suffix("") for pair in find_pairs(data)]
+        assert [path.as_posix() for path in found] == wanted, text
+
+
+@pytest.mark.parametrize("change", ["{}_mask.png", "gt-{}.png", "../masks/{}.png"])
+def test_the_glob_of_labels_that_the_message_gives_finds_them(change, tmp_path):
+    write_pairs(tmp_path, 12)
+    (tmp_path / "masks").mkdir()
+    for path in (tmp_path / "labels").iterdir():
+        path.rename(path.parent / change.format(path.stem))
+    tree = {"classes": list(CLASSES), "source": {"root": str(tmp_path)}, "loader": {"crop": [32, 32]}, "method": {}}
+    with pytest.raises(UserError, match="has no label") as raised:
+        refuse_bad_data(resolve(tree))
+    (glob,) = re.findall(r"labels='?([^' ]+)'", str(raised.value))
+    settings = resolve(merge(tree, {"source": {"labels": glob}}))
+    refuse_bad_data(settings)
+    assert len(find_pairs(settings.source)) == 12
+
+
+def test_images_are_looked_for_where_no_labels_are(tmp_path):
+    write_pairs(tmp_path, 2)
+    (tmp_path / "images").rename(tmp_path / "pictures")
+    (tmp_path / "labels").rename(tmp_path / "annotations")
+    with pytest.raises(UserError, match=r"images='pictures/\*'"):
+        find_images(DataConfig(root=tmp_path))
+
+
+def test_a_relative_folder_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"not there, seen from {tmp_path}"):
+        find_images(DataConfig(root="data"))

@@ -212,3 +212,14 @@ def test_items_are_prefetched_in_order_and_errors_come_in_their_turn() -> None:
     with pytest.raises(ValueError, match="five"):
         next(items)
     assert made == list(range(5))
+
+
+def test_inputs_below_brackets_and_the_home_are_found(
+    model: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "run [2]"
+    folder.mkdir()
+    Image.fromarray(random_image()).save(folder / "a[1].png")
+    for word in (folder, folder / "*.png", folder / "a[1].png", folder / "a[[]1].png", "~/run [2]"):
+        assert len(predict(model, word, tmp_path / "out", device="cpu", kinds=("ids",))) == 1, word

@@ -133,3 +133,43 @@ def test_a_run_folder_whose_name_is_no_text_is_a_message(
         main()
     assert "l??ufe: this name is no text in UTF-8. Set PYTHONUTF8=1" in capsys.readouterr().err
     assert not folder.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("source: {root: a}\nsource: {root: b}\n", "line 2.*'source'"), ("source: {root: a, root: b}", "line 1.*'root'")],
+)
+def test_a_key_that_is_set_twice_is_refused(text: str, line: str, tmp_path: Path) -> None:
+    """The last one would win, and nothing would say so."""
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"{line} is set twice"):
+        compose(None, tmp_path / "own.yaml", {}, [])
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "ids"),
+    [
+        ("{0: road, 7: car}", ["road", "car"], [(0,), (7,)]),
+        ("{7: car, 0: road, 8: car}", ["road", "car"], [(0,), (7, 8)]),
+        ("[{name: road, ids: 0}, {name: car, ids: 7}]", ["road", "car"], [(0,), (7,)]),
+    ],
+)
+def test_classes_as_other_tools_write_them(classes: str, names: list[str], ids: list[tuple[int, ...]]) -> None:
+    found = resolve(assignments([f"classes={classes}", "source.root=a"])).classes
+    assert not isinstance(found, str | None)
+    assert [one.name for one in found] == names
+    assert [one.ids for one in found] == ids
+
+
+def test_colours_may_be_written_as_on_the_web() -> None:
+    found = resolve(assignments(["classes=[{name: a, color: '#ff8000'}, b]", "source.root=a"])).classes
+    assert not isinstance(found, str | None)
+    assert found[0].color == (255, 128, 0)
+    for wrong in ("[0, 0, 300]", "'#ff80'"):
+        with pytest.raises(UserError, match=r"classes\.0\.color"):
+            resolve(assignments([f"classes=[{{name: a, color: {wrong}}}, b]", "source.root=a"]))
+
+
+def test_a_date_is_no_name() -> None:
+    with pytest.raises(UserError, match="is no name: put such words in quotes"):
+        resolve(assignments(["classes=[2024-01-01, b]", "source.root=a"]))

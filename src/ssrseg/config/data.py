@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,14 +13,26 @@ from pydantic import BeforeValidator, Field, Tag, model_validator
 from ssrseg.config.base import NO_EFFECT, Fraction, Positive, Rate, Size, Strict, UserPath, chosen_by
 from ssrseg.errors import UserError
 
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, int) else value
+
+
+def _as_color(value: Any) -> Any:
+    spelled = isinstance(value, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", value)
+    return tuple(bytes.fromhex(value[1:])) if spelled else value
+
 
 class ClassConfig(Strict):
     """One class of a user's own label space."""
 
     name: str
-    color: tuple[int, int, int] | None = None
-    """RGB, 0..255; one is chosen when absent. Label files that are coloured need that of every class."""
-    ids: tuple[int, ...] | None = None
+    color: Annotated[tuple[Byte, Byte, Byte], BeforeValidator(_as_color)] | None = None
+    """RGB, 0..255, or as `'#ff8000'`; one is chosen when absent. Label files that are coloured need that of every
+    class."""
+    ids: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] | None = None
     """Raw label values that mean this class; its position in the list when absent."""
     of: tuple[str, ...] | None = None
     """Names of the classes of a published data set that this class is made of; its own name when absent.
@@ -28,15 +42,26 @@ class ClassConfig(Strict):
 
 
 def _as_class(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float):  # what YAML makes of the words null, yes and 1
+    if value is None or isinstance(value, bool | int | float | date):  # what YAML makes of null, yes, 1, 2024-01-01
         raise ValueError(f'{value!r} is no name: put such words in quotes, as in \'classes=["yes", "no"]\'')
     return {"name": value} if isinstance(value, str) else value
+
+
+def _by_value(value: Any) -> Any:
+    """Take `{raw value: name}`, as other tools write it, for classes in the order of their values."""
+    if not (isinstance(value, Mapping) and value and all(isinstance(raw, int) for raw in value)):
+        return value
+    ids: dict[Any, list[int]] = {}
+    for raw, name in sorted(value.items()):
+        ids.setdefault(name, []).append(raw)
+    return [{"name": name, "ids": raws} for name, raws in ids.items()]
 
 
 Class = Annotated[ClassConfig, BeforeValidator(_as_class)]
 """One class; in YAML, a bare name will do."""
 Classes = Annotated[
-    Annotated[str, Tag("<space>")] | Annotated[tuple[Class, ...], Tag("<list>")], chosen_by(str, "<space>", "<list>")
+    Annotated[str, Tag("<space>")] | Annotated[tuple[Class, ...], BeforeValidator(_by_value), Tag("<list>")],
+    chosen_by(str, "<space>", "<list>"),
 ]
 """A label space in `ssrseg.data.SPACES`, or the classes themselves."""
 
@@ -56,8 +81,6 @@ Bound = Annotated[
 
 
 Channel = Literal["red", "green", "blue", "alpha"]
-
-
 MOST_MASKS = 1024
 """Ids of an image's masks are below this."""
 

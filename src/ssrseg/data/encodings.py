@@ -21,7 +21,7 @@ STRANGERS = {
     b"<!doctype html": "it is a web page, as failed downloads leave it: download it again",
     b"<html": "it is a web page, as failed downloads leave it: download it again",
     b"\x1f\x8b": "it is packed by gzip: unpack it",
-    b"PK\x03\x04": "it is a zip archive: unpack it, or name it .zip",
+    b"PK\x03\x04": "it is a zip archive: unpack it",
     b"%PDF": "it is a PDF: save its pages as PNG",
 }
 """First bytes, in small letters -> what to do about a file that is taken for an image."""

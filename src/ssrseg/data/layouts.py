@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -15,21 +14,18 @@ from typing import TypeVar
 import yaml
 
 from ssrseg.config import Data, DataConfig, datasets
-from ssrseg.config.base import Url, as_path
+from ssrseg.config.base import as_path
 from ssrseg.config.data import Bound, Channel
 from ssrseg.data.annotation_sets import members_of
 from ssrseg.data.frames import VIDEO_SUFFIXES, list_frames
-from ssrseg.data.storage import list_files, list_members, read_bytes, stamp
-from ssrseg.data.unmatched import what_is_there
+from ssrseg.data.names import IMAGE_SUFFIXES, Key, last_part, listed_images, normal, read_stems, without_suffix
+from ssrseg.data.storage import list_files, list_members, stamp
+from ssrseg.data.unmatched import common_affix, what_is_there
 from ssrseg.errors import UserError
 
 Item = TypeVar("Item")
 CLASS = "{class}"
 """In a glob of labels: the class that a mask is of."""
-IMAGE_SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
-    *(".gif", ".avif", ".jp2", ".j2k", ".tga", ".npy"),
-}
 
 
 @dataclass(frozen=True)
@@ -106,9 +102,9 @@ def listing_of(data: DataConfig, *, labelled: bool = True) -> Listing:
     if spec_of(data).many:
         labels = members_of(list(labels.values()), images, twice)
     if not images.keys() & labels.keys():  # where names agree, wildcards may differ: `images/*` and `labels/**/*`
-        images, labels = _by_last(images, labels)
-    stems = None if data.stems is None else _stems(data.stems, data.root)
-    used = {key: path for key, path in images.items() if stems is None or _normal(path.stem) in stems}
+        images, labels = _bylast_part(images, labels)
+    stems = None if data.stems is None else read_stems(data.stems, data.root)
+    used = images if stems is None else listed_images(images, stems)
     pairs = [Pair(used[key], labels[key]) for key in used.keys() & labels.keys()]
     return Listing(
         images=sorted(used.values()),
@@ -116,11 +112,13 @@ def listing_of(data: DataConfig, *, labelled: bool = True) -> Listing:
         without_label=sorted(path for key, path in used.items() if labelled and key not in labels),
         without_image=sorted(path for key, path in labels.items() if key not in images),
         twice=twice,
-        missing_stems=sorted((stems or set()) - {_normal(path.stem) for path in images.values()}),
+        missing_stems=sorted(
+            {last_part(stem) for stem in stems or ()} - {normal(path.stem) for path in images.values()}
+        ),
     )
 
 
-def _by_last(images: dict[Key, Path], labels: dict[Key, Path]) -> tuple[dict[Key, Path], dict[Key, Path]]:
+def _bylast_part(images: dict[Key, Path], labels: dict[Key, Path]) -> tuple[dict[Key, Path], dict[Key, Path]]:
     """Key files by the text of the last wildcard alone, if images and labels then agree and none is there twice."""
     short = [{key[-1:]: path for key, path in found.items()} for found in (images, labels)]
     agree = short[0].keys() & short[1].keys() and [*map(len, short)] == [len(images), len(labels)]
@@ -131,6 +129,18 @@ def no_image(data: DataConfig) -> str:
     """Return the message for a data set without images, which says what is there."""
     seen = what_is_there(data.root, IMAGE_SUFFIXES)
     return f"No image matches {glob_of(data, 'images')!r} in {data.root}. Set `images` to a glob below the root. {seen}"
+
+
+def labels_there(domain: str, data: DataConfig, listing: Listing) -> str:
+    """Say which files may be labels where no image has one, and the glob that would find them."""
+    root, glob = data.labels_root or data.root, glob_of(data, "labels")
+    if not listing.without_image:
+        return f" No file matches {glob!r} in {root}. {what_is_there(root, IMAGE_SUFFIXES, 'labels')}"
+    affix = common_affix(listing.without_label, listing.without_image)
+    if affix is None or " " in domain or "*" not in glob:
+        return ""
+    folders = "" if "/" not in glob else glob.rpartition("/")[0] + "/"
+    return f" Names of labels differ from those of images: '{domain}.labels={folders}{affix[0]}*{affix[1]}.*'."
 
 
 def find_images(data: DataConfig, at_most: int | None = None) -> list[Path]:
@@ -209,29 +219,11 @@ def _refuse(listing: Listing, data: DataConfig) -> None:
         raise UserError(no_image(data))
 
 
-def _stems(given: Path, root: Path) -> set[str]:
-    path = given if isinstance(given, Url) or given.exists() else root / given
-    try:
-        lines = [line.strip() for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()]
-        stems = {_without_suffix(_normal(line).replace("\\", "/").rpartition("/")[2]) for line in lines}
-    except UserError as error:
-        raise UserError(f"Cannot read the list of stems: {error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"The list of stems {path} is not a text file in UTF-8: one image stem per line.") from error
-    if not stems:
-        raise UserError(f"The list of stems {path} is empty: expected one image stem per line.")
-    return stems
-
-
 def glob_of(data: DataConfig, kind: str) -> str:
     """Return the glob of `images` or of `labels`, its split filled in."""
     spec = spec_of(data)
     glob: str = getattr(data, kind) or getattr(spec, kind)
     return glob.replace("{split}", data.split or spec.split)
-
-
-Key = tuple[str, ...]
-"""The text that each wildcard matches."""
 
 
 def _match(
@@ -246,7 +238,7 @@ def _match(
     `*` matches within a folder, `**/` any folders, `{class}` the name of a class: files that differ in it are one
     label, of one of the `images`. Unpacked files win: archives are searched for a glob that no unpacked file matches.
     """
-    pattern, lazy = _pattern(_normal(glob)), _pattern(_normal(glob), within="([^/]*?)")
+    pattern, lazy = _pattern(normal(glob)), _pattern(normal(glob), within="([^/]*?)")
     own = pattern.groupindex.get("class_")
     any_ending, ending = glob.endswith(".*"), Path(glob).suffix
     endings = endings or ({ending} if ending in (".json", ".txt") else IMAGE_SUFFIXES)
@@ -257,14 +249,14 @@ def _match(
 
     def key_of(match: re.Match[str]) -> Key:
         *folders, last = [text for number, text in enumerate(match.groups(), 1) if number != own] or [""]
-        return (*folders, last if any_ending else _without_suffix(last))
+        return (*folders, last if any_ending else without_suffix(last))
 
     for listed in (list_files, list_members):
         for name, path in listed(root, below):
             if path.suffix.lower() not in endings or path.name.startswith("."):  # macOS leaves `._name.png`
                 continue
-            shown = _without_suffix(name) if any_ending else name
-            shown = shown if own else _normal(shown)
+            shown = without_suffix(name) if any_ending else name
+            shown = shown if own else normal(shown)
             matches = [match for match in (pattern.fullmatch(shown), own and lazy.fullmatch(shown)) if match]
             if not matches:
                 continue
@@ -289,12 +281,3 @@ def _pattern(glob: str, within: str = "([^/]*)") -> re.Pattern[str]:
     wildcards = {"**/": "((?:[^/]+/)*)", "**": "(.*)", "*": within, CLASS: "(?P<class_>[^/]+)"}
     parts = re.split(r"(\*\*/|\*\*|\*|\{class\})", glob.removesuffix(".*"))
     return re.compile("".join(wildcards.get(part) or re.escape(part) for part in parts))
-
-
-def _normal(name: str) -> str:
-    return unicodedata.normalize("NFC", name)  # macOS keeps letters and their accents apart
-
-
-def _without_suffix(name: str) -> str:
-    path = Path(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else name

@@ -44,7 +44,8 @@ def list_files(root: Path, below: str = "") -> list[tuple[str, Path]]:
     if isinstance(root, Url):
         return sorted(find_files(root, below))
     if not root.is_dir():
-        found = "a file that is no zip archive" if root.exists() else "not there"
+        seen = "" if root.is_absolute() else f", seen from {Path.cwd()}"
+        found = "a file that is no zip archive" if root.exists() else f"not there{seen}"
         raise UserError(f"There is no folder {root} (it is {found}): give the folder of the data, or a .zip file.")
     files: list[Path] = []
     for folder, folders, names in os.walk(root / below, followlinks=True):

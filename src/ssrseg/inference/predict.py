@@ -14,7 +14,7 @@ from torch import Tensor
 from ssrseg.config import InferenceConfig
 from ssrseg.data.frames import VIDEO_SUFFIXES
 from ssrseg.data.images import count_pages, read_image, set_max_pixels, shown_size
-from ssrseg.data.layouts import IMAGE_SUFFIXES
+from ssrseg.data.names import IMAGE_SUFFIXES
 from ssrseg.data.unmatched import NO_PICTURES, name_files
 from ssrseg.errors import UserError, first_line, out_of_memory
 from ssrseg.inference.predictor import Predictor
@@ -187,13 +187,15 @@ def find_pictures(folder: Path | str) -> list[Path]:
 
 def _files(word: Path | str, out: Path) -> tuple[list[Path], Path]:
     """Find the files that a word means, sorted, and the folder that results are named relative to."""
-    path = Path(word)
+    path = Path(word).expanduser()
     if path.is_file():
         return [path], path.parent
     if path.is_dir():
         root, found = path, list(path.rglob("*"))
     else:
-        fixed = next((i for i, part in enumerate(path.parts) if any(sign in part for sign in "*?[")), len(path.parts))
+        signs = [any(sign in part for sign in "*?[") for part in path.parts]
+        there = [Path(*path.parts[: i + 1]).exists() for i in range(len(signs))]  # as a folder called `run [2]`
+        fixed = next((i for i, sign in enumerate(signs) if sign and not there[i]), len(signs))
         root, pattern = Path(*path.parts[:fixed]), path.parts[fixed:]
         found = list(root.glob(str(Path(*pattern)))) if pattern and root.is_dir() else []
     inside = out.resolve() if out.resolve() != root.resolve() else None

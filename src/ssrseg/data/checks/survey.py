@@ -27,16 +27,17 @@ from ssrseg.data.images import Reading, set_max_pixels
 from ssrseg.data.label_mapping import Classes, code_for, resolve_space
 from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.layouts import (
-    IMAGE_SUFFIXES,
     find_images,
     find_masks,
     glob_of,
     is_named,
+    labels_there,
     listing_of,
     no_image,
     spec_of,
 )
 from ssrseg.data.masks import read_masks
+from ssrseg.data.names import IMAGE_SUFFIXES
 from ssrseg.data.streams import find_labelled, rare_class_samplers, shares
 from ssrseg.data.transforms import rescale_size
 from ssrseg.data.unmatched import fitting, name_files, unread_files
@@ -197,10 +198,12 @@ def _list(domain: str, data: DataConfig, problems: list[Problem]) -> list[tuple[
         beside = fitting(data.labels_root or data.root, glob_of(data, "labels"), listing.without_label, IMAGE_SUFFIXES)
     else:
         beside = {}
+    seen = labels_there(domain, data, listing) if listing.without_label and not listing.pairs and not beside else ""
     for path in listing.without_label:
         found = beside.get(path)
         hint = f" {found} would fit, but {found.suffix} is not read so (see `spec` in docs/data.md)." if found else ""
-        report("image without label", path, f"{path} has no label.{hint}")
+        report("image without label", path, f"{path} has no label.{hint}{seen}")
+        seen = ""  # said once
     if unread := unread_files(data.root, glob_of(data, "images"), {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES}):
         report("files that are not read", unread[0], f"{name_files(unread)} in {data.root}.")
     for path in listing.without_image:
