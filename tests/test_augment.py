@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Generator
 
-from ssrseg.adapt.augment import ADJUSTMENTS, PhotometricDistortion, StrongAugment, color_jitter
+from ssrseg.adapt.augment import (
+    ADJUSTMENTS,
+    GlobalIntensity,
+    PhotometricDistortion,
+    StrongAugment,
+    color_jitter,
+    global_intensity,
+)
 
 ORDERS = list(itertools.permutations(range(4)))
 
@@ -54,10 +61,32 @@ def test_distortion_adjusts_what_it_draws_in_its_order():
     assert {(), (0, 1)} < {order[:2] for order in orders}
 
 
-@pytest.mark.parametrize("augment", [StrongAugment, PhotometricDistortion])
+@pytest.mark.parametrize("augment", [StrongAugment, PhotometricDistortion, GlobalIntensity])
 def test_images_draw_differently_and_stay_in_range(augment):
     images = drawn(1).expand(6, 3, 12, 10)
     augmented = augment(Generator().manual_seed(4))(images)
     assert len({bytes(image.numpy().tobytes()) for image in augmented}) > 3
     assert augmented.min() >= 0
     assert augmented.max() <= 1
+
+
+def test_global_intensity_gives_each_image_its_own_colours_and_leaves_its_shapes():
+    images = torch.rand(64, 3, 8, 8, generator=Generator().manual_seed(1)).round(decimals=1)
+    images[:, :, 4:] = images[:, :, :4]
+    changed = GlobalIntensity(Generator().manual_seed(2), probability=0.5)(images)
+    same = (changed == images).flatten(1).all(1)
+    assert 20 < same.sum() < 44, "half of the images stay bit for bit"
+    assert torch.allclose(changed[:, :, 4:], changed[:, :, :4], atol=1e-5), "equal pixels stay equal: no edge moves"
+    before, after = ((each - each.mean((2, 3), keepdim=True)).flatten(1) for each in (images, changed))
+    turned = [torch.nn.functional.cosine_similarity(*pair, dim=0) for pair in zip(before, after, strict=True)]
+    assert min(turned) < -0.2, "bright becomes dark in some"
+
+
+def test_global_intensity_blends_an_image_with_its_network_s():
+    images, share = torch.rand(2, 3, 6, 5, generator=Generator().manual_seed(1)), torch.tensor([0.3, 1.0])
+    identity = torch.eye(3, 4).expand(2, 3, 4)  # no shift
+    torch.testing.assert_close(global_intensity(images, share, [identity]), images)
+    inverted = global_intensity(images * 0.4 + 0.3, share, [-identity])
+    mean = (images * 0.4 + 0.3).mean((2, 3), keepdim=True)
+    expected = mean + (1 - 2 * share)[:, None, None, None] * (images * 0.4 + 0.3 - mean)
+    torch.testing.assert_close(inverted, expected)

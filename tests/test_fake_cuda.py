@@ -49,6 +49,7 @@ FOUNDATIONS: dict[str, Any] = {
         "teacher": {"regions": {"foundation": SAME}},
         "distillation": {"foundation": SAME, "views": ["source", "target"]},
         "affinity": {"foundation": SAME},
+        "global_intensity": {},
     }
 }
 MAY_WAIT = re.compile(

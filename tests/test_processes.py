@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 from factories import CLASSES, tiny_segmenter
 from several import UNDROPPED, adapting, record
 from ssrseg.adapt import BlockMask, ClassMix, StrongAugment, build_method, distributed
-from ssrseg.adapt.augment import PhotometricDistortion
+from ssrseg.adapt.augment import GlobalIntensity, PhotometricDistortion
 from ssrseg.config import TrainConfig
 from ssrseg.config.method import MethodConfig
 from ssrseg.errors import UserError
@@ -104,6 +104,7 @@ DRAWS: dict[str, tuple[Callable[[Generator], Callable[[Any], Tensor]], Tensor]] 
     "jitter per image": (lambda g: StrongAugment(g, jitter_skipped=0, blur_skipped=0), images(4)),
     "jitter per batch": (lambda g: StrongAugment(g, jitter_skipped=0, blur_skipped=0, per_image=False), images(4)),
     "distortion": (lambda g: PhotometricDistortion(g), images(4)),
+    "intensity": (lambda g: GlobalIntensity(g, probability=1), images(4)),
     "classes": (lambda g: ClassMix(g, of_batch=False), labels(4)),
     "blocks": (lambda g: lambda batch: BlockMask(g, block=8)(batch.shape), images(4)),
 }

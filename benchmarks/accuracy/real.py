@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rows import run_rows, start_of
+from rows import run_rows
 
 from ssrseg.config import Settings, merge, resolve
+from ssrseg.runs.folder import RunFolder
 
 SOURCE_STEPS, STEPS, EVALUATIONS = 1200, 600, 6
 
@@ -88,16 +89,22 @@ def tasks(data: Path, lists: Path) -> dict[str, Task]:
     }
 
 
+GIN = "gin"
+"""A `source` trained with other colours, for the rows `gin-...`: they have these colours for their source, too."""
 MIXED = {"teacher": {"decay": 0.99}, "mixed": {}}  # 0.999 averages over more steps than these runs have
 
 
 def method(row: str, task: Task, weights: Path) -> dict[str, Any]:
     """What a row lays over the common settings."""
+    plain = row.removeprefix(f"{GIN}-")
+    if plain != row:
+        return merge(method(plain, task, weights), {"method": {"global_intensity": {"probability": 0.25}}})
     name, _, teacher = row.partition("-ssr")
     daformer = {**MIXED, "feature_distance": {"classes": [*task.things]}}
     distort = {"method": {"distort": True}}
     over: dict[str, Any] = {
         "source": {**distort, "target": None},
+        GIN: {"method": {"distort": True, "global_intensity": {"probability": 0.25}}, "target": None},
         "oracle": {**distort, "source": task.target, "target": None},
         "source-only": distort,
         "dacs": {"method": MIXED},
@@ -124,6 +131,8 @@ ROWS = (
     "source-only",
     "dacs",
     "dacs-10-labels",
+    "gin",
+    "gin-dacs",
     "dacs-ssr",
     "dacs-ssr-lite2",
     "dacs-ssr-untrained",
@@ -136,9 +145,15 @@ ROWS = (
 )
 
 
+def start_of(row: str, seed: int, out: Path) -> Path:
+    """The student that a row goes on from."""
+    first = GIN if row.startswith(f"{GIN}-") else "source"
+    return RunFolder(out / f"{first}-{seed}").student_last
+
+
 def settings_of(task: Task, row: str, seed: int, out: Path, weights: Path) -> Settings:
     """One row of one seed, or the `source` of the seed's rows."""
-    first = row == "source"
+    first = row in ("source", GIN)
     steps = SOURCE_STEPS if first else STEPS
     tree = {
         **({"classes": [*task.classes]} if task.classes else {}),
@@ -151,7 +166,7 @@ def settings_of(task: Task, row: str, seed: int, out: Path, weights: Path) -> Se
             "head": "segformer",
             "head_channels": 64,
             "pretrained": str(weights / "efficientnet-lite0.safetensors"),
-            **({} if first else {"start": str(start_of(seed, out))}),
+            **({} if first else {"start": str(start_of(row, seed, out))}),
         },
         "optim": {"lr": 6e-4 if first else 2e-4, "warmup": steps // 25},
         "train": {

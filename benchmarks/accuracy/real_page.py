@@ -90,7 +90,8 @@ def measured(options: argparse.Namespace, found: Found) -> Found:
             row, _, seed = run.name.rpartition("-")
             if seed in found.get(name, {}).get(row, {}) or not is_finished(run):
                 continue
-            start = None if row == "source" else RunFolder(options.out / name / f"source-{seed}").student_last
+            first = row in ("source", real.GIN)
+            start = None if first else real.start_of(row, int(seed), options.out / name)
             found.setdefault(name, {}).setdefault(row, {})[seed] = measure(task, run, start)
             RESULTS.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             print(run, flush=True)
@@ -107,8 +108,14 @@ def arms(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, list[tupl
     for statistics in ("blend", "target"):
         name = f"source-only, {statistics} statistics"
         yield name, by_seed("source", lambda each, s=statistics: each["candidates"][f"start, {s}"]["miou"])
+    if real.GIN in rows:
+        yield "source-only, other colours", by_seed(real.GIN, lambda each: each["student"]["miou"])
+        yield (
+            "source-only, other colours, blend statistics",
+            by_seed(real.GIN, lambda each: each["candidates"]["start, blend"]["miou"]),
+        )
     yield "source-only, trained on", by_seed("source-only", lambda each: each["student"]["miou"])
-    for row in [name for name in rows if name not in ("source", "source-only", "oracle")]:
+    for row in [name for name in rows if name not in ("source", "source-only", "oracle", real.GIN)]:
         for who in ("student", "teacher"):
             yield f"{row}, its {who}", by_seed(row, lambda each, w=who: each[w]["miou"])
         yield f"**{row}, chosen without labels**", by_seed(row, chosen)

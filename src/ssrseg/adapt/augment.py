@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -161,3 +162,76 @@ class PhotometricDistortion:
             early, late = contrast and early, contrast and not early
             orders.append([0] * brightness + [1] * early + [2] * saturation + [3] * hue + [1] * late)
         return color_jitter(images, factors[:, rows], orders[rows])
+
+
+@dataclass(frozen=True)
+class GlobalIntensity:
+    """Give images other colours by small random networks that look at one pixel each, so that only shapes stay.
+
+    Each image has a network of its own and is blended with what that makes of it: GIN (Ouyang et al., Causality-
+    inspired Single-source Domain Generalization for Medical Image Segmentation, IEEE TMI 2023, arXiv 2111.12525).
+    Theirs has kernels of 1 or 3, of which the latter move edges away from their labels; here all are 1.
+
+    Args:
+        generator: on the CPU, alike in every process.
+        probability: of an image to be changed.
+        layers: of the network, leaky ReLUs between them.
+        channels: between its layers.
+    """
+
+    generator: Generator
+    probability: float = 0.5
+    layers: int = 4
+    channels: int = 2
+
+    def __call__(self, images: Tensor) -> Tensor:
+        bands, count = images.shape[1], distributed.world() * len(images)
+        widths = (bands, *[self.channels] * (self.layers - 1), bands)
+        chosen, share = torch.rand(2, count, generator=self.generator)
+        share = torch.where(chosen < self.probability, share, 0)
+        weights = [torch.randn(count, new, old + 1, generator=self.generator) for old, new in pairwise(widths)]
+        rows = distributed.rows(len(images))
+        share, *weights = (to_device(each[rows], images.device) for each in (share, *weights))
+        return global_intensity(images, share, weights)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Augment images by one after the other."""
+
+    parts: Sequence[Callable[[Tensor], Tensor]]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        for part in self.parts:
+            images = part(images)
+        return images
+
+
+def global_intensity(images: Tensor, share: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Blend images with what a random network makes of their pixels.
+
+    Both are centred, and as far from their mean (Frobenius norm). What leaves [0, 1] is moved, then scaled into it.
+
+    Args:
+        images: (B, C, H, W) in [0, 1].
+        share: (B,) in [0, 1], of the network's image; an image of share 0 is unchanged.
+        weights: of each layer (B, out, in + 1), the last column a shift in deviations of what comes in.
+    """
+    pixels = images.flatten(2)
+    mean = pixels.mean(dim=2, keepdim=True)
+    made = centred = pixels - mean
+    for number, weight in enumerate(weights):
+        made = F.leaky_relu(made) if number else made
+        shift = weight[:, :, -1:] * made.std(dim=(1, 2), keepdim=True)
+        made = torch.baddbmm(shift, weight[:, :, :-1], made)
+    made = made - made.mean(dim=2, keepdim=True)
+    made = made * (norm(centred) / norm(made).clamp(min=1e-6))
+    blended = centred.lerp(made, share[:, None, None]) + mean
+    blended = blended - blended.amin(dim=(1, 2), keepdim=True).clamp(max=0)
+    blended = blended / blended.amax(dim=(1, 2), keepdim=True).clamp(min=1)
+    return torch.where(share[:, None, None, None] > 0, blended.view_as(images), images)
+
+
+def norm(pixels: Tensor) -> Tensor:
+    """Frobenius norm of each image, (B, C, N) -> (B, 1, 1)."""
+    return pixels.flatten(1).norm(dim=1)[:, None, None]

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from ssrseg.adapt import views
 from ssrseg.adapt.alignment import Alignment
-from ssrseg.adapt.augment import PhotometricDistortion, StrongAugment
+from ssrseg.adapt.augment import Chain, GlobalIntensity, PhotometricDistortion, StrongAugment
 from ssrseg.adapt.distillation import Affinity, Distillation
 from ssrseg.adapt.foundation import Frozen, build_encoders, frozen_backbone
 from ssrseg.adapt.learner import Learner, ViewMaker
@@ -181,7 +181,10 @@ def _makers(config: MethodConfig, generator: Generator, mean: Tensor) -> Iterato
         return StrongAugment(generator, **config.model_dump(), per_image=per_image) if config else views.unchanged
 
     distort = PhotometricDistortion(generator) if config.distort else views.unchanged
-    yield views.Source(distort)
+    if config.global_intensity is None:
+        yield views.Source(distort)
+    else:
+        yield views.Source(Chain((GlobalIntensity(generator, **config.global_intensity.model_dump()), distort)))
     if config.labelled is not None:
         yield views.Labelled(distort, config.labelled.weight)
     if config.has_target_view:

@@ -66,6 +66,16 @@ class AugmentConfig(Strict):
     blur_skipped: Fraction = 0.5
 
 
+class GlobalIntensityConfig(Strict):
+    """Other colours for the source (GIN): small random networks of one pixel each, so that only shapes stay."""
+
+    probability: Fraction = 0.5
+    """Of an image to be changed."""
+    layers: Positive = 4
+    channels: Positive = 2
+    """Between the layers."""
+
+
 class LabelledConfig(Strict):
     """The labelled view: the few target images that have labels (`target.labelled`)."""
 
@@ -182,6 +192,7 @@ class MethodConfig(Strict):
     """Photometric distortion of the source (source-only and supervised training)."""
     trains: Literal["all", "head"] = "all"
     """`head`: the backbone stands still, its BatchNorm too."""
+    global_intensity: GlobalIntensityConfig | None = None
     segmentation: SegmentationConfig = SegmentationConfig()
     alignment: AlignmentConfig | None = None
     teacher: TeacherConfig | None = None
