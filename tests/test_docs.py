@@ -36,7 +36,7 @@ OPTIONS = {
 }
 OTHERS = {"--rows", "--nnodes", "--rdzv-*", "--rdzv-conf", "--kill-on-bad-exit"}
 """Options of benchmarks, torchrun and srun."""
-FILES = {"txt", "yaml", "onnx", "xml", "pth", "safetensors"}
+FILES = {"txt", "yaml", "onnx", "pth", "safetensors", "xml"}
 """Endings of names that begin as a setting does, as `model.onnx`."""
 AROUND = {"source": {"root": "game"}, "target": {"root": "camera"}, "method": {"teacher": {}, "mixed": {}}}
 """What a run has beside the settings that a page shows."""

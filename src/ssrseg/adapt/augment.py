@@ -234,4 +234,5 @@ def global_intensity(images: Tensor, share: Tensor, weights: Sequence[Tensor]) -
 
 def norm(pixels: Tensor) -> Tensor:
     """Frobenius norm of each image, (B, C, N) -> (B, 1, 1)."""
-    return pixels.flatten(1).norm(dim=1)[:, None, None]
+    length: Tensor = torch.linalg.vector_norm(pixels, dim=(1, 2), keepdim=True)
+    return length
