@@ -28,7 +28,9 @@ from ssrseg.errors import UserError
 from ssrseg.training.stages import planned
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "tutorials").glob("*.md")])
+FOLDERS = (ROOT, ROOT / "docs", ROOT / "docs" / "tutorials")
+PAGES = [page for folder in FOLDERS for page in sorted(folder.glob("*.md")) if page.name != "settings.md"]
+"""All but the page that a build of the site leaves there."""
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 OPTIONS = {
     name: {word for each in command.params for word in (*each.opts, *each.secondary_opts)} | {"--help"}
@@ -36,7 +38,7 @@ OPTIONS = {
 }
 OTHERS = {"--rows", "--nnodes", "--rdzv-*", "--rdzv-conf", "--kill-on-bad-exit"}
 """Options of benchmarks, torchrun and srun."""
-FILES = {"txt", "yaml", "onnx", "pth", "safetensors", "xml"}
+FILES = {"bin", "ckpt", "json", "onnx", "pth", "safetensors", "txt", "xml", "yaml"}
 """Endings of names that begin as a setting does, as `model.onnx`."""
 AROUND = {"source": {"root": "game"}, "target": {"root": "camera"}, "method": {"teacher": {}, "mixed": {}}}
 """What a run has beside the settings that a page shows."""

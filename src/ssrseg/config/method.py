@@ -126,8 +126,8 @@ class SegmentationConfig(Strict):
     context_weight: Fraction | None = None
     """Share that is the context's, for windows as large as the crop (HRDA's code: 0.1); else none is needed."""
     priors: str | None = None
-    """Classifier refinement (Undoing): a file of `ssrseg priors`, or `gta5-cityscapes`, `synthia-cityscapes`. The loss
-    is that of logits pushed back to the source's priors, so that they carry the target's themselves."""
+    """Classifier refinement (Undoing): a file of `ssrseg estimate-priors`, or `gta5-cityscapes`, `synthia-cityscapes`.
+    The loss is that of logits pushed back to the source's priors, so that they carry the target's themselves."""
 
 
 class AlignmentConfig(Strict):
