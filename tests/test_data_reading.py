@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -14,6 +15,9 @@ from PIL import Image
 from factories import random_image, random_labels
 from ssrseg.config import resolve
 from ssrseg.data import eval_samples, find_pairs, read_image, read_labels
+from ssrseg.data.checks.inspect import read_header
+from ssrseg.data.images import count_pages, shown_size
+from ssrseg.data.label_encodings import read_stored_labels
 from ssrseg.data.label_files import read_raw_labels
 from ssrseg.data.label_mapping import LabelCode, lookup_table
 from ssrseg.errors import UserError
@@ -211,3 +215,37 @@ def test_gta5_ids_equal_the_train_ids_that_were_made_from_them():
     train_ids = resolve({"classes": "cityscapes19", "source": made})
     for a, b in zip(*(eval_samples(run.source, run.classes) for run in (ids, train_ids)), strict=True):
         assert torch.equal(a.labels, b.labels)
+
+
+def encoded(kind, **how):
+    Image.fromarray(random_image(24, 32)).save(file := io.BytesIO(), kind, **how)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tif", encoded("TIFF", compression="tiff_lzw")),
+        ("a.tif", encoded("TIFF")),
+        ("a.avif", encoded("AVIF")),
+        ("a.png", encoded("PNG")),
+        ("a.gif", encoded("GIF")),
+        ("a.jp2", encoded("JPEG2000")),
+    ],
+    ids=["lzw", "tiff", "avif", "png", "gif", "jp2"],
+)
+@pytest.mark.filterwarnings("ignore")  # Pillow's words about damaged tags
+def test_damage_anywhere_is_named_or_harmless(name, content, tmp_path):
+    """Bytes of the header changed at random: whatever a decoder raises becomes a `UserError`."""
+    draws, path, named = np.random.default_rng(0), tmp_path / name, 0
+    for _ in range(40):
+        damaged = bytearray(content)
+        for place in draws.integers(4, min(len(content), 200), 3):
+            damaged[place] = int(draws.choice([0, 1, 128, 255]))
+        path.write_bytes(bytes(damaged))
+        for read in (read_image, read_header, shown_size, read_stored_labels, count_pages):
+            try:
+                read(path)
+            except UserError as error:
+                named += str(path) in str(error)
+    assert named > 10

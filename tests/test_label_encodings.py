@@ -393,3 +393,22 @@ def test_the_word_that_the_message_gives_reads_the_labels(
         wanted = np.random.default_rng(number).integers(0, count, (8, 8)).repeat(8, 0).repeat(8, 1)
         assert ((ids == wanted) | (ids == 255)).all()
         assert (ids == 255).mean() <= ignored
+
+
+@pytest.mark.parametrize("way", ["id_map", "spec"])
+def test_what_is_advised_about_train_ids_reads_them(way: str, tmp_path: Path) -> None:
+    """The word that the message prints, or the layout of train ids that its remedy names."""
+    write_pairs(tmp_path, 4)
+    for number, path in enumerate(sorted((tmp_path / "labels").iterdir())):
+        Image.fromarray(np.roll(np.arange(19, dtype=np.uint8), number).repeat(256)[:4096].reshape(64, 64)).save(path)
+    globs = {"images": "images/*", "labels": "labels/*"}
+    tree = {"source": {"root": str(tmp_path), "spec": "gta5", **globs}, "loader": {"crop": [32, 32]}, "method": {}}
+    with pytest.raises(UserError, match="look like train ids") as raised:
+        refuse_bad_data(resolve(tree))
+    word = re.findall(r"'(source\.id_map=[^']+)'", str(raised.value))[0]
+    assert "(`cityscapes-trainids`)" in str(raised.value)
+    settings = resolve(merge(tree, assignments([word if way == "id_map" else "source.spec=cityscapes-trainids"])))
+    refuse_bad_data(settings)
+    for pair in find_pairs(settings.source):
+        ids = read_labels(pair.label, code_for(settings.source, settings.classes, settings.source)).numpy()
+        assert np.array_equal(ids, np.asarray(Image.open(pair.label)))

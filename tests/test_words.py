@@ -173,3 +173,13 @@ def test_colours_may_be_written_as_on_the_web() -> None:
 def test_a_date_is_no_name() -> None:
     with pytest.raises(UserError, match="is no name: put such words in quotes"):
         resolve(assignments(["classes=[2024-01-01, b]", "source.root=a"]))
+
+
+def test_a_folder_after_resume_is_meant_as_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ssrseg", "train", "--resume", str(tmp_path)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert f"ssrseg train --resume --out {tmp_path}" in capsys.readouterr().err.replace("\n", "")

@@ -57,6 +57,8 @@ def train(
             "--resume reads the settings of the run in --out: give no others, but for words that change single ones "
             "from now on, as train.steps=60000 or source.root=FOLDER."
         )
+    if resume and (folders := [word for word in words if "=" not in word and Path(word).is_dir()]):
+        raise UserError(f"--resume continues what --out names: ssrseg train --resume --out {folders[0]}")
     if resume:
         settings = resumed(out, words)
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,11 @@ from PIL import Image, UnidentifiedImageError
 
 from ssrseg.errors import first_line
 
-BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for files that are no image, or half of one."""
+BROKEN = (
+    *(OSError, SyntaxError, ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, EOFError, struct.error),
+    *(zlib.error, Image.DecompressionBombError),
+)
+"""What Pillow raises for files that are no image, half of one or damaged; `UnidentifiedImageError` is an `OSError`."""
 ORIENTATION = 0x0112
 """The EXIF tag that turns an image; 1 leaves it."""
 RECODE = "`gdal_translate -co COMPRESS=DEFLATE IN OUT` writes one that is read"

@@ -118,7 +118,7 @@ def _stored(path: Path, encoded: bytes) -> npt.NDArray[Any]:
                     pixels = np.array(turned.convert("RGB") if turned.mode in ("P", "1") else turned)
                     if _is_deep_png(encoded):
                         pixels = upright(imagecodecs.png_decode(encoded), orientation_of(file, encoded[-TAIL:]))
-    except (*BROKEN, imagecodecs.TiffError, EOFError, IndexError) as error:
+    except (*BROKEN, imagecodecs.TiffError) as error:
         raise UserError(f"{path} cannot be read as an image: {reason_of(error, encoded)}") from error
     if pixels.ndim not in (2, 3):
         raise UserError(f"{path} holds {pixels.dtype} {pixels.shape}, expected (H, W, bands): convert it.")
@@ -276,8 +276,8 @@ def _strange(encoded: bytes) -> bool:
         with Image.open(io.BytesIO(encoded)) as file:
             formats, bits = (getattr(file, "tag_v2", {}).get(tag, (1,)) for tag in (SAMPLE_FORMAT, BITS))
             return 2 in formats and 8 in bits  # signed bytes, which Pillow takes for others
-    except UnidentifiedImageError:
-        return True
+    except BROKEN as error:
+        return isinstance(error, UnidentifiedImageError)
 
 
 def _convert(file: Image.Image, path: Path) -> Pixels:

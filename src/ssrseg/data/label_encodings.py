@@ -73,7 +73,7 @@ def read_stored_labels(path: Path, channel: Channel | None = None) -> StoredLabe
             transparent = _transparent(file)
             # Of a TIFF, Pillow turns what it decodes, and says 1 then.
             pixels = upright(decode(file, encoded), orientation_of(file, encoded[-TAIL:]))
-    except (*BROKEN, imagecodecs.TiffError, EOFError, IndexError) as error:
+    except (*BROKEN, imagecodecs.TiffError) as error:
         raise UserError(f"{path} cannot be read as a label map: {reason_of(error, encoded)}") from error
     if palette is not None:
         indices = pixels if pixels.ndim == 2 else pixels[..., 0]
