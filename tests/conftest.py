@@ -31,7 +31,8 @@ def pytest_configure():
     """One thread: the tensors are tiny, and two threads that share busy cores wait for each other."""
     torch.set_num_threads(1)
     # Autograd counts the devices at its first backward pass: those of `fake_cuda` must be known by then.
-    torch._C._ensureCUDADeviceGuardSet()
+    if hasattr(torch._C, "_ensureCUDADeviceGuardSet"):  # not in torch 2.6
+        torch._C._ensureCUDADeviceGuardSet()
 
 
 @pytest.fixture(autouse=True, scope="session")
