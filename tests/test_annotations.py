@@ -8,6 +8,7 @@ import itertools
 import json
 import shutil
 import sys
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -21,6 +22,7 @@ from ssrseg.cli import main
 from ssrseg.config import resolve
 from ssrseg.data import code_for, find_pairs, read_labels
 from ssrseg.data.annotation_sets import unpack_runs
+from ssrseg.data.label_mapping import LabelCode, lookup_table
 from ssrseg.errors import UserError
 
 WIDTH, HEIGHT = 128, 64  # of which shares with seven digits are exact
@@ -360,3 +362,44 @@ def test_images_are_packed_and_labels_stay_where_they_are(tmp_path, capsys):
     assert run([*packed, "--images-only"], capsys)[0] == 0
     found = read_all(tmp_path / "images.zip", "labelme", labels_root=str(tmp_path / "export"))
     assert np.array_equal(found[2], truth(2))
+
+
+@pytest.mark.parametrize("side", [10**9, 0, -1, 10**30, float("inf")])
+def test_a_size_that_no_image_has_is_refused(side: float, tmp_path: Path) -> None:
+    """Before memory is taken for it."""
+    points = [[2, 2], [40, 2], [40, 40]]
+    labelme = {"shapes": [{"label": "car", "points": points}], "imageWidth": side, "imageHeight": 64}
+    idd = {"objects": [{"label": "car", "polygon": points}], "imgWidth": 64, "imgHeight": side}
+    for number, content in enumerate((labelme, idd)):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(content))
+        code = LabelCode(lookup_table({0: 0}), names={"car": 1}) if content is labelme else LabelCode(lookup_table({}))
+        with pytest.raises(UserError, match=str(path)):
+            read_labels(path, code)
+
+
+def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
+    shape = {"label": "car", "points": [[0, 0], [9, 9]], "shape_type": "mask", "mask": "AAAA"}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"shapes": [shape], "imageWidth": 64, "imageHeight": 64}))
+    with pytest.raises(UserError, match="not as annotation tools write it"):
+        read_labels(path, LabelCode(lookup_table({0: 0}), names={"car": 1}))
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "says"),
+    [
+        ([[2, 2, 1e9, 2, 40, 40]], "far outside"),
+        ([[2, 2, 40]], "outline of 3 numbers"),
+        ({"size": [64, 64], "counts": [100, 200]}, "300 pixels, expected 4096"),
+        ({"size": [10**6, 64], "counts": [64 * 10**6]}, "the size"),
+    ],
+)
+def test_outlines_of_coco_that_cannot_be_are_refused(segmentation: object, says: str, tmp_path: Path) -> None:
+    """The library would crash on them, or fill the memory."""
+    image = {"id": 1, "file_name": "00.png", "width": 64, "height": 64}
+    one = {"image_id": 1, "category_id": 1, "segmentation": segmentation}
+    content = {"images": [image], "categories": [{"id": 1, "name": "car"}], "annotations": [one]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=says):
+        read_labels(tmp_path / "a.json" / "00.png", LabelCode(lookup_table({0: 0}), names={"car": 1}))

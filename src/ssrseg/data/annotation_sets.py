@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from ssrseg.data.shapes import WRONG, Annotation, Ids, Paint, Shape, Size, polygon, read_json
+from ssrseg.data.shapes import WRONG, Annotation, Ids, Paint, Shape, Size, polygon, possible, read_json
 from ssrseg.data.storage import stamp
 from ssrseg.errors import UserError, first_line
 
@@ -59,6 +59,8 @@ def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
+FAR = 16
+"""Times an image's longer side that a point may lie outside."""
 Members = Mapping[str, Callable[[], Annotation]]
 """Image -> what reads the annotation of it."""
 
@@ -104,8 +106,16 @@ def _coco_mask(segmentation: Any, width: int, height: int) -> npt.NDArray[np.boo
     masks: Any = importlib.import_module("pycocotools.mask")
     runs = segmentation
     if isinstance(segmentation, list):
+        if any(not abs(float(x)) <= FAR * max(width, height) for part in segmentation for x in part):
+            raise ValueError("a point far outside of the image")  # pycocotools would walk there
+        if odd := [part for part in segmentation if len(part) < 6 or len(part) % 2]:
+            raise ValueError(f"an outline of {len(odd[0])} numbers, expected three points or more")
         runs = masks.merge(masks.frPyObjects(segmentation, height, width))
+    elif [*segmentation["size"]] != [height, width]:
+        raise ValueError(f"run lengths of the size {segmentation['size']}, expected [{height}, {width}]")
     elif isinstance(segmentation["counts"], list):
+        if min(segmentation["counts"]) < 0 or sum(segmentation["counts"]) != height * width:
+            raise ValueError(f"run lengths of {sum(segmentation['counts'])} pixels, expected {height * width}")
         runs = masks.frPyObjects(segmentation, height, width)
     return np.asarray(masks.decode(runs), bool)
 
@@ -175,7 +185,7 @@ def unpack_runs(packed: bytes) -> Ids:
         window = int.from_bytes(packed[(place - count) // 8 : -(-place // 8)], "big")
         return window >> -place % 8 & (1 << count) - 1
 
-    out = np.zeros(take(32), np.uint8)
+    out = np.zeros(possible((take(32), 1))[0], np.uint8)
     word, lengths = take(5) + 1, [take(4) + 1 for _ in range(4)]
     done = 0
     while done < len(out):

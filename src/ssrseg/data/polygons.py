@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from ssrseg.data.label_spaces import IGNORE, TABLES
-from ssrseg.data.shapes import Points
+from ssrseg.data.shapes import Points, possible
 from ssrseg.errors import UserError
 
 LEVEL3: dict[str, int] = TABLES["idd_polygons"]
@@ -44,12 +44,10 @@ def _read_polygons(encoded: bytes, path: Path) -> tuple[tuple[int, int], list[tu
     """Size, and the polygons that are not deleted."""
     try:
         content = json.loads(encoded)
-        size = int(content["imgWidth"]), int(content["imgHeight"])
-        if min(size) < 1:
-            raise ValueError(f"the size is {size[0]}x{size[1]}")
+        size = possible((int(content["imgWidth"]), int(content["imgHeight"])))
         kept = [entry for entry in content["objects"] if not entry.get("deleted")]
         return size, [(str(one["label"]), [(float(x), float(y)) for x, y, *_ in one["polygon"]]) for one in kept]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{path} cannot be read as polygons ({type(error).__name__}: {error}). Expected JSON with imgWidth, "
             "imgHeight and objects, each with a label and a polygon of points."

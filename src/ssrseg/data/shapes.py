@@ -25,7 +25,7 @@ Paint = Callable[[ImageDraw.ImageDraw, int], object]
 """Fills a shape with a value."""
 REST, BACKGROUND = "*", "background"
 """Names of whatever no class takes, and of what no shape covers."""
-WRONG = (ValueError, KeyError, TypeError, AttributeError, IndexError, StopIteration)
+WRONG = (ValueError, LookupError, TypeError, AttributeError, StopIteration, ArithmeticError, RuntimeError, OSError)
 """Raised for a file of another structure than its tool writes."""
 
 
@@ -54,7 +54,8 @@ def draw(annotation: Annotation, names: Mapping[str, int], size: Size, path: Pat
     `names` are in small letters; `*` stands for all others, `background` for what nothing covers. `size` counts where
     the annotation has none. Raises `UserError` for a mask of another size.
     """
-    size = annotation.size or size
+    with as_written(path):
+        size = possible(annotation.size or size)
     canvas = Image.new("L", size, names.get(BACKGROUND, IGNORE))
     pen = ImageDraw.Draw(canvas)
     with as_written(path):
@@ -68,6 +69,14 @@ def draw(annotation: Annotation, names: Mapping[str, int], size: Size, path: Pat
             else:
                 canvas.paste(IGNORE if value is None else value, mask=Image.fromarray(shape.area))
     return np.array(canvas)
+
+
+def possible(size: Size) -> Size:
+    """Return a size that a file claims; raises `ValueError` for one that no image has that is read."""
+    width, height = size
+    if min(size) < 1 or width * height > 2 * (Image.MAX_IMAGE_PIXELS or width * height):
+        raise ValueError(f"an image of {width}x{height}")
+    return size
 
 
 def id_of(name: str, names: Mapping[str, int]) -> int | None:
