@@ -180,7 +180,7 @@ class GlobalIntensity:
     """
 
     generator: Generator
-    probability: float = 0.5
+    probability: float = 0.25
     layers: int = 4
     channels: int = 2
 

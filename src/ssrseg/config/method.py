@@ -69,7 +69,7 @@ class AugmentConfig(Strict):
 class GlobalIntensityConfig(Strict):
     """Other colours for the source (GIN): small random networks of one pixel each, so that only shapes stay."""
 
-    probability: Fraction = 0.5
+    probability: Fraction = 0.25
     """Of an image to be changed."""
     layers: Positive = 4
     channels: Positive = 2
