@@ -11,7 +11,7 @@ import torch
 import torch._dynamo
 from torch import Tensor, nn
 
-from factories import CLASSES, tiny_frozen, tiny_segmenter
+from factories import CLASSES, TinyPyramid, tiny_frozen, tiny_segmenter
 from ssrseg.adapt import Batch, Method, adapt, build_method
 from ssrseg.adapt.foundation import Frozen, build_encoder
 from ssrseg.adapt.regularizer import still_statistics
@@ -27,6 +27,8 @@ from ssrseg.config.method import (
 from ssrseg.cpu.training_layers import CONVOLUTIONS
 from ssrseg.errors import UserError
 from ssrseg.models import Segmenter, build_segmenter, load_segmenter
+from ssrseg.models.backbones import Backbone
+from ssrseg.models.heads import DAFormerHead
 from ssrseg.runs.folder import RunFolder
 from ssrseg.training import setup
 from ssrseg.training.setup import has_compiler, prepare
@@ -217,12 +219,13 @@ def test_without_a_compiler_auto_says_so_and_on_refuses(monkeypatch: pytest.Monk
 
 
 def of_few_kernels() -> Segmenter:
-    """A network of three norms instead of eight: each is several kernels, and each kernel seconds of the compiler."""
-    network = tiny_segmenter(dropout=0)
-    for level in network.backbone.pyramid.levels[1:]:
-        del level[1:]
-    network.head.branches[1] = network.head.branches[0]
-    return network
+    """A network of three norms and three convolutions: each is kernels, and each kernel seconds of the compiler."""
+    torch.manual_seed(0)
+    pyramid = TinyPyramid((4, 4, 4, 4))
+    pyramid.levels = nn.ModuleList([pyramid.levels[0], *(nn.AvgPool2d(2) for _ in range(3))])
+    head = DAFormerHead((4, 4, 4, 4), len(CLASSES), channels=8, dilations=(1, 2), dropout=0)
+    head.branches[1] = head.branches[0]
+    return Segmenter(Backbone(pyramid, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), head, len(CLASSES))
 
 
 @pytest.mark.slow
