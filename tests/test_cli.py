@@ -87,7 +87,7 @@ def test_predict(trained: Path) -> None:
 
 
 def test_export(trained: Path) -> None:
-    ssrseg("export", MODEL, "model.onnx", cwd=trained)
+    ssrseg("export", MODEL, "model.onnx", "--size", "96x64", cwd=trained)
     assert (trained / "model.onnx").stat().st_size > 100_000
 
 

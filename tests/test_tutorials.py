@@ -62,6 +62,7 @@ def run(line: str) -> None:
     assert words[0] == "ssrseg", line
     if words[1] in ("train", "check-data", "plan"):
         words += [*SMALL, *(FOUNDATION if "-ssr" in line else [])]
+    words += ["--size", "96x64"] if words[1] == "export" else []  # that it is checked with: the file takes any
     with mock.patch("sys.argv", words), pytest.raises(SystemExit) as left:
         main()
     assert not left.value.code, line
