@@ -72,7 +72,7 @@ def measured(options: argparse.Namespace, found: dict[str, Any]) -> None:
         listed.write_text("\n".join(stems), encoding="utf-8")
         settings = run_of(row, seed, listed.resolve(), options)
         run = finish(settings, options.out / f"{row}-{seed}", console=Console(force_terminal=False))
-        found[row][str(seed)] = {"stems": stems, **score(run.model)}
+        found[row][str(seed)] = {"stems": stems, **score(run.student)}
         RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
