@@ -212,9 +212,12 @@ def _trace(segmenter: Segmenter, size: Size, dynamic: bool, opset: int | None = 
     except torch.onnx.OnnxExporterError as error:
         if error.__cause__ is not None and out_of_memory(error.__cause__):
             raise error.__cause__ from None
-        hint = " Some backbones take one size only: try dynamic=False." if dynamic else ""
+        hint = " Some backbones take one size only: try --static (dynamic=False)." if dynamic else ""
         reason = first_line(error.__cause__ or error)
-        raise UserError(f"torch cannot export this model to ONNX: {reason}{hint}") from error
+        raise UserError(
+            f"torch {torch.__version__} cannot export this model to ONNX: {reason}{hint} "
+            "2.6 exports few models beside today's onnxscript, 2.14 those of this package: a newer torch may do."
+        ) from error
 
 
 def _check(segmenter: Segmenter, path: Path, size: Size, dynamic: bool, least: float) -> Iterator[tuple[float, float]]:
