@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
 from timm.models.hiera import MaskUnitAttention
+from timm.models.vision_transformer_sam import Attention as SAMAttention
 from torch import nn
 from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
@@ -195,7 +196,7 @@ def _trace(segmenter: Segmenter, size: Size, dynamic: bool, opset: int | None = 
     batch = 2 if dynamic else 1  # traced with one image, the batch would be frozen at 1
     example = torch.rand(batch, segmenter.in_channels, *size)
     for layer in segmenter.modules():
-        if isinstance(layer, MaskUnitAttention):  # ONNX has its attention of windows, in five dimensions, only unfused
+        if isinstance(layer, MaskUnitAttention | SAMAttention):  # in five and three dimensions: ONNX's fused has four
             layer.fused_attn = False
     try:
         with torch.no_grad():
