@@ -18,6 +18,7 @@ import embedded  # noqa: E402
 import embedded_page  # noqa: E402
 import real_page  # noqa: E402
 import students  # noqa: E402
+import suggest  # noqa: E402
 from rows import restore  # noqa: E402
 
 
@@ -36,6 +37,11 @@ def test_the_page_of_real_images_is_that_of_its_scores() -> None:
 def test_the_page_of_candidates_is_that_of_its_scores() -> None:
     scores = json.loads((candidates.RESULTS / "candidates.json").read_text())
     assert (candidates.RESULTS / "candidates.md").read_text() == candidates.page(scores)
+
+
+def test_the_page_of_suggested_labels_is_that_of_its_scores() -> None:
+    found = json.loads(suggest.RECORD.read_text())
+    assert suggest.RECORD.with_suffix(".md").read_text() == suggest.page(found)
 
 
 def test_the_page_of_students_is_that_of_its_results() -> None:
