@@ -197,7 +197,7 @@ def _trace(segmenter: Segmenter, size: Size, dynamic: bool, opset: int | None = 
     example = torch.rand(batch, segmenter.in_channels, *size)
     for layer in segmenter.modules():
         if isinstance(layer, MaskUnitAttention | SAMAttention):  # in five and three dimensions: ONNX's fused has four
-            layer.fused_attn = False
+            setattr(layer, "fused_attn", False)  # noqa: B010 -- final, for TorchScript's sake
     try:
         with torch.no_grad():
             return torch.onnx.export(
