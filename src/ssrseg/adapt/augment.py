@@ -195,18 +195,6 @@ class GlobalIntensity:
         return global_intensity(images, share, weights)
 
 
-@dataclass(frozen=True)
-class Chain:
-    """Augment images by one after the other."""
-
-    parts: Sequence[Callable[[Tensor], Tensor]]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        for part in self.parts:
-            images = part(images)
-        return images
-
-
 def global_intensity(images: Tensor, share: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """Blend images with what a random network makes of their pixels.
 

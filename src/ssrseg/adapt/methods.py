@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torchvision.transforms import Compose
 
 from ssrseg.adapt import views
 from ssrseg.adapt.alignment import Alignment
-from ssrseg.adapt.augment import Chain, GlobalIntensity, PhotometricDistortion, StrongAugment
+from ssrseg.adapt.augment import GlobalIntensity, PhotometricDistortion, StrongAugment
 from ssrseg.adapt.distillation import Affinity, Distillation
 from ssrseg.adapt.foundation import Frozen, build_encoders, frozen_backbone
 from ssrseg.adapt.learner import Learner, ViewMaker
@@ -184,7 +185,7 @@ def _makers(config: MethodConfig, generator: Generator, mean: Tensor) -> Iterato
     if config.global_intensity is None:
         yield views.Source(distort)
     else:
-        yield views.Source(Chain((GlobalIntensity(generator, **config.global_intensity.model_dump()), distort)))
+        yield views.Source(Compose([GlobalIntensity(generator, **config.global_intensity.model_dump()), distort]))
     if config.labelled is not None:
         yield views.Labelled(distort, config.labelled.weight)
     if config.has_target_view:
