@@ -91,6 +91,7 @@ def tasks(data: Path, lists: Path) -> dict[str, Task]:
 
 GIN = "gin"
 """A `source` trained with other colours, for the rows `gin-...`: they have these colours for their source, too."""
+OTHER_COLOURS = {"global_intensity": {"probability": 0.25}}
 MIXED = {"teacher": {"decay": 0.99}, "mixed": {}}  # 0.999 averages over more steps than these runs have
 
 
@@ -98,13 +99,13 @@ def method(row: str, task: Task, weights: Path) -> dict[str, Any]:
     """What a row lays over the common settings."""
     plain = row.removeprefix(f"{GIN}-")
     if plain != row:
-        return merge(method(plain, task, weights), {"method": {"global_intensity": {"probability": 0.25}}})
+        return merge(method(plain, task, weights), {"method": OTHER_COLOURS})
     name, _, teacher = row.partition("-ssr")
     daformer = {**MIXED, "feature_distance": {"classes": [*task.things]}}
     distort = {"method": {"distort": True}}
     over: dict[str, Any] = {
         "source": {**distort, "target": None},
-        GIN: {"method": {"distort": True, "global_intensity": {"probability": 0.25}}, "target": None},
+        GIN: {"method": {"distort": True, **OTHER_COLOURS}, "target": None},
         "oracle": {**distort, "source": task.target, "target": None},
         "source-only": distort,
         "dacs": {"method": MIXED},
