@@ -177,6 +177,13 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(whole: Path, tmp_
     assert not list((tmp_path / "run").rglob("*.partial"))
 
 
+@pytest.mark.parametrize("name", ["environment.json", "config.yaml"])
+def test_a_run_killed_before_its_settings_were_written_begins_anew(tmp_path: Path, name: str) -> None:
+    (tmp_path / f".{name}.0123456789ab.partial").write_bytes(b"half")
+    RunFolder(tmp_path).create(resolve({"source": {"root": "."}}), {})
+    assert not list(tmp_path.rglob("*.partial"))
+
+
 def test_a_finished_run_says_so_and_does_nothing(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
     console = screen()

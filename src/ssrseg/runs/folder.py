@@ -116,6 +116,9 @@ class RunFolder(Folder):
         with writing(self.config):
             for folder in (self.pictures, self.checkpoint.parent):
                 folder.mkdir(parents=True, exist_ok=True)
+            for file in (self.environment, self.config):  # a run killed while it wrote these is begun anew
+                for partial in self.path.glob(f".{file.name}.*{PARTIAL}"):
+                    partial.unlink(missing_ok=True)
             write_json(self.environment, environment)
             write_text(self.config, dump(settings))
 
