@@ -163,6 +163,16 @@ def a_label_is_missing(at: At) -> Settled:
     at.label.unlink()
 
 
+@faults(
+    kinds="source: image without label",
+    says="images/A.png has no label.;labels/a.png differs in capital letters alone: rename one",
+    together=False,
+)
+def an_image_has_a_capital_that_its_label_has_not(at: At) -> Settled:
+    at.image.rename(at.image.with_name("A.png"))
+    at.label.rename(at.label.with_name("a.png"))
+
+
 @faults(kinds="source: files that are not read", says="2 files (.heic 2): a01.heic, b01.heic", together=False)
 def images_are_of_a_kind_that_is_not_read(at: At) -> Settled:
     for name in "ab":
@@ -309,6 +319,18 @@ def an_image_is_a_link_to_nothing(at: At) -> Settled:
 def an_image_is_a_link_to_itself(at: At) -> Settled:
     at.image.unlink()
     at.image.symlink_to(at.image)
+
+
+@faults(kinds="source: image cannot be read", says="{image} cannot be read: it is no file, but a pipe")
+def an_image_is_a_pipe(at: At) -> Settled:
+    at.image.unlink()
+    os.mkfifo(at.image)
+
+
+@faults(kinds="source: label cannot be read", says="{label} cannot be read: it is no file, but a pipe")
+def a_label_is_a_pipe(at: At) -> Settled:
+    at.label.unlink()
+    os.mkfifo(at.label)
 
 
 @faults(kinds="source: image cannot be read", says="{image} cannot be read; Permission denied", together=False)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -117,10 +118,13 @@ def test_inference_settings_are_used(model: Segmenter, photos: Path, tmp_path: P
 
 def test_unreadable_images_are_left_out_and_named(model: Segmenter, photos: Path, tmp_path: Path) -> None:
     (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:60])
+    os.mkfifo(photos / "pipe.png")
+    (photos / "gone.png").symlink_to("nothing.png")
+    (photos / "loop.png").symlink_to("loop.png")
     done = predict(model, photos, tmp_path / "out", device="cpu")
     assert len(done) == 3
-    assert list(done.unreadable) == [photos / "broken.png"]
-    assert "broken.png" in done.unreadable[photos / "broken.png"]
+    assert [path.stem for path in done.unreadable] == ["broken", "gone", "loop", "pipe"]
+    assert all(str(path) in why for path, why in done.unreadable.items())
     with pytest.raises(UserError, match=r"None of the images could be read:\n.*broken\.png"):
         predict(model, photos / "broken.png", tmp_path / "out", device="cpu")
 

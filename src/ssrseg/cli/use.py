@@ -113,7 +113,7 @@ def predict(
         typer.echo(f"left out: {why}", err=True)
     for path, count in predictions.pages.items():
         typer.echo(f"left out: all but the first of {count} pages of {path}: save them as files of their own", err=True)
-    if skipped := [path for path in predictions.skipped if not use.is_video(path)]:
+    if skipped := [path for path in predictions.skipped if not (use.is_video(path) and path.is_file())]:
         typer.echo(f"left out, not read: {name_files(skipped)}. Save pictures as PNG.", err=True)
     typer.echo(f"{len(predictions)} images labelled: {out}")
     if not complete or not predictions.complete:

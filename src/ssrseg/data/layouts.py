@@ -82,6 +82,13 @@ class Listing:
     twice: list[tuple[Path, Path]]
     """Files that the wildcards cannot tell apart; the first is used."""
     missing_stems: list[str]
+    other_case: dict[Path, Path]
+    """Image without label -> the label that would be its own if capitals were small letters."""
+
+    def hint(self, image: Path) -> str:
+        """Say where the label of an image may be that has none; starts with a space, empty where that is not known."""
+        label = self.other_case.get(image)
+        return f" {label} differs in capital letters alone: rename one like the other." if label else ""
 
 
 def spec_of(data: DataConfig) -> Spec:
@@ -106,6 +113,7 @@ def listing_of(data: DataConfig, *, labelled: bool = True) -> Listing:
     stems = None if data.stems is None else read_stems(data.stems, data.root)
     used = images if stems is None else listed_images(images, stems)
     pairs = [Pair(used[key], labels[key]) for key in used.keys() & labels.keys()]
+    folded = {_folded(key): path for key, path in labels.items() if key not in images}
     return Listing(
         images=sorted(used.values()),
         pairs=sorted(pairs, key=lambda pair: pair.image),
@@ -115,7 +123,12 @@ def listing_of(data: DataConfig, *, labelled: bool = True) -> Listing:
         missing_stems=sorted(
             {last_part(stem) for stem in stems or ()} - {normal(path.stem) for path in images.values()}
         ),
+        other_case={used[key]: folded[_folded(key)] for key in used.keys() - labels.keys() if _folded(key) in folded},
     )
+
+
+def _folded(key: Key) -> Key:
+    return tuple(text.casefold() for text in key)
 
 
 def _bylast_part(images: dict[Key, Path], labels: dict[Key, Path]) -> tuple[dict[Key, Path], dict[Key, Path]]:
@@ -178,7 +191,7 @@ def find_pairs(data: DataConfig) -> list[Pair]:
     listing = listing_of(data)
     _refuse(listing, data)
     if lonely := listing.without_label:
-        shown = "\n".join(f"  {path}" for path in lonely[:3])
+        shown = "\n".join(f"  {path}{(hint := listing.hint(path)) and ':'}{hint}" for path in lonely[:3])
         unused = len(listing.without_image)
         raise UserError(
             f"{len(lonely)} of {len(listing.images)} images matching {glob_of(data, 'images')!r} in {data.root} "

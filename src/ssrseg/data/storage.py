@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import re
+import stat
 import struct
 import zipfile
 import zlib
@@ -82,8 +83,8 @@ def read_bytes(path: Path, *, empty: bool = False) -> bytes:
     elif isinstance(path, Url):
         encoded = read_url(path)
     else:
-        with _named(path):
-            encoded = path.read_bytes()
+        with _named(path), _open(path) as file:
+            encoded = file.read()
     if not (encoded or empty):
         raise UserError(f"{path} is empty (0 bytes).")
     return encoded
@@ -103,7 +104,7 @@ def open_file(path: Path) -> IO[bytes]:
     if isinstance(path, Url):
         return cast(IO[bytes], UrlPart(path, 0, size_of(path)))
     with _named(path):
-        return path.open("rb")
+        return _open(path)
 
 
 def stamp(path: Path) -> str:
@@ -118,8 +119,8 @@ def stamp(path: Path) -> str:
     if isinstance(path, Url):
         return stamp_of_url(path)
     with _named(path):
-        stat = path.stat()
-        return f"{stat.st_size} {stat.st_mtime_ns}"
+        seen = path.stat()
+        return f"{seen.st_size} {seen.st_mtime_ns}"
 
 
 def size_of(path: Path) -> int:
@@ -221,6 +222,13 @@ def _header_length(fixed: bytes) -> int:
     """Return where a member's content begins, from its first 30 bytes."""
     name, extra = struct.unpack_from("<HH", fixed, 26)
     return 30 + int(name) + int(extra)
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open a file of the disk; raises `OSError` for what is none, as a pipe, which would be waited for."""
+    if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
+        raise OSError("it is no file, but a pipe, a socket or a device")
+    return path.open("rb")
 
 
 def _read_range(path: Path, start: int, end: int) -> bytes:

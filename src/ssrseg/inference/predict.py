@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -165,19 +166,23 @@ def _jobs(
         for path in images:
             stem = out / path.relative_to(root).with_suffix("")
             other = owners.setdefault(stem, path)
-            if other.resolve() != path.resolve():
+            if _real(other) != _real(path):
                 raise UserError(
                     f"{other} and {path} would have the same results, {stem}_*: label them into two folders."
                 )
     each = [kind for kind in kinds if kind in ENDINGS]  # the others are one file for all
     jobs = {path: {kind: stem.with_name(stem.name + ENDINGS[kind]) for kind in each} for stem, path in owners.items()}
-    originals = {path.resolve() for path in jobs}
+    originals = {_real(path) for path in jobs}
     for path, results in jobs.items():
         if taken := [result for result in results.values() if result.resolve() in originals]:
             raise UserError(
                 f"The result of {path} would overwrite the image {taken[0]}: give another folder for results."
             )
     return jobs, tuple(skipped)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # `resolve` raises for a link to itself
 
 
 def find_pictures(folder: Path | str) -> list[Path]:
@@ -199,7 +204,8 @@ def _files(word: Path | str, out: Path) -> tuple[list[Path], Path]:
         root, pattern = Path(*path.parts[:fixed]), path.parts[fixed:]
         found = list(root.glob(str(Path(*pattern)))) if pattern and root.is_dir() else []
     inside = out.resolve() if out.resolve() != root.resolve() else None
-    files = [file for file in found if file.is_file() and (inside is None or inside not in file.resolve().parents)]
+    # Pipes and links to nothing among them, to be named.
+    files = [file for file in found if not file.is_dir() and (inside is None or inside not in _real(file).parents)]
     return sorted(file for file in files if not file.name.startswith(".")), root
 
 

@@ -198,15 +198,16 @@ def _list(domain: str, data: DataConfig, problems: list[Problem]) -> list[tuple[
         beside = fitting(data.labels_root or data.root, glob_of(data, "labels"), listing.without_label, IMAGE_SUFFIXES)
     else:
         beside = {}
-    seen = labels_there(domain, data, listing) if listing.without_label and not listing.pairs and not beside else ""
+    known = listing.pairs or beside or listing.other_case
+    seen = labels_there(domain, data, listing) if listing.without_label and not known else ""
     for path in listing.without_label:
-        found = beside.get(path)
-        hint = f" {found} would fit, but {found.suffix} is not read so (see `spec` in docs/data.md)." if found else ""
+        found, hint = beside.get(path), listing.hint(path)
+        hint = f" {found} would fit, but {found.suffix} is not read so (see `spec` in docs/data.md)." if found else hint
         report("image without label", path, f"{path} has no label.{hint}{seen}")
         seen = ""  # said once
     if unread := unread_files(data.root, glob_of(data, "images"), {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES}):
         report("files that are not read", unread[0], f"{name_files(unread)} in {data.root}.")
-    for path in listing.without_image:
+    for path in sorted({*listing.without_image} - {*listing.other_case.values()}):
         report("label without image", path, f"{path} has no image.")
     if not listing.images:
         report("cannot be listed", data.root, no_image(data))
