@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,22 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from factories import CLASSES, COLORS, random_image, random_labels
 from ssrseg.cli import main
-from ssrseg.config import Settings, resolve
-from ssrseg.data import refuse_bad_data, train_batches
+from ssrseg.config import Settings, assignments, merge, resolve
+from ssrseg.data import code_for, find_images, find_pairs, read_image, read_labels, refuse_bad_data, train_batches
 from ssrseg.data.checks.problems import KINDS
+from ssrseg.data.checks.survey import survey
 from ssrseg.errors import UserError
 from ssrseg.training.observers.journal import Journal
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's word; the image is read
 
 Settled = dict[str, Any] | None
+Mend = Callable[["At", str], list[str] | None]
+"""Follows what is printed, which it is given: changes files, or returns words for the command line."""
 COUNTS = {"game": 5, "camera": 4, "street": 3}
 """Images of source, target and val."""
 
@@ -76,14 +80,24 @@ class Fault:
     """Whether other faults can stand beside it in one data set."""
     raises: bool = False
     """Whether the settings alone are wrong."""
+    mend: Mend | None = None
+    """Absent where nothing is advised."""
+    other: bool = False
+    """Whether the labels then mean something else than those of the healthy data."""
+    left: tuple[str, ...] = ()
+    """What is reported still."""
 
 
-def faults(*, kinds: str = "", says: str = "", **more: Any) -> Callable[[Callable[[At], Settled]], None]:
-    """Adds the decorated function to the table; `kinds` and `says` are separated by `;`."""
+def faults(
+    *, kinds: str = "", says: str = "", left: str = "", **more: Any
+) -> Callable[[Callable[[At], Settled]], None]:
+    """Adds the decorated function to the table; `kinds`, `says` and what is `left` are separated by `;`."""
 
     def add(put: Callable[[At], Settled]) -> None:
-        words = [tuple(word.strip() for word in text.split(";") if word.strip()) for text in (kinds, says)]
-        TABLE.append(Fault(put.__name__.replace("_", " ").strip(), put, *words, **more))
+        first, second, last = (
+            tuple(word.strip() for word in text.split(";") if word.strip()) for text in (kinds, says, left)
+        )
+        TABLE.append(Fault(put.__name__.replace("_", " ").strip(), put, first, second, left=last, **more))
 
     return add
 
@@ -150,15 +164,122 @@ def broken(fault: Fault, root: Path) -> tuple[dict[str, Any], Counter[str], At]:
     return tree, Counter(fault.kinds), at
 
 
+# --- what messages advise
+
+
+def unlink(*names: str) -> Mend:
+    """Remove files below the folder of the data; `{stem}` is that of the broken ones."""
+
+    def follow(at: At, text: str) -> None:
+        for name in names:
+            for file in at.root.glob(name.format(stem=at.stem)):
+                file.unlink()
+
+    return follow
+
+
+remove = unlink("game/images/{stem}*", "game/labels/{stem}*")
+remove_target = unlink("camera/images/{stem}*")
+
+
+def replace(at: At, text: str) -> None:
+    unlink("game/images/{stem}*")(at, text)
+    Image.fromarray(random_image(seed=int(at.stem))).save(at.image)
+
+
+def add_label(at: At, text: str) -> None:
+    """In the place of what is there."""
+    unlink("game/labels/{stem}*")(at, text)
+    Image.fromarray(random_labels(seed=int(at.stem))).save(at.label)
+
+
+def draw_label(at: At, text: str) -> None:
+    add_label(at, text)
+    in_colours(at.label)
+
+
+def add_labels(at: At, text: str) -> None:
+    for number in range(COUNTS["game"]):
+        add_label(At(at.root, f"{number:02}"), text)
+
+
+def save_as_files(at: At, text: str) -> None:
+    """The pages of an image, with labels, as the others have."""
+    (file,) = at.image.parent.glob(f"{at.stem}*")
+    with Image.open(file) as opened:
+        pages = [page.convert("RGB") for page in ImageSequence.Iterator(opened)]
+    file.unlink()
+    pages[0].save(at.image)
+    for number, page in enumerate(pages[1:]):
+        page.save(at.image.with_name(f"page {number} of {at.stem}.png"))
+        shutil.copy(at.label, at.label.with_name(f"page {number} of {at.stem}.png"))
+
+
+def save_as_png(at: At, text: str) -> None:
+    """Likewise."""
+    for number, file in enumerate(at.image.parent.glob("*.heic")):
+        file.unlink()
+        Image.fromarray(random_image(seed=50 + number)).save(file.with_suffix(".png"))
+        shutil.copy(at.label, at.label.with_name(f"{file.stem}.png"))
+
+
+def rename(at: At, text: str) -> None:
+    image, label = map(Path, re.findall(r"(\S+) has no label\. (\S+)", text)[0])
+    label.rename(label.with_name(image.name))
+
+
+def turn(at: At, text: str) -> None:
+    Image.fromarray(np.rot90(at.ids(), -1)).save(at.label)
+
+
+def zip_again(at: At, text: str) -> None:
+    replace(at, text)
+    zipped(at)
+
+
+def write_masks(at: At, text: str) -> None:
+    (at.root / "camera" / "masks").mkdir(exist_ok=True)
+    for image in (at.root / "camera" / "images").iterdir():
+        Image.new("L", (64, 64)).save(at.root / "camera" / "masks" / image.name)
+
+
+def write_stems(at: At, text: str) -> None:
+    (at.root / "list.txt").write_text("00\n01\n")
+
+
+def say(*words: str) -> Mend:
+    """Set what the message describes; `{root}` is the folder of the data."""
+    return lambda at, text: [word.replace("{root}", str(at.root)) for word in words]
+
+
+def say_it(role: str = "") -> Mend:
+    """Set the first `key=value` that the message prints, of a role where it names none."""
+
+    def follow(at: At, text: str) -> list[str]:
+        found = re.findall(r"'([\w.]+=[^']+)'|([\w.]+='[^']+')|`([\w.]+=[^`]+)`", text)
+        word = "".join(found[0]).replace("'", "")
+        return [f"{role}.{word}" if role else word]
+
+    return follow
+
+
+def say_fewer(at: At, text: str) -> list[str]:
+    return [f"loader.rare_class.min_pixels={min(map(int, re.findall('[a-z] ([0-9]+)[,.]', text))) - 1}"]
+
+
+def say_largest(at: At, text: str) -> list[str]:
+    return [f"source.resize={max(map(json.loads, re.findall(r'resize=(.*?])', text)))}"]
+
+
 # --- pairs that are not
 
 
-@faults(kinds="source: label without image", says="{label} has no image")
+@faults(kinds="source: label without image", says="{label} has no image", mend=remove)
 def an_image_is_missing(at: At) -> Settled:
     at.image.unlink()
 
 
-@faults(kinds="source: image without label", says="{image} has no label")
+@faults(kinds="source: image without label", says="{image} has no label", mend=add_label)
 def a_label_is_missing(at: At) -> Settled:
     at.label.unlink()
 
@@ -167,13 +288,19 @@ def a_label_is_missing(at: At) -> Settled:
     kinds="source: image without label",
     says="images/A.png has no label.;labels/a.png differs in capital letters alone: rename one",
     together=False,
+    mend=rename,
 )
 def an_image_has_a_capital_that_its_label_has_not(at: At) -> Settled:
     at.image.rename(at.image.with_name("A.png"))
     at.label.rename(at.label.with_name("a.png"))
 
 
-@faults(kinds="source: files that are not read", says="2 files (.heic 2): a01.heic, b01.heic", together=False)
+@faults(
+    kinds="source: files that are not read",
+    says="2 files (.heic 2): a01.heic, b01.heic",
+    together=False,
+    mend=save_as_png,
+)
 def images_are_of_a_kind_that_is_not_read(at: At) -> Settled:
     for name in "ab":
         at.image.with_name(f"{name}{at.stem}.heic").write_bytes(b"heic")
@@ -183,6 +310,7 @@ def images_are_of_a_kind_that_is_not_read(at: At) -> Settled:
     kinds="source: image without label",
     says="{image} has no label;01.xcf would fit, but .xcf is not read so",
     together=False,
+    mend=add_label,
 )
 def a_label_is_of_a_kind_that_is_not_read(at: At) -> Settled:
     at.label.rename(at.label.with_suffix(".xcf"))
@@ -215,23 +343,41 @@ def accents_stand_apart_in_one_of_two_names(at: At) -> Settled:
 
 
 @faults(
-    kinds="target: cannot be listed", says="4 in Images/. If the first are meant: images='Images/*'", together=False
+    kinds="target: cannot be listed",
+    says="4 in Images/. If the first are meant: images='Images/*'",
+    together=False,
+    mend=say_it("target"),
 )
 def the_folder_of_images_is_in_capitals(at: At) -> Settled:
     (at.root / "camera" / "images").rename(at.root / "camera" / "Images")
 
 
-@faults(kinds="source: one name twice", says="{image}; differ in their ending only", together=False)
+@faults(
+    kinds="source: one name twice",
+    says="{image}; differ in their ending only",
+    together=False,
+    mend=unlink("game/images/{stem}.jpg"),
+)
 def one_stem_has_two_images(at: At) -> Settled:
     Image.fromarray(at.pixels()).save(at.image.with_suffix(".jpg"))
 
 
-@faults(kinds="target: one name twice", says="01.jpg; differ in their ending only", together=False)
+@faults(
+    kinds="target: one name twice",
+    says="01.jpg; differ in their ending only",
+    together=False,
+    mend=unlink("camera/images/{stem}.jpg"),
+)
 def one_stem_has_two_target_images(at: At) -> Settled:
     Image.fromarray(at.pixels()).save(at.target.with_suffix(".jpg"))
 
 
-@faults(kinds="source: image without label;" * 5, says="game/images/04.png has no label", together=False)
+@faults(
+    kinds="source: image without label;" * 5,
+    says="game/images/04.png has no label",
+    together=False,
+    mend=say_it("source"),
+)
 def the_label_folder_has_another_name(at: At) -> Settled:
     (at.root / "game" / "labels").rename(at.root / "game" / "annotations")
 
@@ -244,12 +390,22 @@ def image_and_label_folders_are_swapped(at: At) -> Settled:
     (game / "x").rename(game / "labels")
 
 
-@faults(kinds="source: image is its own label", says="both image and label", together=False)
+@faults(
+    kinds="source: image is its own label",
+    says="both image and label",
+    together=False,
+    mend=say("source.labels=labels/*"),
+)
 def labels_are_the_images(at: At) -> Settled:
     return {"source": {"labels": "images/**/*"}}
 
 
-@faults(kinds="source: image is its own label", says="both image and label", together=False)
+@faults(
+    kinds="source: image is its own label",
+    says="both image and label",
+    together=False,
+    mend=say("source.images=images/*"),
+)
 def images_are_the_labels(at: At) -> Settled:
     return {"source": {"images": "labels/**/*"}}
 
@@ -257,12 +413,12 @@ def images_are_the_labels(at: At) -> Settled:
 REGIONS = {"target": {"masks": "masks/**/*"}, "method": {"teacher": {"regions": {"of": "masks"}}, "mixed": {}}}
 
 
-@faults(kinds="target: regions cannot be used", says="no label matching 'masks/**/*'", together=False)
+@faults(kinds="target: regions cannot be used", says="no label matching 'masks/**/*'", together=False, mend=write_masks)
 def a_target_has_no_masks(at: At) -> Settled:
     return REGIONS
 
 
-@faults(kinds="target: regions cannot be used", says="01.png is 64x64, its regions", together=False)
+@faults(kinds="target: regions cannot be used", says="01.png is 64x64, its regions", together=False, mend=write_masks)
 def masks_have_another_size(at: At) -> Settled:
     (at.root / "camera" / "masks").mkdir()
     for image in (at.root / "camera" / "images").iterdir():
@@ -273,17 +429,17 @@ def masks_have_another_size(at: At) -> Settled:
 # --- files that cannot be read
 
 
-@faults(kinds="source: image cannot be read", says="{image} cannot be read")
+@faults(kinds="source: image cannot be read", says="{image} cannot be read", mend=replace)
 def an_image_is_cut_off(at: At) -> Settled:
     at.image.write_bytes(at.image.read_bytes()[:300])
 
 
-@faults(kinds="target: image cannot be read", says="{target} cannot be read")
+@faults(kinds="target: image cannot be read", says="{target} cannot be read", mend=remove_target)
 def a_target_image_is_cut_off(at: At) -> Settled:
     at.target.write_bytes(at.target.read_bytes()[:300])
 
 
-@faults(kinds="source: image cannot be read", says="{stem}.jpg cannot be read")
+@faults(kinds="source: image cannot be read", says="{stem}.jpg cannot be read", mend=replace)
 def a_jpeg_is_cut_off(at: At) -> Settled:
     pixels = at.pixels()
     at.image.unlink()
@@ -292,48 +448,50 @@ def a_jpeg_is_cut_off(at: At) -> Settled:
     file.write_bytes(file.read_bytes()[:-500])
 
 
-@faults(kinds="source: image cannot be read", says="{image} cannot be read")
+@faults(kinds="source: image cannot be read", says="{image} cannot be read", mend=replace)
 def the_middle_of_an_image_is_garbage(at: At) -> Settled:
     encoded = bytearray(at.image.read_bytes())
     encoded[len(encoded) // 3 : len(encoded) // 2] = bytes(len(encoded) // 2 - len(encoded) // 3)
     at.image.write_bytes(encoded)
 
 
-@faults(kinds="source: image cannot be read", says="{image} is empty (0 bytes)")
+@faults(kinds="source: image cannot be read", says="{image} is empty (0 bytes)", mend=replace)
 def an_image_is_empty(at: At) -> Settled:
     at.image.write_bytes(b"")
 
 
-@faults(kinds="source: image cannot be read", says="{image} cannot be read")
+@faults(kinds="source: image cannot be read", says="{image} cannot be read", mend=replace)
 def an_image_is_text(at: At) -> Settled:
     at.image.write_text("<html>Not found</html>")
 
 
-@faults(kinds="source: image cannot be read", says="{image} cannot be read; No such file")
+@faults(kinds="source: image cannot be read", says="{image} cannot be read; No such file", mend=replace)
 def an_image_is_a_link_to_nothing(at: At) -> Settled:
     at.image.unlink()
     at.image.symlink_to("gone.png")
 
 
-@faults(kinds="source: image cannot be read", says="{image} cannot be read; symbolic links")
+@faults(kinds="source: image cannot be read", says="{image} cannot be read; symbolic links", mend=replace)
 def an_image_is_a_link_to_itself(at: At) -> Settled:
     at.image.unlink()
     at.image.symlink_to(at.image)
 
 
-@faults(kinds="source: image cannot be read", says="{image} cannot be read: it is no file, but a pipe")
+@faults(kinds="source: image cannot be read", says="{image} cannot be read: it is no file, but a pipe", mend=replace)
 def an_image_is_a_pipe(at: At) -> Settled:
     at.image.unlink()
     os.mkfifo(at.image)
 
 
-@faults(kinds="source: label cannot be read", says="{label} cannot be read: it is no file, but a pipe")
+@faults(kinds="source: label cannot be read", says="{label} cannot be read: it is no file, but a pipe", mend=remove)
 def a_label_is_a_pipe(at: At) -> Settled:
     at.label.unlink()
     os.mkfifo(at.label)
 
 
-@faults(kinds="source: image cannot be read", says="{image} cannot be read; Permission denied", together=False)
+@faults(
+    kinds="source: image cannot be read", says="{image} cannot be read; Permission denied", together=False, mend=replace
+)
 def an_image_may_not_be_read(at: At) -> Settled:
     if os.getuid() == 0:
         pytest.skip("root may read everything")
@@ -343,34 +501,40 @@ def an_image_may_not_be_read(at: At) -> Settled:
 @faults(
     kinds="source: image cannot be read",
     says="{image} cannot be read; 3600000000 pixels exceed the limit of; loader.max_pixels=3600000000",
+    mend=replace,
 )
 def a_header_promises_more_pixels_than_memory(at: At) -> Settled:
     at.image.write_bytes(png_header(60_000, 60_000))
 
 
-@faults(kinds="source: image cannot be read", says="{stem}.tif has 32 bits per pixel")
+@faults(kinds="source: image cannot be read", says="{stem}.tif has 32 bits per pixel", mend=replace)
 def an_image_holds_floats(at: At) -> Settled:
     grey = at.pixels()[..., 0].astype(np.float32)
     at.image.unlink()
     Image.fromarray(grey).save(at.image.with_suffix(".tif"))
 
 
-@faults(kinds="source: label cannot be read", says="{label} cannot be read")
+@faults(kinds="source: label cannot be read", says="{label} cannot be read", mend=remove)
 def a_label_is_cut_off(at: At) -> Settled:
     at.label.write_bytes(at.label.read_bytes()[:100])
 
 
-@faults(kinds="source: label cannot be read", says="{label} is empty (0 bytes)")
+@faults(kinds="source: label cannot be read", says="{label} is empty (0 bytes)", mend=add_label)
 def a_label_is_empty(at: At) -> Settled:
     at.label.write_bytes(b"")
 
 
-@faults(kinds="source: label cannot be read", says="{label} cannot be read")
+@faults(kinds="source: label cannot be read", says="{label} cannot be read", mend=remove)
 def a_label_is_text(at: At) -> Settled:
     at.label.write_text("road")
 
 
-@faults(kinds="val: label cannot be read", says="street/labels/01.png cannot be read", together=False)
+@faults(
+    kinds="val: label cannot be read",
+    says="street/labels/01.png cannot be read",
+    together=False,
+    mend=unlink("street/labels/01.png", "street/images/01.png"),
+)
 def a_scored_label_is_text(at: At) -> Settled:
     (at.root / "street" / "labels" / "01.png").write_text("road")
 
@@ -378,21 +542,36 @@ def a_scored_label_is_text(at: At) -> Settled:
 # --- labels that mean something else
 
 
-@faults(kinds="source: value of no class", says="{label} holds the value 9, but there are 4 classes")
+@faults(
+    kinds="source: value of no class",
+    says="{label} holds the value 9, but there are 4 classes",
+    mend=say("source.id_map={0: 0, 1: 1, 2: 2, 3: 3, 9: 255}"),
+    other=True,
+)
 def a_label_value_is_no_class(at: At) -> Settled:
     ids = at.ids().copy()
     ids[:4] = 9
     Image.fromarray(ids).save(at.label)
 
 
-@faults(kinds="source: value of no class;" * 5, says="there are 2 classes (0..1", together=False)
+@faults(
+    kinds="source: value of no class;" * 5,
+    says="there are 2 classes (0..1",
+    together=False,
+    mend=say("source.id_map={0: 0, 1: 1, 2: 255, 3: 255}"),
+    other=True,
+)
 def there_are_fewer_classes_than_label_values(at: At) -> Settled:
     for file in (at.root / "street" / "labels").iterdir():
         Image.fromarray(np.asarray(Image.open(file)) % 2).save(file)
     return {"classes": ["road", "wall"]}
 
 
-@faults(kinds="source: value of no class", says="{label} holds the values 45, 46, 47, 48, 300")
+@faults(
+    kinds="source: value of no class",
+    says="{label} holds the values 45, 46, 47, 48, 300",
+    mend=say("source.id_map={45: 0, 46: 1, 47: 2, 48: 3, 300: 255}"),
+)
 def a_label_value_has_16_bits(at: At) -> Settled:
     Image.fromarray(at.ids().astype(np.uint16) + 300 - 255).save(at.label)
 
@@ -402,7 +581,9 @@ def a_label_has_16_bits(at: At) -> Settled:
     Image.fromarray(at.ids().astype(np.uint16)).save(at.label)
 
 
-@faults(kinds="source: sizes differ", says="{image} and its label {label} differ in size: 64x64 and 48x64")
+@faults(
+    kinds="source: sizes differ", says="{image} and its label {label} differ in size: 64x64 and 48x64", mend=add_label
+)
 def a_label_has_another_size(at: At) -> Settled:
     Image.fromarray(random_labels(64, 48)).save(at.label)
 
@@ -426,12 +607,18 @@ def labels_are_in_the_colours_of_the_classes(at: At) -> Settled:
     return {"classes": [{"name": n, "color": c} for n, c in zip(CLASSES, COLORS, strict=True)]}
 
 
-@faults(kinds="source: label of another kind", says="{label} is coloured; not known")
+@faults(kinds="source: label of another kind", says="{label} is coloured; not known", mend=add_label)
 def a_label_is_in_colours_that_nobody_gave(at: At) -> Settled:
     in_colours(at.label)
 
 
-@faults(kinds="source: label of another kind", says="{label} holds the colour (1, 2, 3)", together=False)
+@faults(
+    kinds="source: label of another kind",
+    says="{label} holds the colour (1, 2, 3)",
+    together=False,
+    mend=draw_label,
+    other=True,
+)
 def a_label_has_a_colour_of_no_class(at: At) -> Settled:
     for file in (at.root / "game" / "labels").iterdir():
         in_colours(file)
@@ -441,7 +628,7 @@ def a_label_has_a_colour_of_no_class(at: At) -> Settled:
     return {"classes": [{"name": n, "color": c} for n, c in zip(CLASSES, COLORS, strict=True)]}
 
 
-@faults(kinds="source: label is a JPEG", says="{stem}.jpg is a JPEG")
+@faults(kinds="source: label is a JPEG", says="{stem}.jpg is a JPEG", mend=add_label)
 def a_label_was_compressed(at: At) -> Settled:
     ids = at.ids()
     at.label.unlink()
@@ -453,7 +640,7 @@ def a_label_shows_one_class(at: At) -> Settled:
     Image.fromarray(np.full((64, 64), 2, np.uint8)).save(at.label)
 
 
-@faults(kinds="source: label without any class", says="{label} shows no class")
+@faults(kinds="source: label without any class", says="{label} shows no class", mend=remove)
 def a_label_is_all_ignored(at: At) -> Settled:
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(at.label)
 
@@ -468,6 +655,7 @@ def all_labels_are_all_ignored(at: At) -> Settled:
     kinds="source: one class in all labels;" + "source: label of one class;" * 5,
     says="game show road alone",
     together=False,
+    mend=add_labels,
 )
 def all_labels_show_one_class(at: At) -> Settled:
     for file in (at.root / "game" / "labels").iterdir():
@@ -478,6 +666,9 @@ def all_labels_show_one_class(at: At) -> Settled:
     kinds="source: images never drawn;" + "source: label of one class;" * 3,
     says="of 5 source images will never be drawn",
     together=False,
+    mend=say_it(),
+    other=True,
+    left="source: label of one class;" * 3,
 )
 def most_images_lack_the_rare_class(at: At) -> Settled:
     for file in (at.root / "game" / "labels").iterdir():
@@ -489,7 +680,9 @@ def most_images_lack_the_rare_class(at: At) -> Settled:
     return {"classes": ["ground", "crack"], "loader": {"rare_class": {"any_image": 0, "min_pixels": 8}}}
 
 
-@faults(kinds="source: class below min_pixels", says="no image shows more than 5000 pixels", together=False)
+@faults(
+    kinds="source: class below min_pixels", says="no image shows more than 5000 pixels", together=False, mend=say_fewer
+)
 def rare_classes_need_more_pixels_than_images_have(at: At) -> Settled:
     return {"loader": {"rare_class": {"min_pixels": 5000}}}
 
@@ -498,6 +691,9 @@ def rare_classes_need_more_pixels_than_images_have(at: At) -> Settled:
     kinds="source: thin class; source: pixels of no class",
     says="At 24x24, the size in training;car 3.0 (4 at resize=[32, 32]);% of the pixels are ignored; value 255: ",
     together=False,
+    mend=say_largest,
+    other=True,
+    left="source: pixels of no class",
 )
 def the_source_is_scaled_down_to_thin_classes(at: At) -> Settled:
     for file in (at.root / "game" / "labels").iterdir():  # blocks of 8 pixels: few have two of a class side by side
@@ -510,6 +706,8 @@ def the_source_is_scaled_down_to_thin_classes(at: At) -> Settled:
     kinds="source: class that never occurs; val: class that never occurs; source: no thing in any label",
     says="boat: in none of the labels",
     together=False,
+    mend=say_it(),
+    left="source: class that never occurs; val: class that never occurs",
 )
 def no_label_shows_a_thing(at: At) -> Settled:
     distance = {"feature_distance": {"classes": ["boat"]}}
@@ -525,6 +723,8 @@ def a_class_never_occurs(at: At) -> Settled:
     kinds="source: value that no class takes; val: class that never occurs",
     says='but 25.0% hold 255; if that is boat, \'classes=["road"; "boat", "ids": [255]}}]\'; 4: 4, 255: 255}}\'',
     together=False,
+    mend=say_it(),
+    other=True,
 )
 def a_class_has_the_value_that_is_ignored(at: At) -> Settled:
     for file in (at.root / "game" / "labels").iterdir():
@@ -535,7 +735,11 @@ def a_class_has_the_value_that_is_ignored(at: At) -> Settled:
 
 
 @faults(
-    kinds="source: pixels of no class", says="of the pixels are ignored; value 0: 25.0%, value 255: ", together=False
+    kinds="source: pixels of no class",
+    says="of the pixels are ignored; value 0: 25.0%, value 255: ",
+    together=False,
+    mend=say("source.id_map={1: 0, 2: 1, 3: 2, 4: 3, 0: 255}"),
+    other=True,
 )
 def values_are_of_no_class(at: At) -> Settled:
     for file in (at.root / "game" / "labels").iterdir():
@@ -556,6 +760,9 @@ TRAIN_IDS = "0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 7: 7, 8: 8, 9: 9, 10: 10,
     kinds="source: train ids instead of raw values",
     says=f"look like train ids; source.id_map={{{{{TRAIN_IDS}, 16: 16, 17: 17, 18: 18}}}}",
     together=False,
+    mend=say_it(),
+    left="source: class that never occurs",
+    other=True,
 )
 def labels_were_converted_to_train_ids(at: At) -> Settled:
     game = {"spec": "gta5", "images": "images/**/*", "labels": "labels/**/*"}
@@ -569,7 +776,13 @@ def labels_were_converted_to_train_ids(at: At) -> Settled:
     return {"classes": None, "source": game, "val": val}
 
 
-@faults(kinds="source: labels of several kinds", says="are read by; colours (00.png), values (01.png)", together=False)
+@faults(
+    kinds="source: labels of several kinds",
+    says="are read by; colours (00.png), values (01.png)",
+    together=False,
+    mend=draw_label,
+    other=True,
+)
 def some_labels_are_in_colours(at: At) -> Settled:
     for file in (at.root / "game" / "labels").iterdir():
         if file != at.label:
@@ -609,6 +822,8 @@ def an_image_is_grey_of_16_bits(at: At) -> Settled:
     kinds="source: dark 16 bits",
     says="5 images of 16 bits, of which the values up to 3;(4.; set 'model.value_range=[0, 3",
     together=False,
+    mend=say_it(),
+    other=True,
 )
 def images_of_16_bits_hold_12(at: At) -> Settled:
     for file in (at.root / "game" / "images").iterdir():
@@ -646,7 +861,12 @@ def a_camera_turned_an_image_and_its_label_is_as_shown(at: At) -> Settled:
     Image.fromarray(random_labels(48, 64)).save(at.label)
 
 
-@faults(kinds="source: sizes differ", says="{image} and its label {label}; as it is stored: turn the label")
+@faults(
+    kinds="source: sizes differ",
+    says="{image} and its label {label}; as it is stored: turn the label",
+    mend=turn,
+    other=True,
+)
 def a_camera_turned_an_image_and_its_label_is_as_stored(at: At) -> Settled:
     turned(at.image, 6, 48)
     Image.fromarray(random_labels(64, 48)).save(at.label)
@@ -657,37 +877,42 @@ def a_camera_held_upside_down(at: At) -> Settled:
     turned(at.image, 3, 64)
 
 
-@faults(kinds="source: several pages", says="{stem}.tif holds 3 pictures")
+@faults(kinds="source: several pages", says="{stem}.tif holds 3 pictures", mend=save_as_files, other=True)
 def an_image_has_several_pages(at: At) -> Settled:
     first, *others = [Image.fromarray(random_image(seed=seed)) for seed in (91, 92, 93)]
     at.image.unlink()
     first.save(at.image.with_suffix(".tif"), save_all=True, append_images=others)
 
 
-@faults(kinds="source: several pages", says="{label} holds 2 labels")
+@faults(kinds="source: several pages", says="{label} holds 2 labels", mend=add_label)
 def a_label_has_several_pages(at: At) -> Settled:
     first, second = (Image.fromarray(np.roll(at.ids(), step)) for step in (0, 1))
     first.save(at.label, save_all=True, append_images=[second])
 
 
-@faults(kinds="source: label is a JPEG", says="{stem}.webp is a WebP with loss")
+@faults(kinds="source: label is a JPEG", says="{stem}.webp is a WebP with loss", mend=add_label)
 def a_label_was_compressed_in_another_format(at: At) -> Settled:
     Image.fromarray(at.ids()).convert("RGB").save(at.label.with_suffix(".webp"), quality=80)
     at.label.unlink()
 
 
-@faults(kinds="source: image cannot be read", says="{image} cannot be read; git lfs pull")
+@faults(kinds="source: image cannot be read", says="{image} cannot be read; git lfs pull", mend=replace)
 def an_image_is_a_pointer_of_git_lfs(at: At) -> Settled:
     at.image.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
 
 
-@faults(kinds="source: several pages", says="{image} holds 2 pictures")
+@faults(kinds="source: several pages", says="{image} holds 2 pictures", mend=save_as_files, other=True)
 def an_image_moves(at: At) -> Settled:
     first, second = (Image.fromarray(random_image(seed=seed)) for seed in (94, 95))
     first.save(at.image, "GIF", save_all=True, append_images=[second])
 
 
-@faults(kinds="source: smaller than the crop", says="{image} (20x30, crop 32x32)")
+@faults(
+    kinds="source: smaller than the crop",
+    says="{image} (20x30, crop 32x32)",
+    mend=say("loader.crop=[30, 20]"),
+    other=True,
+)
 def an_image_is_smaller_than_the_crop(at: At) -> Settled:
     pair(at, 30, 20)
 
@@ -698,12 +923,12 @@ def an_image_is_one_pixel(at: At) -> Settled:
     Image.fromarray(np.array([[0]], np.uint8)).save(at.label)
 
 
-@faults(kinds="source: extreme shape", says="{image} (900x2)")
+@faults(kinds="source: extreme shape", says="{image} (900x2)", mend=remove)
 def an_image_is_a_line(at: At) -> Settled:
     pair(at, 2, 900)
 
 
-@faults(kinds="target: extreme shape", says="{target} (2000x1)", together=False)
+@faults(kinds="target: extreme shape", says="{target} (2000x1)", together=False, mend=remove_target)
 def a_target_image_is_a_line_and_is_scaled_down(at: At) -> Settled:
     Image.fromarray(random_image(1, 2000)).save(at.target)
     return {"target": {"resize": [64, 64]}}
@@ -753,12 +978,22 @@ def a_folder_is_called_like_an_image(at: At) -> Settled:
     (at.root / "game" / "images" / f"folder{at.stem}.png").mkdir()
 
 
-@faults(kinds="source: cannot be listed", says="There is no folder; nowhere", together=False)
+@faults(
+    kinds="source: cannot be listed",
+    says="There is no folder; nowhere",
+    together=False,
+    mend=say("source.root={root}/game"),
+)
 def the_source_does_not_exist(at: At) -> Settled:
     return {"source": {"root": str(at.root / "nowhere")}}
 
 
-@faults(kinds="target: cannot be listed", says="There is no folder; nowhere", together=False)
+@faults(
+    kinds="target: cannot be listed",
+    says="There is no folder; nowhere",
+    together=False,
+    mend=say("target.root={root}/camera"),
+)
 def the_target_does_not_exist(at: At) -> Settled:
     return {"target": {"root": str(at.root / "nowhere")}}
 
@@ -768,29 +1003,38 @@ def the_target_is_empty(at: At) -> Settled:
     shutil.rmtree(at.root / "camera" / "images")
 
 
-@faults(kinds="target: cannot be listed", says="00.png; file", together=False)
+@faults(kinds="target: cannot be listed", says="00.png; file", together=False, mend=say("target.root={root}/camera"))
 def the_target_is_a_file(at: At) -> Settled:
     return {"target": {"root": str(at.root / "camera" / "images" / "00.png")}}
 
 
-@faults(kinds="source: cannot be listed", says="No image matches 'photos/*.jpg'; game", together=False)
+@faults(
+    kinds="source: cannot be listed",
+    says="No image matches 'photos/*.jpg'; game",
+    together=False,
+    mend=say_it("source"),
+)
 def wildcards_match_nothing(at: At) -> Settled:
     return {"source": {"images": "photos/*.jpg"}}
 
 
-@faults(kinds="val: cannot be listed", says="No image matches 'test/images/*'; street", together=False)
+@faults(
+    kinds="val: cannot be listed", says="No image matches 'test/images/*'; street", together=False, mend=say_it("val")
+)
 def there_is_no_such_split(at: At) -> Settled:
     return {"val": {"images": "{split}/images/*", "labels": "{split}/labels/*", "split": "test"}}
 
 
-@faults(kinds="source: cannot be listed", says="game.zip; zip", together=False)
+@faults(kinds="source: cannot be listed", says="game.zip; zip", together=False, mend=zip_again)
 def an_archive_is_broken(at: At) -> Settled:
     archive = zipped(at)
     archive.write_bytes(archive.read_bytes()[:2000])
     return {"source": {"root": str(archive)}}
 
 
-@faults(kinds="source: image cannot be read", says="game.zip/images/01.png cannot be read", together=False)
+@faults(
+    kinds="source: image cannot be read", says="game.zip/images/01.png cannot be read", together=False, mend=zip_again
+)
 def an_archive_holds_a_broken_image(at: At) -> Settled:
     at.image.write_bytes(at.image.read_bytes()[:300])
     return {"source": {"root": str(zipped(at))}}
@@ -808,45 +1052,80 @@ def zipped(at: At) -> Path:
 # --- domains that are not apart
 
 
-@faults(kinds="target: target is the source", says="images are all in the source; game", together=False)
+@faults(
+    kinds="target: target is the source",
+    says="images are all in the source; game",
+    together=False,
+    mend=say("target.root={root}/camera"),
+)
 def the_target_is_the_source(at: At) -> Settled:
     return {"target": {"root": str(at.root / "game")}}
 
 
-@faults(kinds="target: target is the source", says="images are all in the source", together=False)
+@faults(
+    kinds="target: target is the source",
+    says="images are all in the source",
+    together=False,
+    mend=say("target.root={root}/camera"),
+)
 def the_target_is_a_link_to_the_source(at: At) -> Settled:
     (at.root / "link").symlink_to(at.root / "game", target_is_directory=True)
     return {"target": {"root": str(at.root / "link")}}
 
 
-@faults(kinds="target: target is the source's labels", says="are the source's labels", together=False)
+@faults(
+    kinds="target: target is the source's labels",
+    says="are the source's labels",
+    together=False,
+    mend=say("target.root={root}/camera", "target.images=images/*"),
+)
 def the_target_is_the_source_labels(at: At) -> Settled:
     return {"target": {"root": str(at.root / "game" / "labels"), "images": "*"}}
 
 
-@faults(kinds="target: looks like a label map", says="{target} holds values of classes only")
+@faults(kinds="target: looks like a label map", says="{target} holds values of classes only", mend=remove_target)
 def a_target_image_is_a_label(at: At) -> Settled:
     Image.fromarray(random_labels(seed=71)).save(at.target)
 
 
-@faults(kinds="target: also in the source", says="shared.png is also in the source", together=False)
+@faults(
+    kinds="target: also in the source",
+    says="shared.png is also in the source",
+    together=False,
+    mend=unlink("camera/images/shared.png"),
+)
 def the_target_shares_an_image_with_the_source(at: At) -> Settled:
     at.target.with_name("shared.png").symlink_to(at.image)
 
 
-@faults(kinds="val: also in the source;" * 5, says="game/images/04.png is also in the source", together=False)
+@faults(
+    kinds="val: also in the source;" * 5,
+    says="game/images/04.png is also in the source",
+    together=False,
+    mend=say("val.root={root}/street"),
+)
 def val_is_the_source(at: At) -> Settled:
     return {"val": {"root": str(at.root / "game")}}
 
 
-@faults(kinds="val: also in the target", says="shared.png is also in the target", together=False)
+@faults(
+    kinds="val: also in the target",
+    says="shared.png is also in the target",
+    together=False,
+    mend=unlink("street/images/shared.png", "street/labels/shared.png"),
+)
 def val_shares_an_image_with_the_target(at: At) -> Settled:
     street = at.root / "street"
     (street / "images" / "shared.png").symlink_to(at.target)
     shutil.copy(street / "labels" / "00.png", street / "labels" / "shared.png")
 
 
-@faults(kinds="target: same content as in the source", says="copy.png is; {image}; again", together=False)
+@faults(
+    kinds="target: same content as in the source",
+    says="copy.png is; {image}; again",
+    together=False,
+    mend=unlink("camera/images/copy.png"),
+)
 def the_target_holds_a_copy_from_the_source(at: At) -> Settled:
     shutil.copy(at.image, at.target.with_name("copy.png"))
 
@@ -860,22 +1139,32 @@ def listed(at: At, content: str | bytes) -> Settled:
     return {"source": {"stems": str(file)}}
 
 
-@faults(kinds="source: stem without image; source: stem without image", says="lists '77'; lists '78'", together=False)
+@faults(
+    kinds="source: stem without image; source: stem without image",
+    says="lists '77'; lists '78'",
+    together=False,
+    mend=write_stems,
+)
 def a_list_names_missing_images(at: At) -> Settled:
     return listed(at, "00\n77\n01\n78\n")
 
 
-@faults(kinds="source: cannot be listed", says="list.txt is empty", together=False)
+@faults(kinds="source: cannot be listed", says="list.txt is empty", together=False, mend=write_stems)
 def a_list_is_empty(at: At) -> Settled:
     return listed(at, "\n\n")
 
 
-@faults(kinds="source: cannot be listed", says="Cannot read the list of stems; none.txt", together=False)
+@faults(
+    kinds="source: cannot be listed",
+    says="Cannot read the list of stems; none.txt",
+    together=False,
+    mend=say("source.stems=null"),
+)
 def a_list_does_not_exist(at: At) -> Settled:
     return {"source": {"stems": "none.txt"}}
 
 
-@faults(kinds="source: cannot be listed", says="list.txt is not a text file", together=False)
+@faults(kinds="source: cannot be listed", says="list.txt is not a text file", together=False, mend=write_stems)
 def a_list_is_a_picture(at: At) -> Settled:
     return listed(at, at.image.read_bytes())
 
@@ -890,17 +1179,32 @@ def a_list_was_written_by_powershell(at: At) -> Settled:
     return listed(at, "00\r\n01\r\n".encode("utf-16"))
 
 
-@faults(kinds="source: cannot be mapped", says="2 -> 7, but there are 4 classes", together=False)
+@faults(
+    kinds="source: cannot be mapped",
+    says="2 -> 7, but there are 4 classes",
+    together=False,
+    mend=say("source.id_map={0: 0, 1: 1, 2: 2, 3: 3}"),
+)
 def an_id_map_names_no_class(at: At) -> Settled:
     return {"source": {"id_map": {0: 0, 1: 1, 2: 7}}}
 
 
-@faults(kinds="source: cannot be mapped", says="raw label values lie in 0..65535", together=False)
+@faults(
+    kinds="source: cannot be mapped",
+    says="raw label values lie in 0..65535",
+    together=False,
+    mend=say("source.id_map=null"),
+)
 def an_id_map_has_an_impossible_value(at: At) -> Settled:
     return {"source": {"id_map": {0: 0, 90000: 1}}}
 
 
-@faults(kinds="source: no class in any label", says="shows any class", together=False)
+@faults(
+    kinds="source: no class in any label",
+    says="shows any class",
+    together=False,
+    mend=say("source.id_map={0: 0, 1: 1, 2: 2, 3: 3}"),
+)
 def an_id_map_maps_nothing_that_occurs(at: At) -> Settled:
     return {"source": {"id_map": {200: 0}}}
 
@@ -909,6 +1213,9 @@ def an_id_map_maps_nothing_that_occurs(at: At) -> Settled:
     kinds="source: name of no class; source: pixels of no class",
     says="names 'lorry', which no class takes",
     together=False,
+    mend=say("classes=[road, wall, tree, {name: car, of: [car, lorry]}]"),
+    other=True,
+    left="source: pixels of no class",
 )
 def a_shape_has_a_name_of_no_class(at: At) -> Settled:
     for place in at.label.parent.glob("*.png"):
@@ -920,17 +1227,25 @@ def a_shape_has_a_name_of_no_class(at: At) -> Settled:
     return {"source": {"labels": "labels/*.json"}}
 
 
-@faults(raises=True, says="The class 'road' is listed twice", together=False)
+@faults(
+    raises=True, says="The class 'road' is listed twice", together=False, mend=say("classes=[road, car, boat, tree]")
+)
 def a_class_is_listed_twice(at: At) -> Settled:
     return {"classes": ["road", "car", "road", "tree"]}
 
 
-@faults(raises=True, says="claimed by 'road' and 'car'", together=False)
+@faults(
+    raises=True,
+    says="claimed by 'road' and 'car'",
+    together=False,
+    mend=say("classes=[{name: road, ids: [0]}, {name: car, ids: [1, 2, 3]}]"),
+    other=True,
+)
 def a_value_means_two_classes(at: At) -> Settled:
     return {"classes": [{"name": "road", "ids": [0, 1]}, {"name": "car", "ids": [1, 2, 3]}]}
 
 
-@faults(raises=True, says="There is no data layout 'kitty'", together=False)
+@faults(raises=True, says="There is no data layout 'kitty'", together=False, mend=say("source.spec=folders"))
 def a_layout_does_not_exist(at: At) -> Settled:
     return {"source": {"spec": "kitty"}}
 
@@ -986,6 +1301,36 @@ def test_a_fault_is_named_and_nothing_else(fault, tmp_path, capsys):
         assert text in printed
     assert all(one["remedy"] in printed for one in problems)
     before_training(fault, resolve(tree), fatal, at)
+    if fault.mend is not None and not fault.together:
+        follow(fault, tree, at, "\n".join(f"{one['text']} {one['remedy']}" for one in problems))
+
+
+def follow(fault: Fault, tree: dict[str, Any], at: At, text: str) -> None:
+    """What is printed, and see that nothing but what is `left` is reported, and that labels mean what they should."""
+    assert fault.mend is not None
+    for _ in range(2):  # a glob of images that is right shows that of the labels to be wrong
+        tree = merge(tree, assignments(fault.mend(at, text) or []))
+        problems = survey(resolve(tree)).problems
+        if kinds_of([vars(one) for one in problems]) == Counter(fault.left):
+            break
+        text = "\n".join(f"{one.text} {one.remedy}" for one in problems)
+    assert kinds_of([vars(one) for one in problems]) == Counter(fault.left), text
+    assert fault.other or as_healthy(resolve(tree)) > 5
+
+
+def as_healthy(settings: Settings, stems: Collection[str] = [f"{i:02}" for i in range(100)]) -> int:
+    """How many files are named as in the healthy data; they mean the same."""
+    found = 0
+    for number, (role, data) in enumerate(settings.domains.items()):
+        pairs = [] if role == "target" else find_pairs(data)
+        for path in [path for path in find_images(data) if path.stem in stems]:
+            pixels = random_image(seed=1000 * number + int(path.stem))
+            assert np.array_equal(read_image(path).permute(1, 2, 0), pixels), path
+            found += 1
+        for path in [pair.label for pair in pairs if pair.image.stem in stems]:
+            ids = read_labels(path, code_for(data, settings.classes))
+            assert np.array_equal(ids, random_labels(seed=1000 * number + int(path.stem))), path
+    return found
 
 
 def before_training(fault: Fault, settings: Settings, fatal: bool, at: At) -> None:
@@ -1012,6 +1357,7 @@ def test_wrong_settings_are_refused_at_once(fault, tmp_path, capsys):
     assert all(text in printed for text in fragments(fault, at))
     with pytest.raises(UserError):
         refuse_bad_data(resolve(tree))
+    follow(fault, tree, at, printed)
 
 
 def test_all_faults_of_files_together_are_all_named_and_nothing_else(tmp_path, capsys):
@@ -1032,6 +1378,13 @@ def test_all_faults_of_files_together_are_all_named_and_nothing_else(tmp_path, c
     assert printed.count("  -> ") == len({(one["domain"], one["kind"]) for one in problems})
     errors = [one["text"].encode(errors="replace").decode() for one in problems if one["fatal"]]
     assert all(text in printed for text in errors)
+    words = [word for row, at in zip(rows, places, strict=True) if row.mend for word in row.mend(at, texts) or []]
+    mended = resolve(merge(settings_tree(root), assignments(words)))
+    left = sum((Counter(row.left if row.mend else row.kinds) for row in rows), Counter())
+    assert kinds_of([vars(one) for one in survey(mended).problems]) == left
+    assert (
+        as_healthy(mended, [at.stem for row, at in zip(rows, places, strict=True) if row.mend and not row.other]) > 20
+    )
 
 
 # --- places that cannot be written to

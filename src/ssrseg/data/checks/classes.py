@@ -160,9 +160,7 @@ def _check_values(inspected: InspectedData, classes: Classes | None, absent: Seq
         ways = _ways(plentiful, absent, shown, inspected, classes)
         text = f"no pixel of {', '.join(absent)} in {data.root}, but {hold}, which is ignored: {'; '.join(ways)}."
         yield report("value that no class takes", text)
-    elif ignored.share > SHARE["published"] or (
-        spec.space is None and (other > SHARE["other"] or void > SHARE["void"])
-    ):
+    elif other + void > SHARE["published"] or (spec.space is None and (other > SHARE["other"] or void > SHARE["void"])):
         yield report("pixels of no class", f"{ignored.share:.1%} of the pixels are ignored in {data.root}: {ignored}.")
     how = {one.labels.encoding: one for one in reversed(shown) if one.labels is not None}
     if len({encoding in COLOURED for encoding in how}) > 1:
