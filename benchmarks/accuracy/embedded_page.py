@@ -25,6 +25,7 @@ USES_CONTROLS = {
     part: (part, "daformer", f"{part}-random-encoder", f"{part}-shuffled")
     for part in ("distillation", "affinity", "regions")
 }
+"""Trained with seeds of their own, on another machine: with the same start they are compared among themselves."""
 CONFIRMED = ("mic", "mic-half-masked", "mic-ssr")
 """Trained with fresh seeds too, which played no part in what was found on the others."""
 
@@ -36,8 +37,8 @@ def write_results(out: Path, found_on: set[int]) -> None:
         return [run for run in finished(out, rows) if (int(run.name.rpartition("-")[2]) in found_on) is not fresh]
 
     uses = tuple(row for rows in USES_CONTROLS.values() for row in rows)
-    runs = of(*dict.fromkeys(METHODS + STAGES + QUESTIONS + CONTROLS + MASKED + MIC_CONTROLS + USES + uses))
-    runs += of(*CONFIRMED, fresh=True)
+    runs = of(*dict.fromkeys(METHODS + STAGES + QUESTIONS + CONTROLS + MASKED + MIC_CONTROLS))
+    runs += of(*CONFIRMED, *dict.fromkeys(USES + uses), fresh=True)
     last = {run.name: json.loads(RunFolder(run).scores.read_text())["last"] for run in runs}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "embedded.json").write_text(json.dumps(last, indent=1) + "\n")
@@ -49,10 +50,10 @@ def write_results(out: Path, found_on: set[int]) -> None:
         "Controls on DAFormer: what a gain is owed to": CONTROLS,
         "Controls on MIC": MIC_CONTROLS,
     }
-    if of(*USES_CONTROLS):
-        sections["Other uses of the encoder on DAFormer"] = USES
-        sections |= {f"Controls of {part} on DAFormer": rows for part, rows in USES_CONTROLS.items() if of(part)}
     compared = {title: compare(of(*rows)) for title, rows in sections.items()}
+    sections = {"Other uses of the encoder on DAFormer": USES}
+    sections |= {f"Controls of {part} on DAFormer": rows for part, rows in USES_CONTROLS.items()}
+    compared |= {title: compare(of(*rows, fresh=True)) for title, rows in sections.items()}
     if fresh := of(*CONFIRMED, fresh=True):
         compared["MIC's lighter masked view and SSR, on fresh seeds"] = compare(fresh)
     parts = [
