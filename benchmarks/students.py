@@ -129,7 +129,8 @@ Made by `benchmarks/students.py`: two steps of MIC + SSR (with feature distance,
 layer decay), random weights, one thread of a CPU. *Resumes bitwise*: at 100x132, stopped in the second step and
 resumed, every weight is that of the run that did not stop. *ONNX = torch*: the same label at every pixel of a random
 image of 100x132. *Memory*: what `ssrseg plan` says for crops of 128x160, beside the measured peak of two steps; each
-was measured once, and a student of a few million weights is moved by what the libraries themselves hold.
+was measured once, and a student of a few million weights is moved by what the libraries themselves hold; the share of
+the C library's heap was chosen after looking at these figures.
 
 | {" | ".join(COLUMNS)} |
 |---|---|---|---|---|---|---|---:|

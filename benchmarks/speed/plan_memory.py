@@ -21,7 +21,7 @@ from typing import Any
 RESULTS = Path(__file__).parents[1] / "results"
 TOLERANCE = 0.2
 NO_HEAP = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-"""With it glibc gives back what is freed; the difference is the heap, which `plan` takes for three tenths."""
+"""With it glibc gives back what is freed; the difference is the heap, which `plan` estimates."""
 
 SETTINGS: dict[str, tuple[str, list[str]]] = {
     "MiT-B0, source-only, 384x384": ("source-only", ["model.backbone=mit_b0", "loader.crop=[384, 384]"]),
@@ -134,7 +134,8 @@ Made by `benchmarks/speed/plan_memory.py`; noise, random weights, fp32. The smal
 one target image per step, the others two.
 
 On the CPU the C library's heap keeps memory that tensors have left, more or less of it as sizes happen to fall. `plan`
-adds three tenths for it, chosen after looking at these very figures: the first ratio is in part a fit. The second ratio
+adds half of what a step makes and frees, chosen after looking at these very figures and at those of `students.md`: the
+first ratio is in part a fit. The second ratio
 has no fitted number: tensors and the scratch of convolutions alone (counted since the first setting was found too low
 without it), against a process that gives freed memory back (`MALLOC_MMAP_THRESHOLD_=65536`, and no `keep_memory`).
 Settings were run once; the first ratio moves by up to a tenth from run to run.

@@ -22,8 +22,10 @@ from ssrseg.training.optim import build_optimizer, parameter_groups
 from ssrseg.training.rehearsal import without_weights
 from ssrseg.training.setup import build_student, prepare
 
-HEAP, HEAP_SHARE = "kept by malloc", 0.3
-"""What the C library's heap holds beyond live memory; measured in benchmarks/results/plan-memory.md."""
+HEAP, HEAP_SHARE = "kept by malloc", 0.5
+"""What the C library's heap holds beside what a step makes and frees; measured in benchmarks/results/plan-memory.md."""
+LEARNER, TEACHER, STATES = "weights of student and terms", "teacher", "optimiser states"
+"""Parts that stay; the rest, beside the frozen encoders, comes and goes with every step."""
 
 Record = TypeVar("Record", Batch, View)
 
@@ -66,7 +68,8 @@ def fake_step(settings: Settings, device: str, *, flops: bool = True) -> StepCos
     parts = {**cast.networks, "terms": cast.method.learner.terms, **cast.frozen}
     parameters = {name: sum(weight.numel() for weight in module.parameters()) for name, module in parts.items()}
     if device == "cpu":
-        live.peak[HEAP] = int(HEAP_SHARE * live.peak.total())
+        lasting = sum(live.peak[part] for part in (LEARNER, TEACHER, STATES, *cast.frozen))
+        live.peak[HEAP] = int(HEAP_SHARE * (live.peak.total() - lasting))
     memory = {part: size for part, size in live.peak.most_common() if size > 0}
     return StepCost(parameters, counter.by_part(), memory)
 
@@ -92,7 +95,7 @@ class _Cast:
             encoder.to("meta")
         prepare(self.method, settings.train.model_copy(update={"compile": "off"}), torch.device(device))
         teacher = self.method.teacher
-        self.networks = {"student backbone": student.backbone, "student head": student.head, "teacher": teacher}
+        self.networks = {"student backbone": student.backbone, "student head": student.head, TEACHER: teacher}
         if (attention := getattr(student, "attention", None)) is not None:
             self.networks["student scale attention"] = attention
         self.frozen = {name: encoder.module for name, encoder in self.encoders.items()}
@@ -114,11 +117,11 @@ def _step(settings: Settings, cast: _Cast, batch: Batch, views: list[View], live
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    owners = {"weights of student and terms": method.learner, "teacher": method.teacher, **cast.frozen}
+    owners = {LEARNER: method.learner, TEACHER: method.teacher, **cast.frozen}
     for name, module in owners.items():
         live.label((*module.parameters(), *module.buffers()), name)
     states = (value for state in optimizer.state.values() for value in state.values())
-    live.label((value for value in states if isinstance(value, Tensor)), "optimiser states")
+    live.label((value for value in states if isinstance(value, Tensor)), STATES)
     live.label(vars(batch).values(), "batch")
     for weight in method.learner.parameters():
         weight.register_post_accumulate_grad_hook(lambda weight: live.label([weight.grad], "gradients"))
