@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shlex
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
@@ -115,6 +117,68 @@ def test_report(trained: Path) -> None:
 )
 def test_a_mistake_is_one_message_and_code_2(words: list[str], said: str, trained: Path) -> None:
     assert said in ssrseg(*words, cwd=trained, code=2)
+
+
+PREDICT = f"predict {MODEL} camera/images/00.png --out one"
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said", "mended"),
+    [
+        (f"{PREDICT} spec=gta5", r"such as (\S+);", f"{PREDICT} $1"),
+        (f"{PREDICT} --device gpu", r"Try `(\w+)` or `(\w+)`", f"{PREDICT} --device $1 && {PREDICT} --device $2"),
+        (f"{PREDICT} --engine tensorrt", r"choose one of (auto), (torch)", f"{PREDICT} --engine $1 --engine $2"),
+        (f"{PREDICT} --mode tiles", r"'(whole)' or '(slide)'", f"{PREDICT} --mode $1 && {PREDICT} --mode $2"),
+        (f"{PREDICT} --write idz", r"choose some of (.*)\.", f"{PREDICT} --write '$1'"),
+        (
+            f"evaluate {MODEL} held-out --subset sea",
+            r"the classes are (.*)\.",
+            f"evaluate {MODEL} held-out --subset '$1'",
+        ),
+        (
+            f"evaluate {MODEL} runs/first/config.yaml val=null",
+            "set (val.root) to a folder",
+            f"evaluate {MODEL} runs/first/config.yaml val=null $1=held-out",
+        ),
+        (
+            f"recalibrate {MODEL} new.safetensors --target camera --keep 2",
+            r"between (\d) \(.*\) and (\d);",
+            f"recalibrate {MODEL} new.safetensors --target camera --keep $2",
+        ),
+        (
+            f"suggest {MODEL} --target camera --count 0",
+            r"count of (\d) or",
+            f"suggest {MODEL} --target camera --count $1",
+        ),
+        ("train --resume runs/first", "ssrseg (.*)", "$1"),
+        (
+            "train --resume --preset mic",
+            "as train.steps=60000 or (source.root=)F",
+            "train --resume --out runs/first $1game",
+        ),
+        ("compare runs/first --against none", "choose one of ('.*')", "compare runs/first --against $1"),
+        (
+            "compare runs/first --format pdf",
+            "(markdown), latex, csv, (html)",
+            "compare runs/first --format $1 --format $2",
+        ),
+        (
+            "compare runs/first --out a.pdf",
+            "in (.*?), .*(--format markdown)",
+            "compare runs/first --out a$1 --out a.pdf $2",
+        ),
+        ("env camera", "`ssrseg (train --out)` left", "env runs/first"),
+        ("card camera", "that `ssrseg (train)` wrote", "card runs/first"),
+    ],
+)
+def test_what_a_message_names_mends_the_mistake(mistake: str, said: str, mended: str, trained: Path) -> None:
+    """The words in the message, in place of `$1` and `$2`, are what the command lacked."""
+    found = re.search(said, ssrseg(*shlex.split(mistake), cwd=trained, code=2))
+    assert found
+    for number, word in enumerate(found.groups(), 1):
+        mended = mended.replace(f"${number}", word)
+    for words in mended.split(" && "):
+        ssrseg(*shlex.split(words), cwd=trained)
 
 
 def test_every_preset_is_listed(tmp_path: Path) -> None:

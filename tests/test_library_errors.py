@@ -240,6 +240,20 @@ def test_what_the_process_itself_holds_of_the_card_counts_as_free(monkeypatch: p
     assert planned.fits
 
 
+def test_what_the_plan_says_of_memory_works_or_is_said_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[what_to_change.__module__]
+    monkeypatch.setattr(module, "fake_step", halved_by_checkpointing)
+    monkeypatch.setattr(module, "memory_of", lambda device: None)
+    words = ["plan", *ROOTS, "--no-probe", "loader.batch=1"]
+    assert "not known here: say it with --memory GIB" in command(*words, cwd=tmp_path)
+    said = command(*words, "--memory", "1.5", cwd=tmp_path)
+    (word,) = re.findall(r"train\.\S+=\S+", said)
+    assert "does not fit, with 10% left" in said
+    assert ": fits" in command(*words, "--memory", "1.5", word, cwd=tmp_path)
+    assert "no change that is known here makes it fit" not in said
+    assert "makes it fit: choose a smaller model.backbone" in command(*words, "--memory", "0.5", cwd=tmp_path)
+
+
 @pytest.mark.parametrize(("part", "place"), [("teacher", "none yet"), ("evaluation", "in the evaluation after step 2")])
 def test_the_place_is_said_outside_of_the_terms_too(
     part: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -62,7 +62,7 @@ class Plan:
     steps_per_second: float | None
     """Of one process on this machine; not measured when absent."""
     changes: tuple[Change, ...]
-    """What to change so that it fits; empty when it does."""
+    """What to change so that it fits, or needs less; empty when it fits."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -103,6 +103,8 @@ def plan(settings: Settings, *, probe: bool = True, memory: float | None = None)
     limit = float("inf") if available is None else ROOM * available
     changes = advise(settings, device, needs.peak, limit)
     speed, notes = None, []
+    if min([needs.peak, *(change.peak for change in changes)]) > limit:
+        notes.append("no change that is known here makes it fit: choose a smaller model.backbone")
     if probe and not here:
         notes.append("no CUDA device is here: nothing was timed")
     elif probe and needs.peak > limit:
@@ -213,7 +215,7 @@ def plan_tables(plan: Plan) -> Group:
         total = timedelta(seconds=round(plan.steps / speed))
         pace = f"{speed:.2f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s per step"
         said.append(f"{pace} on this machine: {plan.steps:,} steps in {total}, without loading data and evaluating")
-    changes = _table("to make it fit, each on top of those before", "GiB")
+    changes = _table("to need less, each on top of those before", "GiB")
     changes.add_column("what else it does")
     for change in plan.changes:
         changes.add_row(Text(" ".join(change.words)), _gib(change.peak), change.effect)
