@@ -70,8 +70,8 @@ def convert(
         raise UserError(f"{source} has no classifier: it is a backbone. Use it as model.pretrained instead.")
     if dialect == "ssrseg" and not (backbone and head):
         raise UserError(
-            f"{source} holds weights under our own names. What `ssrseg train` wrote is a model as it is; of other files "
-            "say what network they are of: --backbone NAME --head NAME --classes CLASS,CLASS,..."
+            f"{source} holds weights under our own names. What `ssrseg train` wrote is a model as it is; of another "
+            "file say what network it is of: --backbone NAME --head NAME --classes CLASS,CLASS,..."
         )
     count = len(classifier)
     known = CITYSCAPES if count == len(CITYSCAPES) else tuple(f"class-{i}" for i in range(count))
