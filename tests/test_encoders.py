@@ -86,8 +86,28 @@ def test_a_level_of_an_encoder(name: str, level: int, shape: tuple[int, ...]) ->
 def test_a_level_that_is_not_there_is_named() -> None:
     with pytest.raises(UserError, match=r"foundation\.level=-5: convnext_atto has 4 levels, -1 is the last"):
         build_encoder(config_of("convnext_atto", level=-5), (64, 64))
-    with pytest.raises(UserError, match="has one level"):
+    with pytest.raises(UserError, match=r"has one level\. Leave it out"):
         build_encoder(FoundationConfig(encoder="demo", level=-2), (64, 64))
+    with torch.device("meta"):
+        assert build_encoder(config_of("convnext_atto", level=-1), (64, 64)).channels
+    assert build_encoder(FoundationConfig(encoder="demo", weights="none"), (64, 64)).channels
+
+
+@pytest.mark.parametrize(
+    ("encoder", "said"),
+    [
+        ("timm:hiera_tiny_224", "gives tokens whose grid is unknown"),
+        ("timm:mixer_s16_224", "gives tokens whose grid is unknown"),
+        ("timm:crossvit_tiny_240", "takes no images of 68x68 pixels .*"),
+        ("dino", "There is no foundation encoder 'dino'"),
+    ],
+)
+def test_what_is_no_encoder_is_refused_with_one_that_is(encoder: str, said: str) -> None:
+    with pytest.raises(UserError, match=rf"{said}: choose (another encoder, such as )?(.*?),") as refused:
+        build_encoder(FoundationConfig(encoder=encoder, weights="none", input_size="native"), (64, 64))
+    assert "sam-vit-b," in str(refused.value)
+    with torch.device("meta"):
+        assert build_encoder(FoundationConfig(encoder="sam-vit-b", weights="none", input_size=64), (64, 64)).channels
 
 
 @pytest.mark.parametrize("size", [112, "native"])

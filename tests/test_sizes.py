@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,16 @@ def test_what_has_one_stride_and_is_no_plain_vit_is_said_to_be_no_pyramid() -> N
         build_backbone("timm:mixer_s16_224")
     for word in ("mit_b2", "timm:convnext_tiny", SWIN, "timm:hiera_tiny_224", "dinov2-s"):
         assert word in str(said.value)
+
+
+@pytest.mark.parametrize("name", ["timm:vit", "resnet", "mixer"])
+def test_an_unknown_backbone_is_refused_with_one_that_works(name: str) -> None:
+    with pytest.raises(UserError, match=rf"There is no backbone '{name}'\. Names are mit_b0, ") as said:
+        build_backbone(name)
+    with torch.device("meta"):
+        for near in re.findall(r"for example (\S+)\.$", str(said.value)):
+            assert len(build_backbone(near, size=(64, 64)).channels) == 4
+    assert ("for example" in str(said.value)) == (name in ("timm:vit", "resnet"))
 
 
 def test_what_the_message_about_pyramids_advises_works() -> None:

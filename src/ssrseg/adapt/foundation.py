@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -110,6 +110,7 @@ ENCODERS = {
     "sam-vit-h": "samvit_huge_patch16.sa1b",
 }
 """Short names; `timm:<name>` reaches every other encoder of timm."""
+ANOTHER = f"choose another encoder, such as {', '.join(ENCODERS)}."
 
 
 def build_encoders(
@@ -182,24 +183,37 @@ def _options_for(
     options, module = _without_data(name)
     divisor: int = module.feature_info[-1].get("reduction", 32) if hasattr(module, "feature_info") else 32
     size = square or _padded(torch.Size(crop), divisor)
-    try:
+
+    def sized_for(size: tuple[int, int]) -> tuple[Mapping[str, Any], int]:
         with torch.device("meta"), torch.no_grad():
             # Not SAM, which interpolates its positions: built at another size, published weights would not fit.
-            sized = {} if name.startswith("samvit_") else {**options, "img_size": size}
+            sized, built = ({} if name.startswith("samvit_") else {**options, "img_size": size}), module
             if sized and "dynamic_img_size" not in sized:
                 try:
-                    module = timm.create_model(name, **sized).eval()
+                    built = timm.create_model(name, **sized).eval()
                 except TypeError:  # convolutional ones have no image size
                     sized = {}
-            return sized, divisor, feature_map(module, level)(torch.empty(1, 3, *size)).shape[1]
+            return sized, feature_map(built, level)(torch.empty(1, 3, *size)).shape[1]
+
+    def works(side: int) -> bool:
+        try:
+            return sized_for((side, side))[1] > 0
+        except (RuntimeError, AssertionError, ValueError, UserError):
+            return False
+
+    try:
+        sized, channels = sized_for(size)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).partition("\n")[0]
+    else:
+        return sized, divisor, channels
     if "feature index" in reason:
         raise UserError(f"{setting}.level={level}: {name} has {len(module.feature_info)} levels, -1 is the last.")
-    near = [side for side in (size[0] // divisor * divisor, -(-size[0] // divisor) * divisor) if side]
-    sizes = " or ".join(str(side) for side in dict.fromkeys(near))
     wrong = f"{name} takes no images of {size[0]}x{size[1]} pixels ({reason.rstrip('.')})"
-    raise UserError(f"{wrong}: set {setting}.input_size to {sizes}, a multiple of {divisor}.")
+    near = {size[0] // divisor * divisor, -(-size[0] // divisor) * divisor} - {0}
+    if sizes := " or ".join(str(side) for side in sorted(near) if works(side)):
+        raise UserError(f"{wrong}: set {setting}.input_size to {sizes}, a multiple of {divisor}.")
+    raise UserError(f"{wrong}: {ANOTHER}")
 
 
 @lru_cache
@@ -267,20 +281,20 @@ def feature_map(module: Any, level: int = -1) -> Callable[[Tensor], Tensor]:
 
     def at_level(images: Tensor) -> Tensor:
         if not hasattr(module, "forward_intermediates"):
-            raise UserError(f"{type(module).__name__} gives no map of its level {level}: choose another encoder.")
+            raise UserError(f"{type(module).__name__} gives no map of its level {level}: {ANOTHER}")
         maps: list[Tensor] = module.forward_intermediates(images, indices=[level], intermediates_only=True)
         return maps[0]
 
     def features(images: Tensor) -> Tensor:
-        output: Tensor = module.forward_features(images)
-        if output.ndim == 3:  # tokens
-            if not hasattr(module.patch_embed, "dynamic_feat_size"):
-                raise UserError(f"{type(module).__name__} gives tokens whose grid is unknown: choose another encoder.")
+        output: Any = module.forward_features(images)
+        if not isinstance(output, Tensor) or output.ndim == 3:  # tokens, or a list of several kinds
+            if not hasattr(getattr(module, "patch_embed", None), "dynamic_feat_size"):
+                raise UserError(f"{type(module).__name__} gives tokens whose grid is unknown: {ANOTHER}")
             height, width = module.patch_embed.dynamic_feat_size(images.shape[-2:])
             tokens = output[:, module.num_prefix_tokens :]
             output = tokens.transpose(1, 2).reshape(len(tokens), channels, height, width)
         elif output.shape[1] != channels:
             output = output.permute(0, 3, 1, 2)
-        return output
+        return cast(Tensor, output)
 
     return features if level == -1 else at_level

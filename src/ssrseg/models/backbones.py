@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import timm
@@ -165,8 +167,14 @@ def architecture(name: str) -> Architecture:
     prefix, _, timm_name = name.partition(":")
     if prefix != "timm" or not timm.is_model(timm_name.partition(".")[0]):
         hint = f"Names are {', '.join(BACKBONES)} and timm:<name>"
-        near = timm.list_models(f"*{(timm_name or name).partition('.')[0]}*")[:5]
-        raise UserError(f"There is no backbone {name!r}. {hint}" + (f", for example timm:{near[0]}." if near else "."))
+        stem = (timm_name or name).partition(".")[0]
+        near = [timm.list_models(pattern)[:3] for pattern in (f"{stem}*tiny*", f"{stem}*", f"*{stem}*")]
+        for each in dict.fromkeys(chain.from_iterable(near)):
+            with suppress(UserError):  # not every model has the levels of a backbone
+                options_for(each, None)
+                hint += f", for example timm:{each}"
+                break
+        raise UserError(f"There is no backbone {name!r}. {hint}.")
     return Architecture(timm_name)
 
 
