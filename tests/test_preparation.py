@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from factories import CLASSES, TinyPyramid, tiny_frozen, tiny_segmenter
 from ssrseg.adapt import Batch, Method, adapt, build_method
 from ssrseg.adapt.foundation import Frozen, build_encoder
 from ssrseg.adapt.regularizer import still_statistics
-from ssrseg.config import TrainConfig
+from ssrseg.config import TrainConfig, assignments, resolve
 from ssrseg.config.method import (
     FeatureDistanceConfig as Distance,
     FoundationConfig,
@@ -213,9 +214,11 @@ def test_without_a_compiler_auto_says_so_and_on_refuses(monkeypatch: pytest.Monk
     monkeypatch.setattr(setup, "has_compiler", lambda: True)
     monkeypatch.setattr(setup, "has_triton", lambda: False)
     assert "no Triton" in prepare(method, TrainConfig(compile="auto"), cuda)[0]
-    with pytest.raises(UserError, match=r"no Triton.* set train\.compile=off"):
-        prepare(method, TrainConfig(compile="on"), cuda)
-    assert prepare(method, TrainConfig(compile="off"), cuda) == []  # what the message says
+    words = ["source.root=x", "train.compile=on"]
+    with pytest.raises(UserError, match=r"no Triton.* set train\.compile=off") as refused:
+        prepare(method, resolve(assignments(words)).train, cuda)
+    words += re.findall(r"train\.compile=\w+", str(refused.value))
+    assert prepare(method, resolve(assignments(words)).train, cuda) == []
 
 
 def of_few_kernels() -> Segmenter:

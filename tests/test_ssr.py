@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from factories import CLASSES, tiny_frozen, tiny_segmenter
 from ssrseg.adapt import Batch, Learner, Method, Regularizer, View, adapt, build_method, learner
+from ssrseg.config import assignments, merge, resolve
 from ssrseg.config.method import (
     FeatureDistanceConfig,
     MaskedConfig,
@@ -19,6 +22,7 @@ from ssrseg.config.method import (
     RegularizerConfig,
     TeacherConfig,
 )
+from ssrseg.errors import UserError
 
 PLAIN = MethodConfig(
     teacher=TeacherConfig(threshold=0.3),
@@ -102,6 +106,17 @@ def test_every_regularised_stage_changes_the_step():
 def test_the_default_heads_are_the_authors():
     regularizer = Regularizer(tiny_frozen(), 8, (64, 128, 320, 512))  # MiT-B1 to B5
     assert [stage.attend.heads for stage in regularizer.stages.values()] == [1, 2, 5, 8]
+
+
+@pytest.mark.parametrize("heads", [(1, 2), (1, 2, 3, 4)])
+def test_heads_that_do_not_suit_are_refused_with_some_that_do(heads: tuple[int, ...]):
+    with pytest.raises(UserError, match="does not suit stages of 64, 128, 320, 512 channels") as refused:
+        Regularizer(tiny_frozen(), 8, (64, 128, 320, 512), heads=heads)
+    (word,) = re.findall(r"such as '(.*)'\.", str(refused.value))
+    domains = {"source": {"root": "x"}, "target": {"root": "y"}, "method": {"teacher": {}}}
+    suitable = resolve(merge(domains, assignments([word]))).method.regularizer
+    assert suitable is not None
+    Regularizer(tiny_frozen(), 8, (64, 128, 320, 512), heads=suitable.heads)
 
 
 def test_the_frozen_encoder_is_nobodys_and_stays_as_it_is():

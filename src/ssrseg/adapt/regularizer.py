@@ -24,8 +24,6 @@ class CrossAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
-        if channels % heads:
-            raise UserError(f"{heads} attention heads do not divide {channels} channels: set regularizer.heads.")
         self.heads = heads
         self.q = nn.Linear(channels, channels, bias=False)
         self.kv = nn.Linear(channels, 2 * channels, bias=False)
@@ -65,6 +63,9 @@ class Regularizer(Term):
         stages: indices of the regularised stages; the others pass unchanged.
         heads: attention heads per stage; `default_heads` when absent (1, 2, 5, 8 for MiT).
         own_statistics: let the regularised pass move the head's BatchNorm statistics, as the authors do.
+
+    Raises:
+        UserError: `heads` do not suit the stages.
     """
 
     def __init__(
@@ -81,7 +82,13 @@ class Regularizer(Term):
     ) -> None:
         super().__init__(views, weight)
         self.encoder, self.levels = encoder, len(channels)
-        heads = heads or [default_heads(width) for width in channels]
+        suitable = [default_heads(width) for width in channels]
+        heads = heads or suitable
+        if len(heads) != len(channels) or any(channels[i] % heads[i] for i in stages):
+            raise UserError(
+                f"method.regularizer.heads={[*heads]} does not suit stages of {', '.join(map(str, channels))} "
+                f"channels: give each a number that divides them, such as 'method.regularizer.heads={suitable}'."
+            )
         self.stages = nn.ModuleDict({str(i): Stage(encoder_channels, channels[i], heads[i]) for i in sorted(stages)})
         self._statistics = nullcontext if own_statistics else still_statistics
 

@@ -218,6 +218,11 @@ def _patience(value: Any) -> Any:
     return {"patience": value} if isinstance(value, int) else value
 
 
+def _off_or_on(value: Any) -> Any:
+    """Take YAML's reading of `off` and `on` back."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
 class TrainConfig(Strict):
     """The loop."""
 
@@ -238,7 +243,7 @@ class TrainConfig(Strict):
     """`bf16`: autocast; the weights stay in 32 bits."""
     activation_checkpointing: Annotated[bool, NO_EFFECT] = False
     """The student's blocks keep only their inputs and run again in the backward pass: less memory, more time."""
-    compile: Annotated[Literal["off", "on", "auto"], NO_EFFECT] = "off"
+    compile: Annotated[Literal["off", "on", "auto"], BeforeValidator(_off_or_on), NO_EFFECT] = "off"
     """`torch.compile` of student, teacher and frozen encoders at the size of the crops; `auto` does so on CUDA."""
     deterministic: Annotated[bool, NO_EFFECT] = False
     """Only operations that give the same bits every time; an error names one that cannot (docs/reproducibility.md)."""
