@@ -141,6 +141,12 @@ def turned(path: Path, orientation: int, width: int) -> None:
     Image.fromarray(random_image(64, width, seed=96)).save(path, exif=exif)
 
 
+def rectangle(row: int, height: int = 16) -> list[list[int]]:
+    """Across an image."""
+    top, bottom = row * height, row * height + height - 1
+    return [[0, top], [63, top], [63, bottom], [0, bottom]]
+
+
 def in_colours(path: Path) -> None:
     ids = np.asarray(Image.open(path))
     Image.fromarray(np.array(COLORS, np.uint8)[np.where(ids == 255, 0, ids)]).save(path)
@@ -314,6 +320,34 @@ def images_are_of_a_kind_that_is_not_read(at: At) -> Settled:
 )
 def a_label_is_of_a_kind_that_is_not_read(at: At) -> Settled:
     at.label.rename(at.label.with_suffix(".xcf"))
+
+
+@faults(
+    kinds="source: image without label;" * 5,
+    says="{image} has no label.;01.json would fit, but .json is not read so: if it is of LabelMe, say",
+    together=False,
+    mend=say_it(),
+    other=True,
+)
+def labels_are_of_labelme(at: At) -> Settled:
+    for label in at.label.parent.iterdir():
+        shapes = [{"label": name, "points": rectangle(row)} for row, name in enumerate(CLASSES)]
+        content = {"shapes": shapes, "imageWidth": 64, "imageHeight": 64}
+        label.rename(label.with_suffix(".json")).write_text(json.dumps(content))
+
+
+@faults(
+    kinds="source: image without label;" * 5,
+    says="{image} has no label.;01.txt would fit, but .txt is not read so: if it is of YOLO, say",
+    together=False,
+    mend=say_it(),
+    other=True,
+)
+def labels_are_of_yolo(at: At) -> Settled:
+    (at.root / "game" / "data.yaml").write_text(json.dumps({"names": CLASSES}))
+    for label in at.label.parent.iterdir():
+        lines = [[row, *(x / 64 for point in rectangle(row) for x in point)] for row in range(len(CLASSES))]
+        label.rename(label.with_suffix(".txt")).write_text("\n".join(" ".join(map(str, line)) for line in lines))
 
 
 @faults(together=False)
@@ -1220,11 +1254,29 @@ def an_id_map_maps_nothing_that_occurs(at: At) -> Settled:
 def a_shape_has_a_name_of_no_class(at: At) -> Settled:
     for place in at.label.parent.glob("*.png"):
         names = [*CLASSES, "lorry"] if place == at.label else CLASSES
-        rows = {name: 12 * row for row, name in enumerate(names)}
-        shapes = [{"label": name, "points": [[0, y], [63, y], [63, y + 11], [0, y + 11]]} for name, y in rows.items()]
+        shapes = [{"label": name, "points": rectangle(row, 12)} for row, name in enumerate(names)]
         content = {"shapes": shapes, "imageWidth": 64, "imageHeight": 64}
         place.with_suffix(".json").write_text(json.dumps(content))
     return {"source": {"labels": "labels/*.json"}}
+
+
+@faults(
+    kinds="source: pixels of no class",
+    says="of the pixels are ignored;: colour (0, 0, 142): ",
+    together=False,
+    mend=say("classes=[road, wall, tree, car]"),
+    other=True,
+    left="val: class that never occurs",
+)
+def a_colour_has_a_name_of_no_class(at: At) -> Settled:
+    named = zip(CLASSES, COLORS, strict=True)
+    (at.root / "game" / "labelmap.txt").write_text("".join(f"{n}:{r},{g},{b}::\n" for n, (r, g, b) in named))
+    for file in at.label.parent.iterdir():
+        in_colours(file)
+    for file in (at.root / "street" / "labels").iterdir():
+        Image.fromarray(np.asarray(Image.open(file)) % 3).save(file)
+    globs = {"images": "images/*", "labels": "labels/*"}
+    return {"classes": CLASSES[:3], "source": {"spec": "cvat", **globs}}
 
 
 @faults(

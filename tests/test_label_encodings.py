@@ -19,7 +19,7 @@ import tifffile
 import yaml
 from PIL import Image, ImageOps
 
-from factories import random_image, small_segmenter, write_pairs
+from factories import CLASSES, random_image, small_segmenter, write_pairs
 from ssrseg.cli import main
 from ssrseg.config import ClassConfig, DataConfig, assignments, merge, resolve
 from ssrseg.data import code_for, find_pairs, read_labels, refuse_bad_data
@@ -29,6 +29,7 @@ from ssrseg.data.label_mapping import LabelCode, lookup_table
 from ssrseg.data.pack import pack
 from ssrseg.errors import UserError
 from ssrseg.inference import evaluate
+from ssrseg.label_shift import estimate_priors
 from ssrseg.models.segmenter import save_segmenter
 
 IDS = np.random.default_rng(0).integers(0, 3, (24, 32))
@@ -393,6 +394,45 @@ def test_the_word_that_the_message_gives_reads_the_labels(
         wanted = np.random.default_rng(number).integers(0, count, (8, 8)).repeat(8, 0).repeat(8, 1)
         assert ((ids == wanted) | (ids == 255)).all()
         assert (ids == 255).mean() <= ignored
+
+
+@pytest.mark.parametrize("odd", ["other", "target", "val"])
+@pytest.mark.parametrize("meant", [1, 255])
+def test_few_pixels_of_255_beside_a_source_of_0_and_1_are_asked_about(odd: str, meant: int, tmp_path: Path) -> None:
+    """In another source, labelled images of the target or val, which would show the background alone."""
+    data: dict[str, Any] = {}
+    for number, name in enumerate(("source", "other", "target", "val")):
+        masks(tmp_path / name, height=48 + number)  # no image twice
+        for path in (tmp_path / name / "labels").iterdir():
+            ids = np.zeros((48 + number, 64), np.uint8)
+            ids[:8, :8] = 255 if name == odd else 1
+            Image.fromarray(ids).save(path)
+        data[name] = {"root": tmp_path / name}
+    data["target"]["labelled"] = {}
+    tree = {**data, "classes": ["background", "crack"], "source": [data["source"], data.pop("other")]}
+    tree = {**tree, "loader": {"crop": [32, 32]}, "method": {}}
+    tree.pop("other")
+    with pytest.raises(UserError, match=r"one problem:(?s:.*)no pixel of crack in .*, but 2\..% hold 255") as raised:
+        refuse_bad_data(resolve(tree))
+    ways = [yaml.safe_load(way) for way in re.findall(r"id_map[:=] ?(\{.*?\})", str(raised.value))]
+    changed = tree["source"][1] if odd == "other" else tree[odd]
+    changed["id_map"] = ways[meant == 255]
+    settings = resolve(tree)
+    refuse_bad_data(settings)
+    code = code_for(DataConfig(root=tmp_path / odd, id_map=changed["id_map"]), settings.classes)
+    assert set(np.unique(read(tmp_path / odd / "labels" / "00.png", code))) == {0, meant}
+
+
+def test_priors_are_not_counted_in_labels_that_mean_something_else(model: Path, tmp_path: Path) -> None:
+    tree = settings(tmp_path, classes=list(CLASSES))
+    write_pairs(tmp_path / "game")
+    for path in (tmp_path / "game" / "labels").iterdir():
+        ids = np.array(Image.open(path))
+        Image.fromarray(np.where(ids == 255, ids, ids + 1)).save(path)
+    with pytest.raises(UserError, match=r"the values are 1\.\.4, so if classes are counted from 1, ") as raised:
+        estimate_priors(model, resolve(tree), device="cpu")
+    (word,) = re.findall(r"'(classes=[^']+)'", str(raised.value))
+    assert estimate_priors(model, resolve(merge(tree, assignments([word]))), device="cpu").source == (4, 4, 4, 4)
 
 
 @pytest.mark.parametrize("way", ["id_map", "spec"])

@@ -77,11 +77,12 @@ def describe_labels(path: Path, code: LabelCode, image: Path | None = None) -> L
         ignored |= {"transparent": int(clear.sum())} if clear.any() else {}
         lost = lost & ~clear
     if pixels.ndim == 3:
-        ignored |= {"colour (0, 0, 0)": int(lost.sum())} if lost.any() else {}
+        pixels = _packed(pixels)
     else:
         values = tuple(np.unique(pixels if clear is None else pixels[~clear]).tolist())
-        found = zip(*(part.tolist() for part in np.unique(pixels[lost], return_counts=True)), strict=True)
-        ignored |= {f"value {value:.9g}": count for value, count in found}
+    for value, count in zip(*(part.tolist() for part in np.unique(pixels[lost], return_counts=True)), strict=True):
+        colour = f"colour {(value >> 16, value >> 8 & 255, value & 255)}" if values is None else ""
+        ignored[colour or f"value {value:.9g}"] = count
     return LabelMap(ids, ignored, values, encoding)
 
 

@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from ssrseg.config import Settings, datasets
-from ssrseg.data import code_for, find_bounded, find_pairs, read_image, resolve_space
+from ssrseg.data import code_for, find_bounded, find_pairs, read_image, refuse_bad_data, resolve_space
 from ssrseg.data.class_statistics import class_statistics
 from ssrseg.data.datasets import bounded
 from ssrseg.errors import UserError
@@ -43,13 +43,14 @@ def estimate_priors(
         device: `auto` or a device of torch's.
 
     Raises:
-        UserError: no target, other classes, or something cannot be read.
+        UserError: no target, other classes, labels that mean something else, or something cannot be read.
     """
     if settings.target is None:
         raise UserError("Class priors are those of two domains: set target.root to a folder of images.")
     source, target, space = settings.source, settings.target, resolve_space(settings.classes, settings.source)
     segmenter = load(model)
     check_classes(segmenter, space.names)
+    refuse_bad_data(settings)
     predictor = Predictor(segmenter, device, mode=settings.inference)
     codes = [(find_pairs(one), code_for(one, settings.classes, source)) for one in datasets(source)]
     pixels = torch.cat([class_statistics(pairs, code, space.num_classes).pixels for pairs, code in codes])

@@ -13,7 +13,7 @@ import torch
 from ssrseg.config import ClassConfig
 from ssrseg.data.checks.inspect import Inspection
 from ssrseg.data.checks.overlap import InspectedData
-from ssrseg.data.checks.problems import Problem, id_map_word
+from ssrseg.data.checks.problems import Problem, id_map_word, word_of
 from ssrseg.data.class_statistics import ClassStatistics, class_statistics, save_statistics
 from ssrseg.data.label_files import UNNAMED
 from ssrseg.data.label_mapping import Classes
@@ -102,12 +102,19 @@ def check_classes(
             found.append(Problem("no class in any label", data.expected.domain, data.config.root, text))
     if found or not any(len(data.pixels) for data in sets):
         return found
-    absent = absent_from(sets, space)
-    found = [one for data in sets for one in _check_values(data, classes, absent)]
+
+    def check_values(absent: Sequence[str], *, thorough: bool) -> Iterator[Problem]:
+        for data in sets:
+            own = absent_from([data], space, thorough=thorough)
+            # The one source that shows one class is an error of its own.
+            alone = len(own) == len(space.names) - 1 and data.expected.domain != "source"
+            yield from _check_values(data, classes, own if alone else absent, alone=alone)
+
+    found = [*check_values(absent := absent_from(sets, space), thorough=False)]
     refused = len(absent) >= len(space.names) - 1 or any(one.fatal for one in found)
-    if absent and refused and not any(one.fatal for data in sets for file in data.files for one in file.problems):
+    if refused and not any(one.fatal for data in sets for file in data.files for one in file.problems):
         absent = absent_from(sets, space, thorough=True)  # not for what some labels show
-        found = [one for data in sets for one in _check_values(data, classes, absent)]
+        found = [*check_values(absent, thorough=True)]
     if any(one.fatal for one in found) or not absent:
         return found
     root, where = sets[0].config.root, ", ".join(str(data.config.root) for data in sets)
@@ -136,13 +143,18 @@ def check_depth(data: InspectedData) -> Iterator[Problem]:
 def _also(data: InspectedData) -> str:
     ignored = ignored_in(data.files)
     text = f" Ignored, of all pixels: {ignored}." if ignored.values else ""
-    if "transparent" in ignored.values and " " not in (domain := data.expected.domain):
-        text += f" If transparency is the label: '{domain}.channel=alpha'."
+    if "transparent" in ignored.values:
+        text += f" If transparency is the label: {word_of(data.expected.domain, 'channel', 'alpha')}."
     return text
 
 
-def _check_values(inspected: InspectedData, classes: Classes | None, absent: Sequence[str]) -> Iterator[Problem]:
-    """Report what the labels hold that no class takes, and labels that were not understood alike."""
+def _check_values(
+    inspected: InspectedData, classes: Classes | None, absent: Sequence[str], *, alone: bool
+) -> Iterator[Problem]:
+    """Report what the labels hold that no class takes, and labels that were not understood alike.
+
+    Where they show one class `alone`, whatever else they hold is likely another.
+    """
     files, data, domain, code = inspected.files, inspected.config, inspected.expected.domain, inspected.expected.code
     assert code is not None  # else no label was decoded
 
@@ -154,7 +166,8 @@ def _check_values(inspected: InspectedData, classes: Classes | None, absent: Seq
     meant = {f"value {raw}" for raw, new in (data.id_map or {}).items() if new == IGNORE}
     other = sum(ignored.share_of(value) for value in ignored.values if not _is_void(value) and value not in meant)
     void = sum(ignored.share_of(value) for value in ignored.values if _is_void(value) and value not in meant)
-    plentiful = [v for v in ignored.values if v.startswith("value ") and v not in meant and _plentiful(ignored, v)]
+    values = [value for value in ignored.values if value.startswith("value ") and value not in meant]
+    plentiful = [value for value in values if alone or _plentiful(ignored, value)]
     if absent and plentiful and spec.space is None:
         hold = ", ".join(f"{ignored.share_of(value):.1%} hold {value.removeprefix('value ')}" for value in plentiful)
         ways = _ways(plentiful, absent, shown, inspected, classes)
@@ -225,8 +238,11 @@ def _names(classes: Classes | None) -> Sequence[str]:
 
 
 def _meaning_word(raw: Mapping[str, int], known: Mapping[int, int], domain: str, classes: Classes | None) -> str:
-    """Write the word by which classes have raw values: `classes`, or beside what is `known` an `id_map`."""
-    if classes is None or isinstance(classes, str):
+    """Write the word by which classes have raw values: `classes`, or beside what is `known` an `id_map`.
+
+    Other data sets than the one source have an `id_map`: their raw values need not be the source's.
+    """
+    if classes is None or isinstance(classes, str) or domain != "source":
         return id_map_word(domain, {**known, **{value: _names(classes).index(name) for name, value in raw.items()}})
 
     def entry(one: ClassConfig) -> Any:

@@ -61,10 +61,15 @@ def grouped(problems: Iterable[Problem]) -> list[tuple[str, list[Problem]]]:
     ]
 
 
+def word_of(domain: str, key: str, value: str) -> str:
+    """Write the word that sets a key of a data set, or the line in one of several; labelled images are a target's."""
+    domain = domain.replace("labelled", "target", 1)
+    return f"'{domain}.{key}={value}'" if " " not in domain else f"`{key}: {value}` in {domain}"
+
+
 def id_map_word(domain: str, id_map: Mapping[int, int]) -> str:
-    """Write an `id_map` as the word that sets it, or as the line of one of several data sets."""
-    text = json.dumps(id_map).replace('"', "")
-    return f"'{domain}.id_map={text}'" if " " not in domain else f"`id_map: {text}` in {domain}"
+    """Write an `id_map` as `word_of` does."""
+    return word_of(domain, "id_map", json.dumps(id_map).replace('"', ""))
 
 
 def refuse(problems: Iterable[Problem], use: str = "trained") -> None:

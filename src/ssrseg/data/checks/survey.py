@@ -19,7 +19,7 @@ from ssrseg.config.data import ExactSize
 from ssrseg.data.checks.classes import absent_from, check_classes, check_depth, count_all
 from ssrseg.data.checks.inspect import Expected, Inspection, inspect_files
 from ssrseg.data.checks.overlap import InspectedData, shared_files
-from ssrseg.data.checks.problems import EFFECTS, Problem, notes, refuse
+from ssrseg.data.checks.problems import EFFECTS, Problem, notes, refuse, word_of
 from ssrseg.data.checks.thickness import CELL
 from ssrseg.data.class_statistics import ClassStatistics
 from ssrseg.data.frames import VIDEO_SUFFIXES
@@ -43,6 +43,8 @@ from ssrseg.data.transforms import rescale_size
 from ssrseg.data.unmatched import fitting, name_files, unread_files
 from ssrseg.errors import UserError
 
+TOOLS = {".json": ("LabelMe", "labelme"), ".txt": ("YOLO", "yolo-seg")}
+"""Whose labels have such endings, and the layout in which they are read (docs/data.md)."""
 NEVER = 0.01
 """Draws of an image that are to be expected in a run, or in an epoch where that is longer: below, it is never drawn."""
 DECODED = 50
@@ -202,7 +204,10 @@ def _list(domain: str, data: DataConfig, problems: list[Problem]) -> list[tuple[
     seen = labels_there(domain, data, listing) if listing.without_label and not known else ""
     for path in listing.without_label:
         found, hint = beside.get(path), listing.hint(path)
-        hint = f" {found} would fit, but {found.suffix} is not read so (see `spec` in docs/data.md)." if found else hint
+        if found:
+            tool, spec = TOOLS.get(found.suffix, ("", ""))
+            way = f"if it is of {tool}, say {word_of(domain, 'spec', spec)}" if tool else "save it as PNG"
+            hint = f" {found} would fit, but {found.suffix} is not read so: {way}."
         report("image without label", path, f"{path} has no label.{hint}{seen}")
         seen = ""  # said once
     if unread := unread_files(data.root, glob_of(data, "images"), {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES}):
