@@ -162,6 +162,7 @@ def test_several_of_which_none_is_plain_are_refused_with_words_that_work(tmp_pat
     assert equal(student_of(path, second)[0], OTHER)
     with pytest.raises(UserError, match="has no 'encoder'; it holds encoder_q, encoder_k"):
         student_of(path, "model.pretrained_part=encoder")
+    assert equal(student_of(path, "model.pretrained_part=encoder_q")[0], THEIRS)
 
 
 def test_an_optimizer_is_no_network(tmp_path: Path) -> None:
@@ -212,6 +213,8 @@ def test_another_size_of_the_backbone_is_named(held: str, run: str, tmp_path: Pa
     torch.save({"teacher": under("module.", state)}, path := tmp_path / "weights.pth")
     with pytest.raises(UserError, match=f"model.backbone={held}: the network whose weights these look like"):
         load_pretrained(networks[run], str(path), run)
+    if held == "mit_b1":
+        load_pretrained(networks[held].to_empty(device="cpu"), str(path), held)
 
 
 def test_the_remedy_for_a_pickle_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,6 +269,27 @@ def test_our_own_weights_without_a_description_are_converted_by_the_words_of_the
     model = load_segmenter(tmp_path / "out.safetensors")
     assert model.description == Description(NAME, "daformer", ("cat", "dog", "cow"), head_channels=8)
     assert all(torch.equal(value, BOTH[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        (("mit_b0", "daformer"), r"\n  --backbone (\S+): the network whose"),
+        (("timm:test_vit", "upscale"), r"name it with --backbone, one of .* or (timm:)<name>\."),
+    ],
+)
+def test_what_is_not_recognised_is_named_as_the_refusal_says(of: tuple[str, str], said: str, tmp_path: Path) -> None:
+    torch.save(official(build_segmenter(*of, 3, head_channels=8)), tmp_path / "in.pth")
+    words = ["convert", str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors")]
+    if of[1] == "upscale":
+        refused = CliRunner().invoke(app, words)
+        assert re.search(r"name it with --head, one of .*\bupscale\b", str(refused.exception))
+        words += ["--head", "upscale"]
+    refused = CliRunner().invoke(app, [*words, "--backbone", "mit_b1"] if of[0] == "mit_b0" else words)
+    named = re.search(said, str(refused.exception))
+    assert named
+    assert CliRunner().invoke(app, [*words, "--backbone", of[0]]).exit_code == 0
+    assert of[0].startswith(named[1])
 
 
 def test_a_head_that_does_not_fit_leaves_the_backbone(tmp_path: Path) -> None:

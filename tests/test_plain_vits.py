@@ -145,6 +145,22 @@ def test_a_start_with_other_taps_is_refused_and_the_advice_works(tmp_path: Path)
     build_student(resolve(tree), resolve_space(resolve(tree).classes, resolve(tree).source))
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"backbone": TEST, "head": "upscale", "taps": "four"},
+        {"backbone": "timm:test_resnet", "taps": "four"},
+        {"backbone": "timm:test_resnet", "image_scale": 1.5},
+    ],
+)
+def test_what_a_backbone_has_not_is_refused_with_the_word_for_that(model: dict[str, Any]) -> None:
+    run = {"classes": CLASSES, "source": {"root": "game"}, "model": {"head_channels": 8, "pretrained": "none"} | model}
+    with pytest.raises(UserError, match=r": set model\.\w+=null\.$") as refused:
+        build_student(resolve(run), resolve_space(resolve(run).classes, resolve(run).source))
+    mended = with_words(resolve(run), [str(refused.value).rpartition(" ")[2][:-1]])
+    build_student(mended, resolve_space(mended.classes, mended.source))
+
+
 def groups(config: AdamWConfig, segmenter: Segmenter | None = None) -> dict[str, dict[str, Any]]:
     """The group of each parameter, without its parameters."""
     learner = Learner(segmenter or student(), {"segmentation": Segmentation(("source",))})
@@ -204,6 +220,7 @@ def test_a_pyramid_decays_as_it_did() -> None:
 def test_layers_without_an_order_are_said_so() -> None:
     with pytest.raises(UserError, match=r"no known order\. Set optim\.layer_decay=null"):
         groups(AdamWConfig(layer_decay=0.9), tiny_segmenter())
+    assert groups(AdamWConfig(layer_decay=None), tiny_segmenter())
 
 
 def test_the_licence_is_said_when_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:

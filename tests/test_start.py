@@ -18,6 +18,7 @@ from ssrseg.inference import evaluate
 from ssrseg.label_shift import Priors, estimate_priors
 from ssrseg.models import BACKBONES, HEADS, Description, Segmenter, build_segmenter, load_segmenter, save_segmenter
 from ssrseg.models.backbones import Architecture
+from ssrseg.models.convert import convert
 from ssrseg.training.setup import build_student
 
 OLD = ("sky", "ground", "box")
@@ -146,11 +147,12 @@ def test_the_backbone_of_our_own_model_is_not_turned_again(tmp_path: Path, monke
 def test_a_file_without_a_description_is_refused_with_the_way(tmp_path: Path) -> None:
     model = build_segmenter("timm:test_resnet", "daformer", 3, head_channels=8)
     torch.save(model.state_dict(), tmp_path / "old.pth")
-    with pytest.raises(UserError, match="is not a model of ssrseg"):
+    with pytest.raises(UserError, match=r"is not a model of ssrseg .* `ssrseg convert IN OUT` makes one"):
         started(tmp_path / "old.pth", OLD)
-    saved(tmp_path / "start.safetensors")
-    with pytest.raises(UserError, match=r"found the folder .*: give one of .*start\.safetensors"):
-        started(tmp_path, OLD)
+    convert(tmp_path / "old.pth", tmp_path / "start.safetensors", backbone="timm:test_resnet", head="daformer")
+    with pytest.raises(UserError, match=r"found the folder .*: give one of .*start\.safetensors") as refused:
+        started(tmp_path, ("class-0", "class-1", "class-2"))
+    started(Path(str(refused.value).rpartition("one of ")[2][:-1]), ("class-0", "class-1", "class-2"))
 
 
 def test_priors_and_scores_are_refused_for_classes_in_another_order(tmp_path: Path) -> None:

@@ -339,6 +339,7 @@ def test_a_backbone_alone_cannot_be_converted(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "mit_b0.pth")
     with pytest.raises(UserError, match=r"it is a backbone\. Use it as model\.pretrained"):
         convert(tmp_path / "mit_b0.pth", tmp_path / "out.safetensors")
+    load_pretrained(segmenter(), str(tmp_path / "mit_b0.pth"), "mit_b0")
 
 
 def test_random_weights_are_said_aloud() -> None:
@@ -362,13 +363,16 @@ def test_hub_weights_come_with_their_licence(tmp_path: Path, monkeypatch: pytest
     assert asked[-1] == ("someone/mit", "pytorch_model.bin", "main")
 
 
-def test_being_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_being_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: object, **options: object) -> str:
         raise OSError("no route to host")
 
     monkeypatch.setattr(weights, "hf_hub_download", offline)
-    with pytest.raises(UserError, match=r"no route to host\n.*by hand.*model\.pretrained"):
+    with pytest.raises(UserError, match=r"no route to host\n.*by hand.*model\.pretrained to its path; .*: none"):
         load_pretrained(segmenter(), "hub", "mit_b0")
+    save_file(hugging_face(segmenter("segformer")), tmp_path / "model.safetensors")
+    for spec in ("none", str(tmp_path / "model.safetensors")):
+        load_pretrained(segmenter(), spec, "mit_b0")
 
 
 @pytest.mark.parametrize("spec", ["weights/absent.pth", "absent.safetensors", "hubb"])

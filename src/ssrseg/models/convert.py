@@ -12,6 +12,7 @@ from torch import Tensor
 from ssrseg.errors import UserError
 from ssrseg.models.backbones import BACKBONES
 from ssrseg.models.description import Description, Detail
+from ssrseg.models.heads import HEADS
 from ssrseg.models.published import LoadReport, load_published
 from ssrseg.models.segmenter import build_described, save_segmenter
 from ssrseg.models.weight_files import find_network, read_weights
@@ -85,11 +86,10 @@ def convert(
     if dialect == "ssrseg" and classifier.shape[-1] == 1:  # a layer of 1x1, behind the head's own width
         channels = classifier.shape[1]
     if not (head := head or recognised):
-        heads = ", ".join(name for name, _ in HEAD_MARKS.values())
-        raise UserError(f"The head in {source} is not recognised: name it with --head, one of {heads}.")
+        raise UserError(f"The head in {source} is not recognised: name it with --head, one of {', '.join(HEADS)}.")
     if not (backbone := backbone or backbone_in(state, dialect)):
-        known_ones = ", ".join(BACKBONES)
-        raise UserError(f"The backbone in {source} is not recognised: name it with --backbone, one of {known_ones}.")
+        names = f"{', '.join(BACKBONES)} or timm:<name>"
+        raise UserError(f"The backbone in {source} is not recognised: name it with --backbone, one of {names}.")
     palette = _listed(file.meta.get("PALETTE"), count) or ()
     description = Description(
         backbone=backbone,
@@ -102,7 +102,7 @@ def convert(
         detail=detail,
     )
     segmenter = build_described(description)
-    report = load_published(segmenter, file, part=network.path[:-1] or None, setting=PART)
+    report = load_published(segmenter, file, part=network.path[:-1] or None, setting=PART, backbone="--backbone ")
     save_segmenter(segmenter, out)
     return report
 

@@ -50,6 +50,7 @@ def load_published(
     backbone_only: bool = False,
     fresh: str | None = None,
     setting: str = "part=",
+    backbone: str = "model.backbone=",
 ) -> LoadReport:
     """Load a published checkpoint. Every entry is loaded, or is in the report with the reason why it is not.
 
@@ -63,6 +64,7 @@ def load_published(
             a checkpoint that has no head at all (ImageNet weights) still loads; one that has a head must fit wholly.
         fresh: pattern of official names that the checkpoint may lack; these layers stay as they are.
         setting: how the user chooses `part`, for messages.
+        backbone: how the user chooses the segmenter's backbone.
 
     Raises:
         UserError: an entry is unknown, missing or of another shape; or the file cannot be read safely.
@@ -103,11 +105,11 @@ def load_published(
         problems = {"unknown to the model": unknown, "missing": missing, "of another shape": shapes}
         listed = [f"  {len(names)} {what}: {_listed(names)}" for what, names in problems.items() if names]
         likely = {backbone_in(state, dialect)} - {backbone_in(renamed(own), dialect), None}
-        ways = [f"  model.backbone={name}: the network whose weights these look like" for name in likely]
+        ways = [f"  {backbone}{name}: the network whose weights these look like" for name in likely]
         ways += [f"  {setting}{name}: another network in the file" for name in network.others.values() if name]
         if not backbone_only and all("decode_head." in name for name in (*unknown, *missing, *shapes)):
             ways.append(f"  model.pretrained={file.where}: its backbone alone, under any head")
-        ways = ways or ["  model.backbone=NAME: the network whose weights these are"]
+        ways = ways or [f"  {backbone}NAME: the network whose weights these are"]
         raise UserError(
             f"The checkpoint does not fit the model: {len(chosen) - len(shapes)} of {whole} are in {file.where} "
             f"(official names{_place(file, network)}):\n" + "\n".join([*listed, *ways])
