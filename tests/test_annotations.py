@@ -300,6 +300,8 @@ def test_an_empty_file_of_yolo_is_background(tmp_path):
     (tmp_path / "labels" / "train" / "00.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     with pytest.raises(UserError, match=r"00\.txt, line 1 has 5 numbers.*a box of a detection"):
         read_all(tmp_path, "yolo-seg")
+    (tmp_path / "labels" / "train" / "00.txt").write_text("0 0 0 1 0 1 1\n")  # a class and 3 points
+    assert set(np.unique(read_all(tmp_path, "yolo-seg")[0])) == {0, CLASSES.index("person")}
 
 
 def test_coco_pairs_images_by_the_longest_common_end(tmp_path):
@@ -325,6 +327,10 @@ def test_masks_may_name_their_class_in_the_file(tmp_path):
     )
     with pytest.raises(UserError, match=r"00_mask_car\.png is no mask of one class"):
         read_all(tmp_path, "masks", images="images/*", labels="flat/*_mask_{class}.png")
+    mask = tmp_path / "flat" / "00_mask_car.png"
+    Image.fromarray((7 * (truth(0) == CLASSES.index("car"))).astype(np.uint8)).save(mask)  # 0 and one other
+    found = read_all(tmp_path, "masks", images="images/*", labels="flat/*_mask_{class}.png")
+    assert np.array_equal(found[0], truth(0))
 
 
 @pytest.mark.parametrize("spec", EXPORTS)
@@ -342,6 +348,51 @@ def test_a_file_of_another_kind_says_so(tmp_path):
     write_json(tmp_path / "images" / "00.json", {"shapes": [{"label": "car"}], "imageWidth": 4, "imageHeight": 4})
     with pytest.raises(UserError, match=r"00\.json is not as annotation tools write it \(KeyError: 'points'\)"):
         read_all(tmp_path, "labelme", images="images/00.jpg", labels="images/00.json")
+    write_coco(tmp_path / "export")  # and what the first message advises
+    (name,) = {path.name for path in (tmp_path / "export").rglob("*.json")}
+    write_json(tmp_path / "export" / "notes.json", {"version": 1})
+    assert np.array_equal(read_all(tmp_path / "export", "coco", labels=f"**/{name}")[1], truth(1))
+
+
+def test_of_two_annotations_of_label_studio_the_true_one_is_marked_or_left(tmp_path):
+    write_label_studio(tmp_path)
+    (file,) = tmp_path.glob("*.json")
+    tasks = json.loads(file.read_text())
+    other = {**tasks[1]["annotations"][0], "id": 9, "result": []}
+    for change in ({"ground_truth": True}, {"was_cancelled": True}, None):
+        tasks[1]["annotations"] = [tasks[1]["annotations"][0] | {"ground_truth": False}, other]
+        write_json(file, tasks)
+        with pytest.raises(UserError, match="task 1 .* has 2 annotations: mark one as ground truth, or delete the oth"):
+            read_all(tmp_path, "label-studio")
+        if change is None:
+            del tasks[1]["annotations"][1]
+        else:
+            number = int("was_cancelled" in change)
+            tasks[1]["annotations"][number] = tasks[1]["annotations"][number] | change
+        write_json(file, tasks)
+        assert np.array_equal(read_all(tmp_path, "label-studio")[1], truth(1))
+
+
+@pytest.mark.parametrize("names", [["person", "car"], {0: "person", 1: "car"}])
+def test_names_of_yolo_are_a_list_or_numbered(names, tmp_path):
+    write_yolo(tmp_path)
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"names": {"car": 0}}))
+    with pytest.raises(UserError, match="expected `names:`, a list, or a number each from 0"):
+        read_all(tmp_path, "yolo-seg")
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"names": names}))
+    assert np.array_equal(read_all(tmp_path, "yolo-seg")[1], truth(1))
+
+
+def test_a_line_of_cvats_labelmap_is_as_the_message_has_it(tmp_path):
+    write_cvat(tmp_path)
+    right = (tmp_path / "labelmap.txt").read_text()
+    (tmp_path / "labelmap.txt").write_text(right.replace("::", ""))
+    assert np.array_equal(read_all(tmp_path, "cvat")[1], truth(1))
+    (tmp_path / "labelmap.txt").write_text(right.replace(",", " "))
+    with pytest.raises(UserError, match="expected `name:red,green,blue:parts:actions`"):
+        read_all(tmp_path, "cvat")
+    (tmp_path / "labelmap.txt").write_text(right.replace("::", ":parts:actions"))
+    assert np.array_equal(read_all(tmp_path, "cvat")[1], truth(1))
 
 
 def test_without_what_draws_coco_its_extra_is_named_once(tmp_path, monkeypatch):

@@ -185,3 +185,48 @@ def test_what_a_union_holds_survives_yaml() -> None:
         {**tree, "classes": ["yes", {"name": "b"}], "method": {"regularizer": {"foundation": foundation}}}
     )
     assert resolve(yaml.safe_load(dump(settings))) == settings
+
+
+TASK = ["source.root=x", "target.root=y", "classes=[a, b]"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "ways"),
+    [
+        (["loader={rare_class: {}, class_balanced: {}}"], ["loader.rare_class=null", "loader.class_balanced=null"]),
+        (["loader={jitter: {}, cache: kept}"], ["loader.jitter=null", "loader.cache=null"]),
+        (["loader.jitter={}", "model.in_channels=4"], ["loader.jitter=null"]),
+        (["method.mixed={}"], ["method.teacher={}"]),
+        (["method.labelled={}"], ["target.labelled.count=10", "method.labelled=null"]),
+        (["target=null", "method={teacher: {}, mixed: {}}"], ["target.root=y"]),
+        (["target=null", "deploy.statistics=blend"], ["target.root=y"]),
+        (["target.masks=m/*"], ["target.masks=null", "method.teacher.regions.of=masks"]),
+        (["method.teacher.regions.of=masks"], ["target.masks=m/*", "method.teacher.regions=null"]),
+        (["method.segmentation.detail_weight=0.1"], ["model.detail={}", "method.segmentation.detail_weight=null"]),
+        (["model={detail: {}, align_corners: true}"], ["model.align_corners=false"]),
+        (["model={value_range: [0, 9], percentiles: [1, 99]}"], ["model.value_range=null", "model.percentiles=null"]),
+        (["model.value_range=[9, 0]"], ["model.value_range=[0, 9]"]),
+        (["model.mean=[0.4, 0.5]"], ["model.mean=[0.4, 0.5, 0.6]"]),
+        (["optim.length=4", "train.steps=6"], ["optim.length=6", "optim.length=7", "optim.length=null"]),
+        (["train.early_stop=3", "selection=null"], ["selection={}", "train.early_stop=null"]),
+        (["train.early_stop.by=agreement"], ["method.teacher={}", "train.early_stop.by=im"]),
+        (["val={root: z, share: 2}"], ["val.share=null"]),
+        (["source=[{root: a, share: 1}, {root: b}]"], ["source.1.share=2", "source.share=null"]),
+        (["source=[{root: a/x}, {root: b/x}]"], ["source.1.name=other"]),
+        (["classes=[on, off]"], ['classes=["on", "off"]']),
+        (["train.step=3"], ["train.steps=3"]),
+        (["optim={kind: adam}"], ["optim.kind=adamw", "optim.kind=sgd"]),
+        (["optim.momentum=0.9"], ["optim.kind=sgd"]),
+    ],
+)
+def test_what_a_mistake_advises_is_taken(wrong: list[str], ways: list[str]) -> None:
+    tree = assignments([*TASK, *wrong])
+    with pytest.raises(UserError) as raised:
+        resolve(tree)
+    for way in ways:
+        key, _, value = way.partition("=")
+        said = str(raised.value)
+        assert key.rpartition(".")[2] in said
+        assert value != "null" or re.search("null|leave|neither|none", said)
+        tree.get("train", {}).pop("step", None)  # the misspelt one
+        resolve(merge(tree, assignments([way])))

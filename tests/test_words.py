@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from factories import write_pairs
 from ssrseg.cli import main
@@ -82,22 +83,32 @@ def test_a_settings_file_says_its_encoding_itself(encoding: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "said", "mended"),
     [
-        ("classes: [Straße]".encode("latin-1"), "invalid continuation byte at position 14. Save it as UTF-8."),
-        ("classes: [Straße]".encode("utf-16")[2:], "Save it as UTF-8."),
-        (b"train:\n\tsteps: 1", "line 2, column 1: found character '\\t' that cannot start any token. Indent with"),
-        (b"classes: [sky, ground", "line 1, column 22: expected ',' or ']'"),
-        (b"val: {split: 2020-13-45}", "month must be in 1..12"),
-        (b"[" * 1000, "recursion"),
-        (b"images: *.png", 'Put a text that begins with * in quotes: "*.png".'),
+        (
+            "classes: [Straße]".encode("latin-1"),
+            "invalid continuation byte at position 14. Save it as UTF-8.",
+            "classes: [Straße]",
+        ),
+        ("classes: [Straße]".encode("utf-16")[2:], "Save it as UTF-8.", "classes: [Straße]"),
+        (
+            b"train:\n\tsteps: 1",
+            "line 2, column 1: found character '\\t' that cannot start any token. Indent with spaces.",
+            "train:\n  steps: 1",
+        ),
+        (b"classes: [sky, ground", "line 1, column 22: expected ',' or ']'", "classes: [sky, ground]"),
+        (b"val: {split: 2020-13-45}", "month must be in 1..12", "val: {split: 2020-12-31}"),
+        (b"[" * 1000, "recursion", "{}"),
+        (b"images: *.png", 'Put a text that begins with * in quotes: "*.png".', 'images: "*.png"'),
     ],
 )
-def test_a_file_that_is_no_yaml_says_where(content: bytes, said: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_yaml_says_where(content: bytes, said: str, mended: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(content)
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "a.yaml")) + " is not valid YAML: ") as raised:
         read_yaml(tmp_path / "a.yaml")
     assert said in str(raised.value)
+    (tmp_path / "a.yaml").write_text(mended, encoding="utf-8")
+    assert read_yaml(tmp_path / "a.yaml") == yaml.safe_load(mended)
 
 
 @pytest.mark.parametrize("stages", [3, [3], [{"does": "train"}]])
