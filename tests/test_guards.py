@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -201,7 +202,7 @@ class Hang(Observer):
 def said_of_a_hanging_disk(root: Path) -> str:
     loader = {"workers": 1, "timeout": 2}
     settings = settings_for(root, method=PLAIN, loader=loader, selection=None, train={"steps": 40})
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as raised, mock.patch("ssrseg.data.storage.stat", S_ISREG=bool):  # so take the pipe
         train(settings, root / "run", extensions=Extensions(observers=[Hang(root)]))
     return str(raised.value)
 
