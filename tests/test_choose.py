@@ -17,7 +17,8 @@ from ssrseg.config.settings import ChooseStage, DeployConfig
 from ssrseg.errors import UserError
 from ssrseg.inference.choose import MARGIN, average, consistency
 from ssrseg.inference.sliding_window import whole
-from ssrseg.models.segmenter import Segmenter, load_segmenter, save_segmenter
+from ssrseg.models import Description
+from ssrseg.models.segmenter import Segmenter, build_described, load_segmenter, save_segmenter
 from ssrseg.reporting import compare
 from ssrseg.training import train
 from ssrseg.training.stages import corrected, deployed, planned
@@ -115,6 +116,14 @@ def test_models_of_other_classes_and_none_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=text):
             choose(models, target, tmp_path / "new.safetensors")
     assert not (tmp_path / "new.safetensors").exists()
+
+
+def test_a_start_of_another_network_is_refused_and_none_is_needed(tmp_path: Path) -> None:
+    target, out = write_pairs(tmp_path / "target", 1), tmp_path / "new.safetensors"
+    other = build_described(Description("mit_b0", "segformer", CLASSES))
+    with pytest.raises(UserError, match=r"no average: mit_b0, segformer and mit_b0, daformer\. Give .*, or none\."):
+        choose({"a": small_segmenter()}, target, out, start=other)
+    choose({"a": small_segmenter()}, target, out)
 
 
 def test_a_run_ends_with_a_choice_between_its_start_and_the_average_with_its_teacher(tmp_path: Path) -> None:

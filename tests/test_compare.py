@@ -364,11 +364,12 @@ def test_unfinished_runs_are_named_and_can_be_allowed(tmp_path: Path) -> None:
 
 
 def test_runs_without_scores_are_refused(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run")
+    run, other = write_run(tmp_path / "run"), write_run(tmp_path / "other")
     (run / "scores.json").unlink()
     for allow in (False, True):
         with pytest.raises(UserError, match=r"Without scores: .*run.*give `val`"):
-            compare([run], allow_unfinished=allow)
+            compare([run, other], allow_unfinished=allow)
+    compare([other])  # as the message says: left out
     with pytest.raises(UserError, match="No run to compare"):
         compare([])
 

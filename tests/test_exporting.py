@@ -15,7 +15,7 @@ from timm.models.vision_transformer_sam import Attention
 from factories import CLASSES, COLORS, random_image, tiny_segmenter
 from ssrseg.errors import UserError
 from ssrseg.inference import export, graph_signature
-from ssrseg.inference.export import ExportReport, _trace, pad_statically
+from ssrseg.inference.export import OPSET, ExportReport, _trace, pad_statically
 from ssrseg.models import Description, Segmenter, build_segmenter
 
 onnx = pytest.importorskip("onnx")
@@ -84,9 +84,9 @@ def test_fixed_size(tmp_path: Path) -> None:
 
 def test_the_printed_script_labels_a_picture(model: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Classes in the graph, in half precision, of a set opset, and an image that has to be padded."""
-    report = export(model, tmp_path / "half.onnx", size=(50, 70), dynamic=False, labels=True, half=True, opset=19)
+    report = export(model, tmp_path / "half.onnx", size=(50, 70), dynamic=False, labels=True, half=True, opset=OPSET)
     loaded = onnx.load(report.onnx)
-    assert loaded.opset_import[0].version == 19
+    assert loaded.opset_import[0].version == OPSET
     assert {onnx.TensorProto.FLOAT16} <= {weights.data_type for weights in loaded.graph.initializer}
     (output,) = loaded.graph.output
     assert (output.name, output.type.tensor_type.elem_type) == ("labels", onnx.TensorProto.UINT8)
@@ -130,7 +130,7 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_sizes_and_names_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="opset 18 or later, not 11"):
+    with pytest.raises(UserError, match=f"opset {OPSET} or later, not 11"):
         export(tiny_segmenter(), tmp_path / "model.onnx", opset=11)
     with pytest.raises(UserError, match=r"\.onnx"):
         export(tiny_segmenter(), tmp_path / "model.pt")

@@ -142,12 +142,16 @@ def test_images_are_never_overwritten(model: Segmenter, photos: Path) -> None:
         predict(model, photos, photos, device="cpu")
     assert (photos / "a_ids.png").read_bytes() == before
     assert not (photos / "a_color.png").exists()
+    predict(model, photos, photos / "labels", device="cpu")
 
 
 def test_results_never_overwrite_each_other(model: Segmenter, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a\.png and .*a\.jpg would have the same results"):
-        predict(model, [photos / "a.png", photos / "far" / "away" / "a.jpg"], tmp_path / "out", device="cpu")
+    twins = [photos / "a.png", photos / "far" / "away" / "a.jpg"]
+    with pytest.raises(UserError, match=r"a\.png and .*a\.jpg would have the same results, .*: label them into two"):
+        predict(model, twins, tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
+    for number, twin in enumerate(twins):
+        predict(model, twin, tmp_path / "out" / str(number), device="cpu")
 
 
 def test_results_inside_the_folder_are_not_labelled_again(model: Segmenter, photos: Path) -> None:

@@ -148,6 +148,7 @@ def test_what_is_no_image_is_refused(model: Segmenter, picture: Tensor, tmp_path
     for image, words in wrong:
         with pytest.raises(UserError, match=words):
             predictor(image)  # type: ignore[arg-type]
+    assert torch.equal(predictor(picture.float() / 255), predictor(picture))  # what the message about floats says
 
 
 def test_what_it_is_made_of_is_checked(model: Segmenter) -> None:

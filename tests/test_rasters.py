@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from typer.testing import CliRunner
 
 from factories import random_image, small_segmenter, tiny_segmenter, write_pairs
 from ssrseg.cli import app
-from ssrseg.config import InferenceConfig
+from ssrseg.config import InferenceConfig, assignments
 from ssrseg.errors import UserError
 from ssrseg.inference import Predictor, evaluate, predict, rasters
 from ssrseg.inference.rasters import Raster
-from ssrseg.inference.sliding_window import whole, within_memory
+from ssrseg.inference.sliding_window import build_inference, whole, within_memory
 from ssrseg.models.segmenter import Segmenter, save_segmenter
 
 SLIDE = InferenceConfig(mode="slide", window=(64, 64), stride=(40, 40))
@@ -149,6 +150,10 @@ def test_evaluations_of_a_training_go_on_in_windows(model: Segmenter) -> None:
             assert infer(Narrow(), torch.rand(1, 3, 100, 80), None).shape == (1, 4, 100, 80)
     assert len(said) == 1
     assert "An image of 100x80 does not fit into the memory whole" in said[0]
+    words = shlex.split(said[0].partition("(")[2].partition(" does so with all)")[0])
+    slides = build_inference(InferenceConfig(**assignments(words)["inference"]))
+    with torch.no_grad():
+        assert slides(Narrow(), torch.rand(1, 3, 100, 80), None).shape == (1, 4, 100, 80)
 
 
 def test_a_picture_that_does_not_fit_is_named_and_the_others_are_labelled(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,11 +12,13 @@ import torch
 from PIL import Image
 
 import ssrseg
-from factories import small_segmenter, write_pairs
+from factories import random_labels, small_segmenter, write_pairs
 from ssrseg.config import DataConfig
 from ssrseg.data import find_pairs, read_image
 from ssrseg.errors import UserError
 from ssrseg.inference.suggest import farthest, labels_glob
+from ssrseg.models import save_segmenter
+from test_cli import ssrseg as command
 
 
 def test_rows_far_from_each_other_are_taken_and_duplicates_are_not() -> None:
@@ -58,6 +62,19 @@ def test_the_labels_are_found_by_the_wildcards_of_the_images(images: str | None,
     ssrseg.suggest(small_segmenter(), data, tmp_path / "out", count=1)
     (pair,) = find_pairs(data.model_copy(update={"labels": labels, "labels_root": tmp_path / "out"}))
     assert pair.image == image
+
+
+def test_the_printed_words_train_with_the_labels(tmp_path: Path) -> None:
+    save_segmenter(small_segmenter(), tmp_path / "model.safetensors")
+    for name, side in (("game", 64), ("camera", 72)):
+        write_pairs(tmp_path / name, 2, height=side, width=side)
+    options = ["--target", "camera", "--count", "1", "--out", "my labels"]
+    said = command("suggest", "model.safetensors", *options, cwd=tmp_path)
+    words = ["target.root=camera", *shlex.split(said.partition("train with ")[2])]
+    (painted,) = (tmp_path / "my labels" / "labels").iterdir()
+    Image.fromarray(random_labels(72, 72)).save(painted)
+    printed = command("check-data", "--source", "game", *words, "classes=[a, b, c, d]", cwd=tmp_path)
+    assert re.search(r"source +target +labelled *\n images +2 +2 +1 ", printed)
 
 
 def test_what_cannot_be_suggested_is_said(tmp_path: Path) -> None:

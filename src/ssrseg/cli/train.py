@@ -46,7 +46,7 @@ def train(
     prior_correction: Correction = None,
 ) -> None:
     """Train, and leave a run folder with the model, its scores, curves and pictures."""
-    from ssrseg.runs.folder import GroupFolder, RunFolder
+    from ssrseg.runs.folder import GroupFolder, RunFolder, resume_command
     from ssrseg.training.stages import corrected
     from ssrseg.training.train import train as run
 
@@ -58,7 +58,7 @@ def train(
             "from now on, as train.steps=60000 or source.root=FOLDER."
         )
     if resume and (folders := [word for word in words if "=" not in word and Path(word).is_dir()]):
-        raise UserError(f"--resume continues what --out names: ssrseg train --resume --out {folders[0]}")
+        raise UserError(f"--resume continues what --out names: {resume_command(Path(folders[0]))}")
     if resume:
         settings = resumed(out, words)
     else:
@@ -93,6 +93,7 @@ def resumed(out: Path, words: list[str]) -> Settings | None:
 def _train_group(settings: Settings | None, out: Path, seeds: str | None, resume: bool) -> None:
     """Train a group; a failed seed is exit code 1, and the others are trained nevertheless."""
     from ssrseg.reporting import compare_records, members, overview, print_table, read_run
+    from ssrseg.runs.folder import resume_command
     from ssrseg.training import train_seeds
 
     try:
@@ -105,7 +106,7 @@ def _train_group(settings: Settings | None, out: Path, seeds: str | None, resume
         print_table(overview(compare_records([read_run(run) for run in members(out)])), Console())
     typer.echo(f"{group.folder}")
     for seed, why in group.failed.items():
-        typer.echo(f"seed {seed} failed: {why}\nContinue the group with --resume --out {out}", err=True)
+        typer.echo(f"seed {seed} failed: {why}\nContinue the group with: {resume_command(out)}", err=True)
     if group.failed:
         raise typer.Exit(1)
 

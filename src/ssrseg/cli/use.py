@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -184,9 +185,10 @@ def suggest(
     found = use.suggest(model, data, out, count=count, device=device, inference=inference_from({}, mode))
     for each in found:
         typer.echo(f"{each.image}  uncertainty {each.uncertainty:.3f}")
+    told = {"labels_root": out, "labels": labels_glob(data), "labelled.stems": out / "stems.txt"}
     typer.echo(
         f"{len(found)} images; paint {out / 'labels'}, look at {out / 'contact-sheet.png'}, and train with "
-        f"target.labels_root={out} 'target.labels={labels_glob(data)}' target.labelled.stems={out / 'stems.txt'}"
+        + shlex.join(f"target.{key}={value}" for key, value in told.items())
     )
 
 

@@ -147,13 +147,15 @@ def within_memory(infer: Infer, window: Size, report: Callable[[str], None]) -> 
             if not out_of_memory(error) or fits(images.shape[-2:], window):
                 raise
             why = first_line(error)
+        stride = -(-2 * window[0] // 3), -(-2 * window[1] // 3)
         if not said:
             said.append((images.shape[-2], images.shape[-1]))
+            words = f"inference.mode=slide 'inference.window={[*window]}' 'inference.stride={[*stride]}'"
             report(
                 f"An image of {said[0][0]}x{said[0][1]} does not fit into the memory whole. What does not fit is "
-                f"labelled in windows of {window[0]}x{window[1]} (inference.mode=slide does so with all): {why}"
+                f"labelled in windows of {window[0]}x{window[1]} ({words} does so with all): {why}"
             )
-        return slide(model, images, window, (-(-2 * window[0] // 3), -(-2 * window[1] // 3)), size, batch=1)
+        return slide(model, images, window, stride, size, batch=1)
 
     return fitting
 

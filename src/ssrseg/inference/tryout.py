@@ -19,7 +19,7 @@ from ssrseg.errors import UserError
 from ssrseg.inference.predictor import Images, Predictor, as_pixels
 from ssrseg.inference.results import draw
 from ssrseg.models.weights import load
-from ssrseg.runs.folder import SOURCE, RecipeFolder, RunFolder
+from ssrseg.runs.folder import SOURCE, RecipeFolder, RunFolder, resume_command
 
 LOOPBACK = {"server_name": "127.0.0.1", "share": False, "ssr_mode": False, "run_history": False, "footer_links": []}
 """No address for others, no second server, no memory of pictures, no links."""
@@ -43,7 +43,7 @@ def models_of(place: Path | str) -> tuple[Path | str, Path | str | None]:
     stages = [recipe.stage(stage.name) for stage in resolve(read_yaml(recipe.config)).stages]
     done = [stage.student_last for stage in stages if stage.finished]
     if not done:
-        raise UserError(f"No stage of {place} has finished: go on with `ssrseg train --resume --out {place}`.")
+        raise UserError(f"No stage of {place} has finished: go on with `{resume_command(recipe.path)}`.")
     source = recipe.stage(SOURCE).student_last
     return done[-1], source if source in done[:-1] else None
 

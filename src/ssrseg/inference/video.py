@@ -103,8 +103,6 @@ def predict_video(
     if every < 1:
         raise UserError(f"every is {every}: label each frame (1), or each n-th.")
     path = out / f"{clip.stem}_{kind}.mp4"
-    if not live and path.resolve() == clip.resolve():
-        raise UserError(f"The result would overwrite {clip}: give another folder for results.")
     if not live and not clip.is_file():
         raise UserError(f"There is no video {clip}.")
     stream = cv2.VideoCapture(int(source)) if source.isdecimal() and live else cv2.VideoCapture(source)

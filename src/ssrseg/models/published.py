@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from torch import Tensor
@@ -108,7 +109,7 @@ def load_published(
         ways = [f"  {backbone}{name}: the network whose weights these look like" for name in likely]
         ways += [f"  {setting}{name}: another network in the file" for name in network.others.values() if name]
         if not backbone_only and all("decode_head." in name for name in (*unknown, *missing, *shapes)):
-            ways.append(f"  model.pretrained={file.where}: its backbone alone, under any head")
+            ways.append(f"  {quote(f'model.pretrained={file.where}')}: its backbone alone, under any head")
         ways = ways or [f"  {backbone}NAME: the network whose weights these are"]
         raise UserError(
             f"The checkpoint does not fit the model: {len(chosen) - len(shapes)} of {whole} are in {file.where} "

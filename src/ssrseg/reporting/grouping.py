@@ -24,6 +24,7 @@ from ssrseg.runs.folder import (
     GroupFolder,
     RecipeFolder,
     RunFolder,
+    resume_command,
 )
 from ssrseg.runs.records import RunRecord, method_name, setting
 
@@ -54,7 +55,7 @@ def members(folder: Path) -> list[Path]:
             stages = [RunFolder(path)]
         runs += [stage.path for stage in stages if stage.exists]
     if not runs:
-        raise UserError(f"No run of {folder} has begun. Train it with --resume --out {folder}.")
+        raise UserError(f"No run of {folder} has begun. Train it with: {resume_command(folder)}")
     return runs
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -182,7 +183,8 @@ def steps_left(folder: RunFolder, settings: Settings, *, places: bool = True) ->
         after = f" after step {run.step}" if run else ""
         go_on = "go on with --resume train.steps=N, for more steps"
         if run is None:
-            go_on = f"start a new run from its student (its checkpoints are gone): model.start={folder.student_last}"
+            start = quote(f"model.start={folder.student_last}")
+            go_on = f"start a new run from its student (its checkpoints are gone): {start}"
         elif settings.train.early_stop:
             go_on += " (train.early_stop=null, if it has stopped early)"
         raise UserError(
