@@ -362,7 +362,9 @@ def test_of_two_annotations_of_label_studio_the_true_one_is_marked_or_left(tmp_p
     for change in ({"ground_truth": True}, {"was_cancelled": True}, None):
         tasks[1]["annotations"] = [tasks[1]["annotations"][0] | {"ground_truth": False}, other]
         write_json(file, tasks)
-        with pytest.raises(UserError, match="task 1 .* has 2 annotations: mark one as ground truth, or delete the oth"):
+        with pytest.raises(
+            UserError, match=r"task 1 .* has 2 annotations: mark one as ground truth, or delete the oth"
+        ):
             read_all(tmp_path, "label-studio")
         if change is None:
             del tasks[1]["annotations"][1]

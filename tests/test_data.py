@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,13 @@ def test_an_image_without_label_is_named(tmp_path: Path) -> None:
     (tmp_path / "labels" / "02.png").unlink()
     with pytest.raises(UserError, match=r"1 of 4 images .* have no label matching 'labels/\*\*/\*'.*\n.*02\.png"):
         find_pairs(DataConfig(root=tmp_path))
+    (tmp_path / "images" / "02.png").rename(tmp_path / "images" / "A.png")
+    Image.fromarray(random_image()[..., 0]).save(tmp_path / "labels" / "a.png")
+    with pytest.raises(UserError, match=r"A\.png: .*labels/a\.png differs in capital letters alone") as raised:
+        find_pairs(DataConfig(root=tmp_path))
+    image, label = re.findall(r"(\S+): (\S+) differs", str(raised.value))[0]
+    Path(label).rename(Path(label).with_name(Path(image).name))
+    assert len(find_pairs(DataConfig(root=tmp_path))) == 4
 
 
 def test_a_target_needs_no_labels(tmp_path: Path) -> None:
@@ -60,8 +68,10 @@ def test_a_target_needs_no_labels(tmp_path: Path) -> None:
 def test_one_stem_twice_is_an_error(tmp_path: Path) -> None:
     write_pairs(tmp_path)
     Image.fromarray(random_image()).save(tmp_path / "images" / "00.jpg")
-    with pytest.raises(UserError, match="only the ending differs"):
+    with pytest.raises(UserError, match=r"only the ending differs\. Remove one\."):
         find_images(DataConfig(root=tmp_path))
+    (tmp_path / "images" / "00.jpg").unlink()
+    assert len(find_images(DataConfig(root=tmp_path))) == 4
 
 
 def test_no_image_at_all_says_what_was_looked_for(tmp_path: Path) -> None:

@@ -647,6 +647,18 @@ def a_label_is_in_colours_that_nobody_gave(at: At) -> Settled:
 
 
 @faults(
+    kinds="source: label of another kind;" * 5,
+    says="{label} is coloured; Give every class in `classes` a `color` [red, green, blue] of its own",
+    together=False,
+    mend=say(f"classes={json.dumps([{'name': n, 'color': c} for n, c in zip(CLASSES, COLORS, strict=True)])}"),
+    other=True,
+)
+def labels_are_in_colours_that_nobody_gave(at: At) -> Settled:
+    for file in at.label.parent.iterdir():
+        in_colours(file)
+
+
+@faults(
     kinds="source: label of another kind",
     says="{label} holds the colour (1, 2, 3)",
     together=False,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssrseg.config import resolve
-from ssrseg.data import SPACES, code_for, resolve_space
+from ssrseg.config import assignments, merge, resolve
+from ssrseg.data import SPACES, SPECS, code_for, resolve_space
 from ssrseg.data.label_mapping import lookup_table, map_ids, space_of
 from ssrseg.data.label_spaces import MAPPINGS
 from ssrseg.errors import UserError
+
+GTA5 = SPECS["gta5"].ids or {}
 
 
 def settings(**tree):
@@ -188,6 +190,44 @@ def test_parts_that_cannot_be_meant_are_refused(classes, message):
     run = settings(classes=classes, source={"root": "nowhere", "spec": "gta5"})
     with pytest.raises(UserError, match=message):
         code_for(run.source, run.classes)
+
+
+VEHICLE = ["classes=[vehicle, road]", "source.spec=gta5"]
+NOTHING = ["classes=[{name: a, of: [Fire Hydrant]}, {name: b, of: []}]", "source.spec=gta5"]
+ELSEWHERE = ["classes=synthia16", "source.spec=camvid"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said", "word", "meaning"),
+    [
+        (["classes=cityscape19"], "use cityscapes19, ", "classes=cityscapes19", {i: i for i in range(19)}),
+        (["classes=cityscape19"], "or list your classes", "classes=[road, car]", {0: 0, 1: 1}),
+        (["classes=[]"], "list at least one class", "classes=[road, car]", {0: 0, 1: 1}),
+        ([], "'classes=[road, car, other]'", "classes=[road, car, other]", {0: 0, 1: 1, 2: 2}),
+        (VEHICLE, "`of: [...]`", "classes=[{name: vehicle, of: [car, bus]}, road]", {7: 1, 26: 0, 28: 0}),
+        (VEHICLE, "`of: []`", "classes=[{name: vehicle, of: []}, road]", {7: 1}),
+        (VEHICLE, "`of: ['*']`", "classes=[{name: vehicle, of: ['*']}, road]", {7: 1} | {i: 0 for i in GTA5 if i != 7}),
+        (VEHICLE, "an `id_map` (raw value: class id)", "source.id_map={26: 0, 7: 1}", {7: 1, 26: 0}),
+        (
+            ["classes=[{name: a, of: [raod]}, road]", "source.spec=gta5"],
+            "Did you mean 'road'",
+            "classes=[{name: a, of: [road]}, {name: road, of: []}]",
+            {7: 0},
+        ),
+        (NOTHING, "say what each is made `of`", "classes=[{name: a, of: [road]}, {name: b, of: [car]}]", {7: 0, 26: 1}),
+        (NOTHING, "or give an `id_map`", "source.id_map={7: 0, 26: 1}", {7: 0, 26: 1}),
+        (ELSEWHERE, "what each is made `of`", "classes=[{name: a, of: [Road]}, {name: b, of: [Car]}]", {3: 0, 8: 1}),
+        (ELSEWHERE, "or give an `id_map` (raw value: class id)", "source.id_map={3: 0}", {3: 0}),
+    ],
+)
+def test_what_a_message_about_classes_advises_gives_them(wrong, said, word, meaning):
+    tree = merge({"source": {"root": "nowhere"}}, assignments(wrong))
+    run = resolve(tree)
+    with pytest.raises(UserError) as raised:
+        code_for(run.source, run.classes)
+    assert said in str(raised.value)
+    run = resolve(merge(tree, assignments([word])))
+    assert {raw: i for raw, i in enumerate(code_for(run.source, run.classes).table.tolist()) if i != 255} == meaning
 
 
 def test_raw_values_and_parts_serve_a_folder_and_a_published_set():

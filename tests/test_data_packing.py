@@ -108,6 +108,10 @@ def test_labels_may_lie_elsewhere_but_not_under_the_images_names(packed):
     with pytest.raises(UserError, match=r"Two files .* would be images/00\.png .* set `labels_root`"):
         pack(data.model_copy(update={"labels": "images/**/*"}), packed / "twice.zip")
     assert not (packed / "twice.zip").exists()
+    pack(data, packed / "game.zip", images_only=True)  # as it says
+    pack(DataConfig(root=packed / "marks"), packed / "marks.zip", images_only=True)
+    apart = DataConfig(root=packed / "game.zip", labels_root=packed / "marks.zip", labels="images/**/*")
+    assert [pair.image.name for pair in find_pairs(apart)] == [pair.label.name for pair in find_pairs(apart)]
 
 
 def rewritten(archive, out, **members):
@@ -132,12 +136,17 @@ def test_a_damaged_index_is_named(packed):
     damaged = rewritten(packed / "packed-game.zip", packed / "damaged.zip", **index)
     with pytest.raises(UserError, match=r"damaged\.zip/ssrseg-pack\.json is damaged"):
         class_statistics(find_pairs(DataConfig(root=damaged)), TABLE, 4)
+    damaged.unlink()
+    pack(DataConfig(root=packed / "game"), damaged)  # again
+    assert class_statistics(find_pairs(DataConfig(root=damaged)), TABLE, 4).totals.sum() > 0
 
 
 def test_only_a_new_archive_is_written(packed):
     for name, message in (("packed-camera.zip", "is there already"), ("packed", "does not end in .zip")):
         with pytest.raises(UserError, match=message):
             pack(DataConfig(root=packed / "game"), packed / name)
+    pack(DataConfig(root=packed / "game"), packed / "into.zip")  # a new .zip file
+    assert len(find_pairs(DataConfig(root=packed / "into.zip"))) == 6
     (packed / "game" / "images" / "03.png").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"03\.png cannot be read"):
         pack(DataConfig(root=packed / "game"), packed / "new.zip")

@@ -160,6 +160,8 @@ def test_an_unknown_colour_is_named_with_its_place(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"a\.png holds the colour \(9, 8, 7\).*3 pixels.*row 2, column 3"):
         read_labels(tmp_path / "a.png", LabelCode(lookup_table({0: 0}), COLORS))
+    code = LabelCode(lookup_table({0: 0}), {**COLORS, (9, 8, 7): 3, (255, 255, 255): 0})  # the `color` is corrected
+    assert read_labels(tmp_path / "a.png", code).flatten().bincount().tolist() == [1, 44, 0, 3]
 
 
 def test_palette_indices_count_even_where_colours_are_known(tmp_path):

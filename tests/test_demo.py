@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,14 @@ def test_other_parameters_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'bright': 1.*'bright': 2"):
         write_dataset(tmp_path / "d", NUCLEI, (2, 1, 1))
     assert files(tmp_path / "d") == before
+    write_dataset(tmp_path / "other", NUCLEI, (2, 1, 1))  # as it says: another folder, or this one deleted
+    shutil.rmtree(tmp_path / "d")
+    write_dataset(tmp_path / "d", NUCLEI, (2, 1, 1))
+    assert files(tmp_path / "d") == files(tmp_path / "other")
+    with pytest.raises(UserError, match=r"13 pictures of dim/val .* the package has 12: ask for fewer"):
+        write_dataset(tmp_path / "fewer", NUCLEI, (1, 1, 13))
+    write_dataset(tmp_path / "fewer", NUCLEI, (1, 1, 12))
+    assert len(list((tmp_path / "fewer").glob("**/val/images/*"))) == 12
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -125,3 +134,5 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a demo data set"):
         write_dataset(tmp_path, NUCLEI, (1, 1, 1))
     assert (tmp_path / "precious.txt").read_text() == "mine"
+    (tmp_path / "precious.txt").unlink()  # empty it, as it says
+    write_dataset(tmp_path, NUCLEI, (1, 1, 1))

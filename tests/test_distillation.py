@@ -279,11 +279,14 @@ def test_masks_that_cannot_be_are_users_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"target\.masks are matched .* no label matching 'masks/\*\*/\*'"):
         next(iter(train_batches(settings)))
     image = tmp_path / "camera" / "images" / "00.png"
-    for ids, said in (
-        (np.zeros((32, 64), np.uint8), r"00\.png is 64x64, its regions .* are 64x32"),
-        (np.zeros((64, 64, 3), np.uint8), "has colours; a map of regions has one channel"),
-        (np.arange(64 * 64, dtype=np.uint16).reshape(64, 64), "holds 4095 regions, at most 1023"),
+    many = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    for ids, said, mended in (
+        (many[:32] // 8, r"00\.png is 64x64, its regions .* are 64x32", many // 8),
+        (np.zeros((64, 64, 3), np.uint8), "has colours; a map of regions has one channel, of 8 or 16 bits", many // 8),
+        (many, "holds 4095 regions, at most 1023 are allowed: join the smallest", many.clip(max=1023)),
     ):
         write_masks(tmp_path / "camera", ids)
         with pytest.raises(UserError, match=said):
             read_masks(tmp_path / "camera" / "masks" / "00.png", image)
+        write_masks(tmp_path / "camera", mended)
+        assert np.array_equal(read_masks(tmp_path / "camera" / "masks" / "00.png", image), mended)

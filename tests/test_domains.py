@@ -318,8 +318,12 @@ def test_labelled_images_are_never_scored(data: Path, tmp_path: Path) -> None:
     assert any(note.startswith("labelled dusk: 2 target images") for note in refuse_bad_data(settings_of(*rest)))
     copy = (data / "camvid/train/images/04.png").read_bytes()  # under another name
     (data / "camvid/train/images/07.png").write_bytes(copy)
-    with pytest.raises(UserError, match="val dusk: same content as in the labelled target"):
-        refuse_bad_data(settings_of("target.0.labelled={stems: labelled.txt}"))
+    stems = "target.0.labelled={stems: labelled.txt}"
+    with pytest.raises(UserError, match="val dusk: same content as in the labelled target") as refused:
+        refuse_bad_data(settings_of(stems))
+    assert "leave it out with `val.stems`" in str(refused.value)
+    Path("others.txt").write_text("08", encoding="utf-8")
+    refuse_bad_data(settings_of(stems, "val.0.stems=others.txt"))
     facts = ssrseg.check_data(settings_of(*rest), tmp_path / "check").facts["domains"]
     assert facts["labelled dusk"]["images"] == 2
     assert facts["labelled dusk"]["draws"] == 4 * 2 / 2
@@ -327,19 +331,29 @@ def test_labelled_images_are_never_scored(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "said", "mended"),
     [
-        (["target.0.labelled={count: 4}"], "3 images of data/camvid have a label.*count=4 is too many"),
+        (
+            ["target.0.labelled={count: 4}"],
+            "3 images of data/camvid have a label.*count=4 is too many",
+            "target.0.labelled.count=3",
+        ),
         (
             ["target.0.labelled={stems: data/camvid/splits/dusk_target_val.txt}"],
-            "'07', which is no image of the target",
+            "'07', which is no image of the target .`stems`",
+            "target.0.stems=null",
         ),
-        (["target.1.labelled={}", "target.1.labels=none/*.png"], "0 images of data/carla have a label"),
+        (
+            ["target.1.labelled={}", "target.1.labels=none/*.png"],
+            "0 images of data/carla have a label.*see `labels`",
+            "target.1.labels=null",
+        ),
     ],
 )
-def test_labels_that_are_not_there_are_named(words: list[str], said: str, data: Path) -> None:
+def test_labels_that_are_not_there_are_named(words: list[str], said: str, mended: str, data: Path) -> None:
     with pytest.raises(UserError, match=said):
         refuse_bad_data(settings_of(*words))
+    assert "target images have labels" in refuse_bad_data(settings_of(*words, "val=null", mended))[-1]
 
 
 def test_a_labelled_view_and_labelled_images_come_together() -> None:

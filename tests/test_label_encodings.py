@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -312,34 +313,52 @@ def test_labels_that_lost_nothing_are_read(name: str, kind: str, how: Any, tmp_p
     assert np.array_equal(read(tmp_path / name), IDS)
 
 
+SCORES = np.eye(3, dtype=np.float32)[IDS]
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "says", "mended"),
     [
-        ("a.npy", np.eye(3, dtype=np.float32)[IDS], "float32 (24, 32, 3).*argmax"),
-        ("a.npy", np.eye(3, dtype=np.int64)[IDS], "int64 (24, 32, 3).*argmax"),
-        ("a.npy", np.eye(2, dtype=np.uint8)[IDS % 2], "uint8 (24, 32, 2)"),
-        ("a.npy", np.zeros((0, 4), np.uint8), "has no pixels"),
-        ("a.tif", tiff_of(np.dstack([BYTES, BYTES]), **EXTRA), "uint8 (24, 32, 2)"),
-        ("a.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
-        ("a.png", b"\n<!DOCTYPE html><html>", "web page"),
-        ("a.png", gzip.compress(b"1", mtime=0), "gzip: unpack"),
-        ("a.png", bytes(99), "nothing but zeros"),
+        ("a.npy", SCORES, "float32 (24, 32, 3).*scores.argmax(axis)", SCORES.argmax(-1)),
+        ("a.npy", SCORES.astype(int), "int64 (24, 32, 3).*argmax", SCORES.argmax(-1)),
+        ("a.npy", SCORES[..., :2].astype(np.uint8), "uint8 (24, 32, 2): expected one channel of whole numbers", IDS),
+        ("a.npy", np.zeros((0, 4), np.uint8), "has no pixels", IDS),
+        ("a.tif", tiff_of(np.dstack([BYTES] * 2), **EXTRA), "-b 1 -ot UInt16 IN OUT", tiff_of(BYTES.astype("u2"))),
+        ("a.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull", png_of(BYTES)),
+        ("a.png", b"\n<!DOCTYPE html><html>", "web page, .*: download it again", png_of(BYTES)),
+        ("a.png", gzip.compress(png_of(BYTES), mtime=0), "gzip: unpack", png_of(BYTES)),
+        ("a.png", bytes(99), "nothing but zeros", png_of(BYTES)),
     ],
 )
-def test_what_is_no_label_says_what_it_holds(name: str, content: Any, says: str, tmp_path: Path) -> None:
-    if isinstance(content, bytes):
-        (tmp_path / name).write_bytes(content)
-    else:
-        np.save(tmp_path / name, content)
+def test_what_is_no_label_says_what_it_holds(name: str, content: Any, says: str, mended: Any, tmp_path: Path) -> None:
+    def write(content: Any) -> None:
+        if isinstance(content, bytes):
+            (tmp_path / name).write_bytes(content)
+        else:
+            np.save(tmp_path / name, content)
+
+    write(content)
     with pytest.raises(UserError, match=says.replace("(", r"\(").replace(")", r"\)")):
         read(tmp_path / name)
+    write(mended)
+    assert np.array_equal(read(tmp_path / name), IDS)
 
 
 def test_named_arrays_are_no_label(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", ids=IDS)
-    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
-    with pytest.raises(UserError, match=r"\.npz\): save one alone"):
-        read(tmp_path / "a.npy")
+    path = (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(UserError, match=r"\.npz\): save one alone, numpy\.save\(path, arrays\[name\]\)"):
+        read(path)
+    arrays = np.load(path)
+    np.save(path, arrays["ids"])
+    assert np.array_equal(read(path), IDS)
+
+
+def test_a_channel_that_a_label_has_not_is_answered_by_another(tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([BYTES, BYTES + 1, BYTES + 2])).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="has 3 channels, and none is alpha: choose another `channel`"):
+        read(tmp_path / "a.png", replace(PLAIN, channel="alpha"))
+    assert np.array_equal(read(tmp_path / "a.png", replace(PLAIN, channel="red")), IDS)
 
 
 # --- what a message advises
@@ -425,6 +444,8 @@ def test_few_pixels_of_255_beside_a_source_of_0_and_1_are_asked_about(odd: str, 
 
 def test_priors_are_not_counted_in_labels_that_mean_something_else(model: Path, tmp_path: Path) -> None:
     tree = settings(tmp_path, classes=list(CLASSES))
+    with pytest.raises(UserError, match=r"set target\.root to a folder of images"):
+        estimate_priors(model, resolve({**tree, "target": None, "method": {}}), device="cpu")
     write_pairs(tmp_path / "game")
     for path in (tmp_path / "game" / "labels").iterdir():
         ids = np.array(Image.open(path))

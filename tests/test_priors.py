@@ -5,17 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from factories import CLASSES, tiny_segmenter
+from factories import CLASSES, small_segmenter, tiny_segmenter
 from ssrseg.adapt import Segmentation, View
 from ssrseg.adapt.terms import segmentation_loss
+from ssrseg.config import DataConfig
 from ssrseg.errors import UserError
 from ssrseg.inference import Predictor
-from ssrseg.label_shift import Priors, fold_shift, log_ratio, published_priors, read_priors
+from ssrseg.label_shift import (
+    Priors,
+    adjust,
+    find_priors,
+    fold_shift,
+    labelled_by,
+    log_ratio,
+    published_priors,
+    read_priors,
+)
 from ssrseg.label_shift.priors import image_scores, presence_counts, target_counts
 from ssrseg.models.segmenter import Segmenter
 
@@ -53,8 +64,29 @@ def test_priors_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "priors.json").write_text(json.dumps(dataclasses.asdict(priors)))
     assert read_priors(tmp_path / "priors.json") == priors
     (tmp_path / "priors.json").write_text("{}")
-    with pytest.raises(UserError, match="does not hold priors"):
+    with pytest.raises(UserError, match="does not hold priors") as raised:
         read_priors(tmp_path / "priors.json")
+    keys = re.findall(r"\((.*?)\)", str(raised.value))[0].split(", ")
+    content = dict(zip(keys, (["a", "b"], [1, 2], [3, 4], "counted"), strict=True))
+    (tmp_path / "priors.json").write_text(json.dumps(content))
+    assert read_priors(tmp_path / "priors.json") == priors
+    with pytest.raises(UserError, match="published priors only for") as raised:
+        find_priors("gta5")
+    tasks = str(raised.value).partition("only for ")[2].rstrip(".").split(", ")
+    assert len([find_priors(task) for task in tasks]) == 4
+
+
+def test_what_is_missing_for_priors_and_labels_is_set_as_said(tmp_path: Path) -> None:
+    priors = Priors(CLASSES, (1, 2, 3, 4), (4, 3, 2, 1))
+    segmenter = small_segmenter()
+    segmenter.description, description = None, segmenter.description
+    with pytest.raises(UserError, match=r"set `segmenter\.description`"):
+        adjust(segmenter, priors, tmp_path / "a.safetensors")
+    segmenter.description = description
+    adjust(segmenter, priors, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"set target\.root to a folder of images"):
+        labelled_by(None, 4, tmp_path)
+    assert labelled_by(DataConfig(root=tmp_path), 4, tmp_path).labels_root == tmp_path
 
 
 def test_image_scores_lie_between_mean_and_maximum() -> None:

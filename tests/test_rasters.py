@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import warnings
 from pathlib import Path
@@ -15,9 +16,10 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from factories import random_image, small_segmenter, tiny_segmenter, write_pairs
+from factories import CLASSES, random_image, small_segmenter, tiny_segmenter, write_pairs
 from ssrseg.cli import app
-from ssrseg.config import InferenceConfig, assignments
+from ssrseg.config import InferenceConfig, assignments, merge, resolve
+from ssrseg.data import refuse_bad_data
 from ssrseg.errors import UserError
 from ssrseg.inference import Predictor, evaluate, predict, rasters
 from ssrseg.inference.rasters import Raster
@@ -107,6 +109,12 @@ def test_the_limit_of_pixels_is_a_setting_that_the_error_names(
     with pytest.raises(UserError, match=r"4096 pixels exceed the limit of 2000.*inference\.max_pixels=4096"):
         ssrseg(*words)
     assert ssrseg(*words, "inference.max_pixels=4096").exit_code == 0
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    tree = {"classes": list(CLASSES), "source": {"root": str(write_pairs(tmp_path / "game"))}, "method": {}}
+    with pytest.raises(UserError, match=r"loader\.max_pixels") as refused:
+        refuse_bad_data(resolve(tree))
+    word = re.findall(r"loader\.max_pixels=\d+", str(refused.value))[0]
+    refuse_bad_data(resolve(merge(tree, assignments([word]))))
 
 
 # --- small ones, and ones that do not fit
