@@ -267,6 +267,8 @@ def test_a_finished_run_refuses_what_could_not_be_in_force(finished: Path) -> No
         UserError, match=r"finished after step 4, .* optim\.lr: 0\.001 -> 0\.01\. Put back what was, or go on"
     ):
         resumed(finished)
+    longer = shutil.copytree(finished, finished.parent / "longer")
+    assert on_the_command_line(str(longer), "train.steps=5").exit_code == 0  # with that rate: the other advice
     edit(finished, "optim.lr=0.001", "loader.workers=1")
     assert "finished: nothing to resume" in resumed(finished)
     shutil.rmtree(finished / "checkpoints")

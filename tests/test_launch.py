@@ -21,6 +21,7 @@ from ssrseg.config import TrainConfig
 from ssrseg.errors import UserError
 from ssrseg.training import Interrupted, distributed, launch
 from ssrseg.training.distributed import build_fabric, placement, signals_noted
+from ssrseg.training.launch import check_devices
 from test_cli import ssrseg as command
 from test_training import run
 
@@ -31,6 +32,10 @@ ALONE = TrainConfig(accelerator="cpu")
 
 @pytest.fixture
 def port() -> str:
+    return free_port()
+
+
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("", 0))
         return str(free.getsockname()[1])
@@ -100,7 +105,10 @@ def test_a_port_that_is_taken_is_said(slurm: pytest.MonkeyPatch, port: str) -> N
     with socket.socket(socket.AF_INET6) as other:
         other.bind(("::", int(port)))
         other.listen()
-        with pytest.raises(UserError, match=rf"Port {port} cannot be opened \(MASTER_PORT\)"):
+        with pytest.raises(UserError, match=rf"Port {port} cannot be opened \(MASTER_PORT\).* Set MASTER_PORT to an"):
+            build_fabric(ALONE).launch()
+        slurm.setenv("MASTER_PORT", free_port())
+        with pytest.raises(UserError, match="processes have not come"):  # and not the port
             build_fabric(ALONE).launch()
 
 
@@ -139,6 +147,11 @@ def test_tasks_that_are_not_alike_on_all_machines_are_refused(slurm: pytest.Monk
         slurm.setenv(f"SLURM_{name}", str(value))
     with pytest.raises(UserError, match="--ntasks-per-node=3 instead of --ntasks"):
         placement(ALONE)
+    slurm.setenv("SLURM_NTASKS", "6")
+    assert placement(ALONE) == (3, 2)
+    with pytest.raises(UserError, match="Leave both settings out, or make them agree"):
+        placement(TrainConfig(devices=4, nodes=2))
+    assert placement(TrainConfig(devices=3, nodes=2)) == (3, 2)
 
 
 def test_the_number_of_tasks_alone_is_a_message_of_fabrics(slurm: pytest.MonkeyPatch) -> None:
@@ -226,6 +239,8 @@ def test_an_accelerator_that_is_not_here_is_a_message(
     words += ["model.pretrained=none", "model.backbone=timm:test_resnet", "loader.crop=[64, 64]"]
     said = command(*words, cwd=tmp_path, code=2)
     assert f"error: train.accelerator={kind}, but torch {torch.__version__} has no {kind.upper()} device" in said
+    assert "Leave it out (auto) for what is here, or set it to cpu." in said
+    assert [build_fabric(one).device.type for one in (TrainConfig(), TrainConfig(accelerator="cpu"))] == ["cpu", "cpu"]
     assert not (tmp_path / "runs").exists()
 
 
@@ -234,6 +249,7 @@ def test_more_processes_than_devices_is_a_message(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match=r"4 processes on this machine and sees 1 CUDA device .* Set train.devices=1"):
         build_fabric(TrainConfig(accelerator="cuda", devices=4))
+    check_devices("cuda", 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with pytest.raises(UserError, match="sees 1 MPS device"):

@@ -197,6 +197,10 @@ def test_mistakes_are_said_before_anything_is_trained(tmp_path: Path) -> None:
     lost = resolve({**settings.model_dump(), "stages": [{"name": "a", "settings": {"model": {"start": "{b}"}}}]})
     with pytest.raises(UserError, match="no stage before it is called 'b'"):
         planned(lost, tmp_path / "out")
+    counts = {"stages": [{"name": "a"}, {"name": "b", "does": "priors"}]}
+    with pytest.raises(UserError, match=r"'b' looks at the target: set target\.root to a folder of images"):
+        planned(resolve(small("source-only", tmp_path).model_dump() | counts | {"target": None}), tmp_path / "out")
+    assert planned(resolve({**small("source-only", tmp_path).model_dump(), **counts}), tmp_path / "out")
     wrong = resolve({**settings.model_dump(), "stages": [{"name": "a", "settings": {"train": {"stepps": 1}}}]})
     with pytest.raises(UserError, match="Did you mean 'steps'"):
         train(wrong, tmp_path / "out")

@@ -61,6 +61,7 @@ def test_crops_are_three_quarters_of_the_smallest_image(
 def test_what_a_number_depends_on_is_asked_for() -> None:
     with pytest.raises(UserError, match=r"optim\.warmup is auto, which depends on train\.steps"):
         scaled({"optim": {"warmup": "auto"}})
+    assert scaled({"optim": {"warmup": "auto"}, "train": {"steps": 1000}})["optim"]["warmup"] == 40
 
 
 def test_without_images_it_is_they_that_are_missing(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from ssrseg.reporting import compare_records, members, overview, read_run, repor
 from ssrseg.runs.folder import GroupFolder
 from ssrseg.training import Extensions, Run, train, train_seeds
 from ssrseg.training.loop import Observer, StepResult
+from ssrseg.training.stages import planned
 from test_cli import ssrseg
 from test_training import settings_for, weights
 
@@ -132,6 +133,8 @@ def test_seeds_are_added_by_jobs_of_their_own(tmp_path: Path, flaky: Callable[..
     for seed in (2, 0):
         train_seeds(plain(tmp_path, train={"seed": 5}), tmp_path / "group", [seed])
     assert GroupFolder(tmp_path / "group").seeds() == [0, 2]
+    with pytest.raises(UserError, match="differ in: add one with --resume --seeds N"):
+        train_seeds(plain(tmp_path, train={"seed": 3}), tmp_path / "group", resume=True)
     train_seeds(None, tmp_path / "group", [3], resume=True)
     assert each.calls == [("seed-2", False), ("seed-0", False), ("seed-3", False)]
     seeds = [read_run(run).seed for run in members(tmp_path / "group")]
@@ -151,6 +154,11 @@ def test_what_does_not_fit_a_group_is_refused(tmp_path: Path) -> None:
         train_seeds(None, tmp_path / "nowhere", resume=True)
     with pytest.raises(UserError, match="a command of its own"):
         train_seeds(plain(tmp_path, train={"devices": 2}), tmp_path / "other", [0, 1])
+    stages = {"stages": [{"name": "one"}]}
+    with pytest.raises(UserError, match=r"has no groups: train each seed into a folder of its own, train\.seed=N"):
+        train_seeds(plain(tmp_path, **stages), tmp_path / "other", [0, 1])
+    ((_, of_stage, _),) = planned(plain(tmp_path, train={"seed": 1}, **stages), tmp_path / "own")
+    assert of_stage.train.seed == 1
     assert GroupFolder(group).seeds() == [0]
     assert not (tmp_path / "other").exists()
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from ssrseg.config import presets
 from ssrseg.reporting import compare, compare_records, comparison_text, print_comparison, read_run
 from ssrseg.reporting.statistics import share_of_gap
 from ssrseg.reporting.verdict import ALARMS, verdict
@@ -201,6 +202,8 @@ def test_nothing_is_compared_with_a_source_only_run_of_another_task(tmp_path: Pa
     text = said([*(change(run, **{key: value}) for run in base), *adapted])
     assert "Nothing here says what adaptation added" in text
     assert "against source-only" not in text
+    (named,) = re.findall(r"Train one \(presets (.*?)\)", text)
+    assert set(named.split(", ")) <= presets().keys()
 
 
 def test_other_settings_than_the_methods_are_named(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, 
         place = {"priors": folder.priors, "label": folder.labels}.get(stage.does, folder.student_last)
         over = stage.settings if stage.does == "train" else {}
         resolved = resolve(merge(base, _filled(over, left, stage.name)))
-        if stage.does in ("recalibrate", "choose") and resolved.target is None:
+        if stage.does in ("priors", "recalibrate", "choose") and resolved.target is None:
             raise UserError(f"Stage {stage.name!r} looks at the target: set target.root to a folder of images.")
         files: dict[str, str] = {}
         for kind in ("model", "priors"):
