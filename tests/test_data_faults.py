@@ -416,8 +416,31 @@ def the_label_folder_has_another_name(at: At) -> Settled:
     (at.root / "game" / "labels").rename(at.root / "game" / "annotations")
 
 
-@faults(kinds="source: label of another kind;" * 5, says="game/labels/00.png is", together=False)
+@faults(
+    kinds="source: image and label are exchanged;" * 5,
+    says="{image} holds values of classes only, and its label {label} none",
+    together=False,
+    mend=say("source.images=labels/**/*", "source.labels=images/**/*"),
+)
 def image_and_label_folders_are_swapped(at: At) -> Settled:
+    swap(at)
+
+
+@faults(
+    kinds="source: image and label are exchanged;" * 5,
+    says="{image} holds values of classes only",
+    together=False,
+    mend=say("source.images=labels/**/*", "source.labels=images/**/*"),
+    other=True,
+)
+def photographs_in_the_folder_of_labels_are_jpegs(at: At) -> Settled:
+    for image in at.image.parent.iterdir():
+        Image.open(image).save(image.with_suffix(".jpg"), quality=95)
+        image.unlink()
+    swap(at)
+
+
+def swap(at: At) -> None:
     game = at.root / "game"
     (game / "images").rename(game / "x")
     (game / "labels").rename(game / "images")
@@ -866,7 +889,7 @@ def an_image_is_grey_of_16_bits(at: At) -> Settled:
 
 @faults(
     kinds="source: dark 16 bits",
-    says="5 images of 16 bits, of which the values up to 3;(4.; set 'model.value_range=[0, 3",
+    says="5 images of 16 bits, of which the values up to 3;(4.; train with 'model.value_range=[0, 3",
     together=False,
     mend=say_it(),
     other=True,

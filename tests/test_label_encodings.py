@@ -19,6 +19,7 @@ import pytest
 import tifffile
 import yaml
 from PIL import Image, ImageOps
+from rich.console import Console
 
 from factories import CLASSES, random_image, small_segmenter, write_pairs
 from ssrseg.cli import main
@@ -231,6 +232,16 @@ def test_evaluate_takes_labels_of_another_resolution(model: Path, tmp_path: Path
     whole = evaluate(model, spoilt(tmp_path / "data", lambda ids: ids), device="cpu")
     half = evaluate(model, spoilt(tmp_path / "half", lambda ids: ids[::2, ::2]), device="cpu")
     assert int(whole.confusion.sum()) == 4 * int(half.confusion.sum())
+
+
+def test_evaluate_says_that_images_are_dark(model: Path, tmp_path: Path) -> None:
+    """As `check-data` does; the model was trained on bytes, and such images are all but black to it."""
+    root = spoilt(tmp_path / "data", lambda ids: ids)
+    for path in (root / "images").iterdir():
+        Image.fromarray(np.asarray(Image.open(path))[..., 0].astype(np.uint16) * 12).save(path)
+    evaluate(model, root, device="cpu", console=Console(file=(said := io.StringIO())))
+    assert "note: val: dark 16 bits: " in said.getvalue()
+    assert "train with 'model.value_range=[0, 3" in said.getvalue()
 
 
 # --- encodings that other tools write

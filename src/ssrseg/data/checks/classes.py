@@ -136,7 +136,7 @@ def check_depth(data: InspectedData) -> Iterator[Problem]:
         word = f"'model.value_range=[0, {-(-int(high) // digits) * digits}]'"
         text = f"{data.config.root} holds {len(found)} images of 16 bits, of which the values up to {high:.0f} are used"
         yield Problem(
-            "dark 16 bits", data.expected.domain, data.config.root, f"{text} ({high / full:.1%}): set {word}."
+            "dark 16 bits", data.expected.domain, data.config.root, f"{text} ({high / full:.1%}): train with {word}."
         )
 
 

@@ -40,6 +40,8 @@ SAMPLES = 277
 """The TIFF tag that counts bands."""
 LISTED = 5
 """Values of no class that a message lists; more of them are no mistake of one value."""
+NO_CLASSES = ("label of another kind", "label is a JPEG")
+"""Faults of labels that may be photographs."""
 EXTREME = 8
 """Ratio of the long to the short side above which an image is reported."""
 
@@ -133,6 +135,8 @@ class Inspection:
     """`thickness_counts` at the training size."""
     digest: bytes | None = None
     """Of the image file."""
+    holds_classes: bool = False
+    """Whether the image has values of classes only, as a label map."""
 
     def report(self, kind: str, path: Path, text: str) -> None:
         """Add a problem."""
@@ -180,6 +184,10 @@ def inspect_files(
             seen.report("label is a JPEG", label, f"{label} is a JPEG.")
         elif (whole if labelled is None else labelled) or not header.complete:
             _check_label(seen, label, measured)
+        if seen.holds_classes and any(one.kind in NO_CLASSES for one in seen.problems):
+            seen.problems = [one for one in seen.problems if one.kind not in NO_CLASSES]
+            text = f"{image} holds values of classes only, and its label {label} none."
+            seen.report("image and label are exchanged", image, text)
     return seen
 
 
@@ -241,11 +249,12 @@ def _check_image(seen: Inspection, header: Header) -> None:
     if parts_of(seen.expected.reading)[1:] == (None, None):
         seen.deep = deep_values(seen.image)
     seen.digest = hashlib.blake2b(read_bytes(seen.image), digest_size=16).digest()
-    if seen.label is None and code is not None and header.mode in ("L", "P"):
+    if code is not None and header.mode in ("L", "P"):
         values = np.unique(image[0] if header.mode == "L" else read_raw_labels(seen.image))
         known = bool(((code.table[values.astype(np.int64)] != IGNORE) | torch.from_numpy(values == IGNORE)).all())
-        if known and not set(values.tolist()) <= {0, IGNORE}:  # black and white alone is a picture
-            seen.report("looks like a label map", seen.image, f"{seen.image} holds values of classes only.")
+        seen.holds_classes = known and not set(values.tolist()) <= {0, IGNORE}  # black and white alone is a picture
+    if seen.holds_classes and seen.label is None:
+        seen.report("looks like a label map", seen.image, f"{seen.image} holds values of classes only.")
 
 
 def _strange_values(found: LabelMap, code: LabelCode) -> list[float]:

@@ -78,7 +78,7 @@ def refuse_bad_data(settings: Settings) -> list[str]:
 
 
 def refuse_bad_labels(sets: Mapping[str, DataConfig], classes: Classes | None, reading: Reading) -> list[str]:
-    """Examine labelled images before a model is scored on them: headers of the images, and every label.
+    """Examine labelled images before a model is scored on them: headers of the images, some pixels, and every label.
 
     A label may be larger or smaller than its image, if its shape is the same. Returns notes as `refuse_bad_data`;
     raises one `UserError` of all that makes scores meaningless, files that are missing or broken among it.
@@ -90,7 +90,8 @@ def refuse_bad_labels(sets: Mapping[str, DataConfig], classes: Classes | None, r
         expected = Expected(domain, (1, 1), data.resize, code, space.num_classes, reading, strict)
         seen = InspectedData(data, expected, _inspect_all(_list(domain, data, problems), expected, 0, None))
         problems += (found for one in seen.files for found in one.problems)
-        problems += [*check_classes([seen], domain, space, classes), *shared_files({domain: seen}, contents=False)]
+        problems += [*check_classes([seen], domain, space, classes), *check_depth(seen)]
+        problems += shared_files({domain: seen}, contents=False)
     problems = [replace(one, text=one.text.replace("'val.", "'")) for one in without_effects(problems)]  # as its words
     refuse(problems, "scored")
     return notes(problems)
@@ -225,11 +226,11 @@ def _inspect_all(
     files: Sequence[tuple[Path, Path | None]], expected: Expected, some: int | None, console: Console | None
 ) -> list[Inspection]:
     sample = max(1, -(-len(files) // DECODED))
-    step = 1 if some is None else -(-len(files) // some) if some else len(files) + 1
+    step = 1 if some is None else max(1, -(-len(files) // (some or DECODED)))
 
     def inspect(number: int) -> Inspection:
         measured = expected.role == "source" and number % sample == 0
-        whole = some != 0 and number % step == 0
+        whole = number % step == 0
         return inspect_files(*files[number], expected, whole=whole, labelled=whole or not some, measured=measured)
 
     quiet = console is None or not console.is_terminal
