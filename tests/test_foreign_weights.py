@@ -204,6 +204,27 @@ def test_other_shapes_are_refused_with_both(tmp_path: Path) -> None:
         load_pretrained(network(3), str(path), NAME)
 
 
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "git lfs pull"),
+        (b"<!doctype html><title>Sign in</title>", "web page, which may say why"),
+        (b"", "it begins with b''|It may be cut off: fetch it again"),
+        (None, "It may be cut off: fetch it again"),
+    ],
+)
+def test_what_came_in_place_of_weights_is_said(content: bytes | None, said: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    save_file(BARE, path) if path.suffix == ".safetensors" else torch.save(BARE, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(UserError, match=rf"is not a weights file: .*({said})"):
+        student_of(path)
+    path.write_bytes(whole)  # fetched again
+    assert equal(student_of(path)[0], THEIRS)
+
+
 @pytest.mark.parametrize(("held", "run"), [("mit_b1", "mit_b0"), ("mit_b2", "mit_b1")])
 def test_another_size_of_the_backbone_is_named(held: str, run: str, tmp_path: Path) -> None:
     """A deeper one of the same width holds all that is wanted, and is refused all the same."""

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from factories import tiny_segmenter
-from ssrseg.config import InferenceConfig, resolve_group
+from ssrseg.config import InferenceConfig, resolve, resolve_group, with_words
 from ssrseg.errors import UserError
 from ssrseg.inference import evaluating
 from ssrseg.inference.sliding_window import averaged, build_inference, predict_ids, slide, whole
@@ -89,6 +91,21 @@ def test_slide_averages_overlaps_and_batching_changes_nothing(model: Segmenter, 
 def test_a_stride_that_leaves_gaps_is_refused(images: Tensor) -> None:
     with pytest.raises(UserError, match="larger than the window"):
         slide(pixelwise, images, (16, 16), (16, 17))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inference.mode=slide", "inference.window=[256, 256]"],  # the usual stride is one of windows of 512 pixels
+        ["model.detail.window=[256, 256]", "model.detail.stride=[256, 257]"],
+    ],
+)
+def test_settings_that_leave_gaps_are_refused_with_a_stride_that_leaves_none(words: list[str]) -> None:
+    run = with_words(resolve({"source": {"root": "x"}}), ["train.steps=1"])
+    with pytest.raises(UserError, match=r"leaves pixels between windows of \[256, 256\] unseen: set '") as refused:
+        with_words(run, words)
+    (stride,) = re.findall(r"set '(.*)'", str(refused.value))
+    with_words(run, [*words, stride])
 
 
 @torch.no_grad()

@@ -20,6 +20,15 @@ from ssrseg.config.base import (
 )
 
 
+def _refuse_gaps(window: Size, stride: Size, setting: str) -> None:
+    if any(step > side for step, side in zip(stride, window, strict=True)):
+        less = [max(1, 2 * side // 3) for side in window]
+        raise ValueError(
+            f"a stride of {[*stride]} leaves pixels between windows of {[*window]} unseen: "
+            f"set '{setting}.stride={less}'"
+        )
+
+
 class DetailConfig(Strict):
     """How the model looks twice: at all of a smaller image, and at windows of the image as it is (HRDA)."""
 
@@ -38,6 +47,11 @@ class DetailConfig(Strict):
     """In training, windows begin at multiples of this."""
     blurred: bool = False
     """See the windows halved and doubled again, which shows what their detail is worth."""
+
+    @model_validator(mode="after")
+    def _windows_meet(self) -> DetailConfig:
+        _refuse_gaps(self.window, self.stride or (1, 1), "model.detail")
+        return self
 
 
 class ModelConfig(Strict):
@@ -165,6 +179,12 @@ class InferenceConfig(Strict):
     """Average over copies of the image whose height and width are scaled by these."""
     max_pixels: Annotated[Positive | None, NO_EFFECT] = None
     """Of an image that `predict` reads; larger ones are refused. 179 million when absent, as Pillow has it."""
+
+    @model_validator(mode="after")
+    def _windows_meet(self) -> InferenceConfig:
+        if self.mode == "slide":
+            _refuse_gaps(self.window, self.stride, "inference")
+        return self
 
 
 class GuardConfig(Strict):

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssrseg.errors import UserError
+from ssrseg.errors import UserError, first_line
 
 PLAIN = (
     *("state_dict", "model", "model_state_dict", "model_state", "weights", "params", "net", "network"),
@@ -100,6 +100,8 @@ def _read(path: Path) -> Mapping[str, Any]:
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if (why := _instead(path)) is not None:
+            raise UserError(f"{path} is not a weights file: {why}") from error
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"the Python object {named[1]}" if named else "something other than tensors and plain values"
         raise UserError(
@@ -108,10 +110,24 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"  {UNPICKLE.format(path=path)}"
         ) from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not a weights file: {error}") from error
+        why = _instead(path) or f"{first_line(error)} It may be cut off: fetch it again."
+        raise UserError(f"{path} is not a weights file: {why}") from error
     if not isinstance(found, Mapping):
         raise UserError(f"{path} should hold names and tensors, found {type(found).__name__}.")
     return found
+
+
+def _instead(path: Path) -> str | None:
+    """Say what lies where weights should, and what to do; nothing where it looks like a pickle or an archive."""
+    with path.open("rb") as file:
+        start = file.read(40)
+    if start.startswith(b"version https://git-lfs"):
+        return "it is Git LFS' pointer to one. Fetch the file itself: git lfs pull"
+    if start.lstrip().startswith(b"<"):
+        return "it is a web page, which may say why. Fetch the file itself."
+    if not start.startswith((b"\x80", b"PK")) and path.suffix != ".safetensors":
+        return f"it begins with {start!r}. Fetch or name another."
+    return None
 
 
 def find_network(
