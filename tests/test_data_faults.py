@@ -258,15 +258,9 @@ def say(*words: str) -> Mend:
     return lambda at, text: [word.replace("{root}", str(at.root)) for word in words]
 
 
-def say_it(role: str = "") -> Mend:
-    """Set the first `key=value` that the message prints, of a role where it names none."""
-
-    def follow(at: At, text: str) -> list[str]:
-        found = re.findall(r"'([\w.]+=[^']+)'|([\w.]+='[^']+')|`([\w.]+=[^`]+)`", text)
-        word = "".join(found[0]).replace("'", "")
-        return [f"{role}.{word}" if role else word]
-
-    return follow
+def say_it(at: At, text: str) -> list[str]:
+    """Set the first word that the message prints."""
+    return ["".join(re.findall(r"'([\w.]+=[^']+)'|`([\w.]+=[^`]+)`", text)[0])]
 
 
 def say_fewer(at: At, text: str) -> list[str]:
@@ -326,7 +320,7 @@ def a_label_is_of_a_kind_that_is_not_read(at: At) -> Settled:
     kinds="source: image without label;" * 5,
     says="{image} has no label.;01.json would fit, but .json is not read so: if it is of LabelMe, say",
     together=False,
-    mend=say_it(),
+    mend=say_it,
     other=True,
 )
 def labels_are_of_labelme(at: At) -> Settled:
@@ -340,7 +334,7 @@ def labels_are_of_labelme(at: At) -> Settled:
     kinds="source: image without label;" * 5,
     says="{image} has no label.;01.txt would fit, but .txt is not read so: if it is of YOLO, say",
     together=False,
-    mend=say_it(),
+    mend=say_it,
     other=True,
 )
 def labels_are_of_yolo(at: At) -> Settled:
@@ -378,9 +372,9 @@ def accents_stand_apart_in_one_of_two_names(at: At) -> Settled:
 
 @faults(
     kinds="target: cannot be listed",
-    says="4 in Images/. If the first are meant: images='Images/*'",
+    says="4 in Images/. If the first are meant: 'target.images=Images/*'",
     together=False,
-    mend=say_it("target"),
+    mend=say_it,
 )
 def the_folder_of_images_is_in_capitals(at: At) -> Settled:
     (at.root / "camera" / "images").rename(at.root / "camera" / "Images")
@@ -410,7 +404,7 @@ def one_stem_has_two_target_images(at: At) -> Settled:
     kinds="source: image without label;" * 5,
     says="game/images/04.png has no label",
     together=False,
-    mend=say_it("source"),
+    mend=say_it,
 )
 def the_label_folder_has_another_name(at: At) -> Settled:
     (at.root / "game" / "labels").rename(at.root / "game" / "annotations")
@@ -735,7 +729,7 @@ def all_labels_show_one_class(at: At) -> Settled:
     kinds="source: images never drawn;" + "source: label of one class;" * 3,
     says="of 5 source images will never be drawn",
     together=False,
-    mend=say_it(),
+    mend=say_it,
     other=True,
     left="source: label of one class;" * 3,
 )
@@ -775,7 +769,7 @@ def the_source_is_scaled_down_to_thin_classes(at: At) -> Settled:
     kinds="source: class that never occurs; val: class that never occurs; source: no thing in any label",
     says="boat: in none of the labels",
     together=False,
-    mend=say_it(),
+    mend=say_it,
     left="source: class that never occurs; val: class that never occurs",
 )
 def no_label_shows_a_thing(at: At) -> Settled:
@@ -792,7 +786,7 @@ def a_class_never_occurs(at: At) -> Settled:
     kinds="source: value that no class takes; val: class that never occurs",
     says='but 25.0% hold 255; if that is boat, \'classes=["road"; "boat", "ids": [255]}}]\'; 4: 4, 255: 255}}\'',
     together=False,
-    mend=say_it(),
+    mend=say_it,
     other=True,
 )
 def a_class_has_the_value_that_is_ignored(at: At) -> Settled:
@@ -829,7 +823,7 @@ TRAIN_IDS = "0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 7: 7, 8: 8, 9: 9, 10: 10,
     kinds="source: train ids instead of raw values",
     says=f"look like train ids; source.id_map={{{{{TRAIN_IDS}, 16: 16, 17: 17, 18: 18}}}}",
     together=False,
-    mend=say_it(),
+    mend=say_it,
     left="source: class that never occurs",
     other=True,
 )
@@ -891,7 +885,7 @@ def an_image_is_grey_of_16_bits(at: At) -> Settled:
     kinds="source: dark 16 bits",
     says="5 images of 16 bits, of which the values up to 3;(4.; train with 'model.value_range=[0, 3",
     together=False,
-    mend=say_it(),
+    mend=say_it,
     other=True,
 )
 def images_of_16_bits_hold_12(at: At) -> Settled:
@@ -1081,15 +1075,13 @@ def the_target_is_a_file(at: At) -> Settled:
     kinds="source: cannot be listed",
     says="No image matches 'photos/*.jpg'; game",
     together=False,
-    mend=say_it("source"),
+    mend=say_it,
 )
 def wildcards_match_nothing(at: At) -> Settled:
     return {"source": {"images": "photos/*.jpg"}}
 
 
-@faults(
-    kinds="val: cannot be listed", says="No image matches 'test/images/*'; street", together=False, mend=say_it("val")
-)
+@faults(kinds="val: cannot be listed", says="No image matches 'test/images/*'; street", together=False, mend=say_it)
 def there_is_no_such_split(at: At) -> Settled:
     return {"val": {"images": "{split}/images/*", "labels": "{split}/labels/*", "split": "test"}}
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from factories import CLASSES, write_pairs
-from ssrseg.config import DataConfig, merge, resolve
+from ssrseg.config import DataConfig, assignments, merge, resolve
 from ssrseg.data import find_images, find_pairs, refuse_bad_data
 from ssrseg.errors import UserError
 
@@ -163,8 +163,8 @@ def test_the_glob_of_labels_that_the_message_gives_finds_them(change, tmp_path):
     tree = {"classes": list(CLASSES), "source": {"root": str(tmp_path)}, "loader": {"crop": [32, 32]}, "method": {}}
     with pytest.raises(UserError, match="has no label") as raised:
         refuse_bad_data(resolve(tree))
-    (glob,) = re.findall(r"labels='?([^' ]+)'", str(raised.value))
-    settings = resolve(merge(tree, {"source": {"labels": glob}}))
+    (word,) = re.findall(r"'(source\.labels=[^']+)'", str(raised.value))
+    settings = resolve(merge(tree, assignments([word])))
     refuse_bad_data(settings)
     assert len(find_pairs(settings.source)) == 12
 
@@ -173,8 +173,9 @@ def test_images_are_looked_for_where_no_labels_are(tmp_path):
     write_pairs(tmp_path, 2)
     (tmp_path / "images").rename(tmp_path / "pictures")
     (tmp_path / "labels").rename(tmp_path / "annotations")
-    with pytest.raises(UserError, match=r"images='pictures/\*'"):
+    with pytest.raises(UserError, match=r"'images=pictures/\*'"):
         find_images(DataConfig(root=tmp_path))
+    assert len(find_images(DataConfig(root=tmp_path, images="pictures/*"))) == 2
 
 
 def test_a_relative_folder_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):

@@ -138,9 +138,9 @@ def _bylast_part(images: dict[Key, Path], labels: dict[Key, Path]) -> tuple[dict
     return (short[0], short[1]) if agree else (images, labels)
 
 
-def no_image(data: DataConfig) -> str:
-    """Return the message for a data set without images, which says what is there."""
-    seen = what_is_there(data.root, IMAGE_SUFFIXES)
+def no_image(data: DataConfig, domain: str = "") -> str:
+    """Return the message for a data set without images, which says what is there; `domain` is what words call it."""
+    seen = what_is_there(data.root, IMAGE_SUFFIXES, domain=domain)
     return f"No image matches {glob_of(data, 'images')!r} in {data.root}. Set `images` to a glob below the root. {seen}"
 
 
@@ -148,7 +148,7 @@ def labels_there(domain: str, data: DataConfig, listing: Listing) -> str:
     """Say which files may be labels where no image has one, and the glob that would find them."""
     root, glob = data.labels_root or data.root, glob_of(data, "labels")
     if not listing.without_image:
-        return f" No file matches {glob!r} in {root}. {what_is_there(root, IMAGE_SUFFIXES, 'labels')}"
+        return f" No file matches {glob!r} in {root}. {what_is_there(root, IMAGE_SUFFIXES, 'labels', domain)}"
     affix = common_affix(listing.without_label, listing.without_image)
     if affix is None or " " in domain or "*" not in glob:
         return ""

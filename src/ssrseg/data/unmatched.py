@@ -26,8 +26,11 @@ def _files(root: Path, below: str = "") -> list[tuple[PurePosixPath, Path]]:
     return [(PurePosixPath(name), path) for name, path in found if not path.name.startswith(".")]
 
 
-def what_is_there(root: Path, endings: Collection[str], kind: str = "images") -> str:
-    """Say which folders below `root` hold files of these endings, and the glob of the one that is most like a kind."""
+def what_is_there(root: Path, endings: Collection[str], kind: str = "images", domain: str = "") -> str:
+    """Say which folders below `root` hold files of these endings, and the glob of the one that is most like a kind.
+
+    It is given as the word that sets it, of the data set `domain` if there is one.
+    """
     found = Counter(str(name.parent) for name, _ in _files(root) if name.suffix.lower() in endings)
     likely = sorted(found, key=lambda folder: (bool(LABELS.search(folder)) != (kind == "labels"), -found[folder]))
     counts = {folder: found[folder] for folder in likely}
@@ -41,7 +44,8 @@ def what_is_there(root: Path, endings: Collection[str], kind: str = "images") ->
     )
     glob = "*" if places[0][0] == "." else f"{places[0][0]}/*"
     more = f" and {len(counts) - FOLDERS} more folders" if len(counts) > FOLDERS else ""
-    return f"It holds images: {listed}{more}. If the first are meant: {kind}='{glob}'."
+    word = f"'{domain}.{kind}={glob}'" if domain and " " not in domain else f"'{kind}={glob}'"
+    return f"It holds images: {listed}{more}. If the first are meant: {word}."
 
 
 def unread_files(root: Path, glob: str, endings: Collection[str]) -> list[Path]:

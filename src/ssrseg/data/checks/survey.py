@@ -216,7 +216,7 @@ def _list(domain: str, data: DataConfig, problems: list[Problem]) -> list[tuple[
     for path in sorted({*listing.without_image} - {*listing.other_case.values()}):
         report("label without image", path, f"{path} has no image.")
     if not listing.images:
-        report("cannot be listed", data.root, no_image(data))
+        report("cannot be listed", data.root, no_image(data, domain))
     if not labelled:
         return [(image, None) for image in listing.images]
     return [(pair.image, pair.label) for pair in listing.pairs]
