@@ -91,8 +91,9 @@ def test_words_change_only_what_they_name() -> None:
 
 
 def test_an_unknown_preset_names_its_neighbour() -> None:
-    with pytest.raises(UserError, match="Did you mean 'daformer'"):
+    with pytest.raises(UserError, match=r"Did you mean 'daformer'\? `ssrseg presets` lists them") as raised:
         read_preset("dafomer")
+    assert read_preset(str(raised.value).split("'")[3])
 
 
 def test_merge_changes_neither_side() -> None:

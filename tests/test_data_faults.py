@@ -1549,4 +1549,5 @@ def test_an_error_shows_ten_files_and_counts_the_rest(tmp_path):
     with pytest.raises(UserError, match="25 problems") as refused:
         refuse_bad_data(resolve(tree))
     assert str(refused.value).count(" has no label") == 10
-    assert "and 15 more" in str(refused.value)
+    assert "and 15 more: `ssrseg check-data` with the same settings shows all" in str(refused.value)
+    assert len(check(tree, tmp_path)[1]) == 25

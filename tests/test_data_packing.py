@@ -16,6 +16,7 @@ from ssrseg.cli import app
 from ssrseg.config import DataConfig
 from ssrseg.data import LabelCode, find_images, find_pairs, read_image, train_batches
 from ssrseg.data.class_statistics import class_statistics
+from ssrseg.data.label_files import read_raw_labels
 from ssrseg.data.label_mapping import lookup_table
 from ssrseg.data.pack import pack
 from ssrseg.data.storage import read_bytes, values_of
@@ -139,6 +140,21 @@ def test_a_damaged_index_is_named(packed):
     damaged.unlink()
     pack(DataConfig(root=packed / "game"), damaged)  # again
     assert class_statistics(find_pairs(DataConfig(root=damaged)), TABLE, 4).totals.sum() > 0
+
+
+def test_labels_that_cannot_become_pngs_are_packed_as_they_are(tmp_path):
+    write_pairs(tmp_path, 1)
+    ids = np.array(Image.open(tmp_path / "labels" / "00.png")).astype(np.float32)
+    (tmp_path / "labels" / "00.png").unlink()
+    Image.fromarray(ids).save(tmp_path / "labels" / "00.tif")
+    data = DataConfig(root=tmp_path, resize=(32, 32))
+    with pytest.raises(
+        UserError, match=r"00\.tif \(float32\) cannot become a PNG, which resize makes of it: pack with"
+    ):
+        pack(data, tmp_path / "a.zip")
+    pack(data.model_copy(update={"resize": None}), tmp_path / "a.zip")
+    (pair,) = find_pairs(DataConfig(root=tmp_path / "a.zip"))
+    assert np.array_equal(read_raw_labels(pair.label), ids)
 
 
 def test_only_a_new_archive_is_written(packed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from unittest import mock
 
@@ -166,9 +167,17 @@ def test_a_video_is_a_target(clip: Path, tmp_path: Path) -> None:
     for frame, number in zip(frames, (1, 3, 5), strict=True):
         red, _, blue = read_image(frame).float().mean((1, 2)).tolist()
         assert (red, blue) == (pytest.approx(30 * number, abs=12), pytest.approx(255 - 30 * number, abs=12))
-    clip.write_bytes(clip.read_bytes()[:4000])
+    content = clip.read_bytes()
+    clip.write_bytes(content[:4000])
     with pytest.raises(UserError, match=r"drive\.avi (ends before frame|cannot be read)"):
         find_images(run.target)
+    clip.unlink()
+    with zipfile.ZipFile(tmp_path / "clips.zip", "w") as archive:
+        archive.writestr("drive.avi", content)
+    with pytest.raises(UserError, match=r"clips\.zip/drive\.avi is no file on this machine's disk: unpack videos"):
+        find_images(run.target)
+    shutil.unpack_archive(tmp_path / "clips.zip", tmp_path)
+    assert find_images(run.target) == frames
 
 
 def test_a_video_is_trained_on(clip: Path, tmp_path: Path) -> None:

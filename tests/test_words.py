@@ -65,8 +65,11 @@ def test_roots_of_the_command_line_keep_what_the_file_says(tmp_path: Path) -> No
     several = compose(None, tmp_path / "own.yaml", {"source": [{"root": "p"}, {"root": "q"}]}, [])["source"]
     assert several == [{"root": "p", "labels": "m/*"}, {"root": "q", "labels": "m/*"}]
     (tmp_path / "own.yaml").write_text("source: [{root: x}, {root: y}]", encoding="utf-8")
-    with pytest.raises(UserError, match="lists several data sets as `source`"):
+    with pytest.raises(UserError, match=r"several data sets as `source`.* change the file, or leave --source out"):
         compose(None, tmp_path / "own.yaml", own, [])
+    assert compose(None, tmp_path / "own.yaml", {}, [])["source"] == [{"root": "x"}, {"root": "y"}]
+    (tmp_path / "own.yaml").write_text("source: {root: x}", encoding="utf-8")
+    assert compose(None, tmp_path / "own.yaml", own, [])["source"] == {"root": "here"}
 
 
 def test_the_message_is_the_line_to_type() -> None:
