@@ -790,11 +790,28 @@ def a_class_never_occurs(at: At) -> Settled:
     other=True,
 )
 def a_class_has_the_value_that_is_ignored(at: At) -> Settled:
+    write_255(at)
+    return {"classes": [*CLASSES, "boat"]}
+
+
+@faults(
+    kinds="source: value that no class takes; val: class that never occurs",
+    says="but 25.0% hold 255; if that is boat, 'source.id_map={{; if it is to be ignored, 'source.id_map={{",
+    together=False,
+    mend=say_it,
+    other=True,
+    left="val: class that never occurs",
+)
+def a_class_has_a_value_that_id_map_does_not_name(at: At) -> Settled:
+    write_255(at)
+    return {"classes": [*CLASSES, "boat"], "source": {"id_map": {i: i for i in range(4)}}}
+
+
+def write_255(at: At) -> None:
     for file in (at.root / "game" / "labels").iterdir():
         ids = np.array(Image.open(file)) % 4
         ids[:16] = 255
         Image.fromarray(ids).save(file)
-    return {"classes": [*CLASSES, "boat"]}
 
 
 @faults(

@@ -213,19 +213,25 @@ def spoilt(root: Path, change: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "says", "scored"),
     [
-        (lambda ids: ids + 7, r"labels/00.png holds the values .*4 classes.*\n.*labels/01.png holds the values"),
-        (lambda ids: ids + 1, r"holds the value 4, but there are 4 classes"),
-        (lambda ids: ids.T, r"differ in size: 48x32 and 32x48"),
-        (lambda ids: ids[1:, 1:], r"differ in size: 48x32 and 47x31"),
-        (lambda ids: np.full_like(ids, 255), "No label of .* shows any class. Ignored, of all pixels: value 255: 100"),
-        (lambda ids: np.where(ids < 2, 255, ids), "no pixel of road, wall .* hold 255, which is ignored"),
+        (lambda ids: ids + 7, r"labels/00.png holds the values .*4 classes.*\n.*labels/01.png holds the values", []),
+        (lambda ids: ids + 1, r"holds the value 4, but there are 4 classes", [3072]),
+        (lambda ids: ids.T, r"differ in size: 48x32 and 32x48", []),
+        (lambda ids: ids[1:, 1:], r"differ in size: 48x32 and 47x31", []),
+        (lambda ids: 0 * ids + 255, "No label of .* shows any class. Ignored, of all pixels: value 255: 100", []),
+        (lambda ids: np.where(ids < 2, 255, ids), "no pixel of road, wall .* hold 255, which is ign", [3072, 1600]),
     ],
 )
-def test_evaluate_refuses_labels_that_mean_something_else(change: Any, says: str, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"(?s)These data cannot be scored on.*{says}"):
+def test_evaluate_refuses_labels_that_mean_something_else(
+    change: Any, says: str, scored: list[int], model: Path, tmp_path: Path
+) -> None:
+    """And scores so many pixels with each word that it gives."""
+    with pytest.raises(UserError, match=f"(?s)These data cannot be scored on.*{says}") as raised:
         evaluate(model, spoilt(tmp_path / "data", change), device="cpu")
+    words = re.findall(r"'(id_map=[^']+)'", str(raised.value))
+    sets = [DataConfig(root=tmp_path / "data", **assignments([word])) for word in words]
+    assert [int(evaluate(model, one, device="cpu").confusion.sum()) for one in sets] == scored
 
 
 def test_evaluate_takes_labels_of_another_resolution(model: Path, tmp_path: Path) -> None:

@@ -221,28 +221,28 @@ def _ways(
     held = {value for one in files if one.labels is not None for value in one.labels.values or () if value >= 0}
     count = inspected.expected.num_classes
     if held - {IGNORE} == {*range(1, count + 1)} and known == {i: i for i in range(count)}:
-        word = _meaning_word({name: i + 1 for i, name in enumerate(names)}, {}, domain, classes)
+        word = _meaning_word({name: i + 1 for i, name in enumerate(names)}, {}, inspected, classes)
         return [f"the values are 1..{count}, so if classes are counted from 1, {word}"]
     if len(raw) != len(absent):  # which is which, the user must say
         raw, absent = raw[:1], absent[:1]
-    word = _meaning_word(dict(zip(absent, raw, strict=True)), known, domain, classes)
-    ways = [f"if that is {' and '.join(absent)}, {word}"]
-    if inspected.config.id_map is None:
-        kept = known | dict.fromkeys(raw, IGNORE)
-        ways.append(f"if it is to be ignored, {id_map_word(domain, kept)}")
-    return ways
+    word = _meaning_word(dict(zip(absent, raw, strict=True)), known, inspected, classes)
+    left_out = id_map_word(domain, known | dict.fromkeys(raw, IGNORE))
+    return [f"if that is {' and '.join(absent)}, {word}", f"if it is to be ignored, {left_out}"]
 
 
 def _names(classes: Classes | None) -> Sequence[str]:
     return SPACES[classes].names if isinstance(classes, str) else [one.name for one in classes or ()]
 
 
-def _meaning_word(raw: Mapping[str, int], known: Mapping[int, int], domain: str, classes: Classes | None) -> str:
+def _meaning_word(
+    raw: Mapping[str, int], known: Mapping[int, int], inspected: InspectedData, classes: Classes | None
+) -> str:
     """Write the word by which classes have raw values: `classes`, or beside what is `known` an `id_map`.
 
-    Other data sets than the one source have an `id_map`: their raw values need not be the source's.
+    That is for a data set that has one, and for others than the one source: their raw values need not be the source's.
     """
-    if classes is None or isinstance(classes, str) or domain != "source":
+    domain, mapped = inspected.expected.domain, inspected.config.id_map is not None
+    if classes is None or isinstance(classes, str) or domain != "source" or mapped:
         return id_map_word(domain, {**known, **{value: _names(classes).index(name) for name, value in raw.items()}})
 
     def entry(one: ClassConfig) -> Any:
