@@ -283,10 +283,10 @@ def load_segmenter(path: Path) -> Segmenter:
     except FileNotFoundError as error:
         raise UserError(f"There is no model file {path}.") from error
     except (SafetensorError, KeyError, OSError, ValidationError) as error:
-        raise UserError(
-            f"{path} is not a model of ssrseg (a safetensors file with its description). "
-            "`ssrseg convert IN OUT` makes one from a published checkpoint."
-        ) from error
+        way = "`ssrseg convert IN OUT` makes one from a published checkpoint."
+        if path.suffix in (".onnx", ".xml"):
+            way = "Of an exported file give the model that it was made of; the script that `export` printed runs it."
+        raise UserError(f"{path} is not a model of ssrseg (a safetensors file with its description). {way}") from error
     segmenter = build_described(description)
     try:
         segmenter.load_state_dict(load_file(path))
