@@ -286,7 +286,7 @@ def a_label_is_missing(at: At) -> Settled:
 
 @faults(
     kinds="source: image without label",
-    says="images/A.png has no label.;labels/a.png differs in capital letters alone: rename one",
+    says="images/A.png has no label.;labels/a.png differs in capital letters alone: write both",
     together=False,
     mend=rename,
 )
@@ -1225,6 +1225,23 @@ def listed(at: At, content: str | bytes) -> Settled:
 )
 def a_list_names_missing_images(at: At) -> Settled:
     return listed(at, "00\n77\n01\n78\n")
+
+
+def write_stem_alike(at: At, text: str) -> None:
+    (image,) = re.findall(r"(\S+) differs in capital", text)
+    (at.root / "list.txt").write_text(f"00\n{Path(image).stem}\n")
+
+
+@faults(
+    kinds="source: stem without image",
+    says="lists 'B'; images/b.png differs in capital letters alone: write both",
+    together=False,
+    mend=write_stem_alike,
+)
+def a_list_has_a_capital_that_the_image_has_not(at: At) -> Settled:
+    at.image.rename(at.image.with_name("b.png"))
+    at.label.rename(at.label.with_name("b.png"))
+    return listed(at, "00\nB\n")
 
 
 @faults(kinds="source: cannot be listed", says="list.txt is empty", together=False, mend=write_stems)

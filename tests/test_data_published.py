@@ -250,8 +250,12 @@ def test_later_polygons_cover_earlier_ones(tmp_path: Path) -> None:
     assert np.unique(values).tolist() == [9, 20, 25]
     content["objects"][0]["label"] = "heaven"
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="polygon named 'heaven'"):
+    with pytest.raises(UserError, match="polygon named 'heaven'; IDD's names are ") as raised:
         read_raw_labels(path)
+    assert "sky" in str(raised.value).partition("names are ")[2].rstrip(".").split(", ")
+    content["objects"][0]["label"] = "sky"
+    path.write_text(json.dumps(content))
+    assert np.array_equal(read_raw_labels(path), values)
 
 
 @pytest.mark.parametrize(
@@ -259,8 +263,12 @@ def test_later_polygons_cover_earlier_ones(tmp_path: Path) -> None:
 )
 def test_damaged_polygons_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(UserError, match=r"a\.json cannot be read as polygons"):
+    said = r"a\.json cannot be read as polygons .*Expected JSON with imgWidth, imgHeight and objects, each with a label"
+    with pytest.raises(UserError, match=said):
         read_raw_labels(tmp_path / "a.json")
+    objects = [{"label": "road", "polygon": [[0, 0], [3, 0], [3, 2], [0, 2]]}]
+    (tmp_path / "a.json").write_text(json.dumps({"imgWidth": 3, "imgHeight": 2, "objects": objects}))
+    assert (read_raw_labels(tmp_path / "a.json") == LEVEL3["road"]).all()
 
 
 def test_one_condition_of_acdc_is_a_glob(tmp_path: Path) -> None:

@@ -83,12 +83,13 @@ class Listing:
     """Files that the wildcards cannot tell apart; the first is used."""
     missing_stems: list[str]
     other_case: dict[Path, Path]
-    """Image without label -> the label that would be its own if capitals were small letters."""
+    """Image without label -> the label that would be its own if capitals were small letters; stem without image -> the
+    image that would."""
 
-    def hint(self, image: Path) -> str:
-        """Say where the label of an image may be that has none; starts with a space, empty where that is not known."""
-        label = self.other_case.get(image)
-        return f" {label} differs in capital letters alone: rename one like the other." if label else ""
+    def hint(self, lonely: Path) -> str:
+        """Say what an image or a stem may belong to; starts with a space, empty where that is not known."""
+        other = self.other_case.get(lonely)
+        return f" {other} differs in capital letters alone: write both names alike." if other else ""
 
 
 def spec_of(data: DataConfig) -> Spec:
@@ -113,17 +114,18 @@ def listing_of(data: DataConfig, *, labelled: bool = True) -> Listing:
     stems = None if data.stems is None else read_stems(data.stems, data.root)
     used = images if stems is None else listed_images(images, stems)
     pairs = [Pair(used[key], labels[key]) for key in used.keys() & labels.keys()]
+    missing = {last_part(stem) for stem in stems or ()} - {normal(path.stem) for path in images.values()}
     folded = {_folded(key): path for key, path in labels.items() if key not in images}
+    alike = {used[key]: folded[_folded(key)] for key in used.keys() - labels.keys() if _folded(key) in folded}
+    by_stem = {normal(path.stem).casefold(): path for path in images.values()}
     return Listing(
         images=sorted(used.values()),
         pairs=sorted(pairs, key=lambda pair: pair.image),
         without_label=sorted(path for key, path in used.items() if labelled and key not in labels),
         without_image=sorted(path for key, path in labels.items() if key not in images),
         twice=twice,
-        missing_stems=sorted(
-            {last_part(stem) for stem in stems or ()} - {normal(path.stem) for path in images.values()}
-        ),
-        other_case={used[key]: folded[_folded(key)] for key in used.keys() - labels.keys() if _folded(key) in folded},
+        missing_stems=sorted(missing),
+        other_case=alike | {Path(stem): by_stem[stem.casefold()] for stem in missing if stem.casefold() in by_stem},
     )
 
 
@@ -226,7 +228,7 @@ def _refuse(listing: Listing, data: DataConfig) -> None:
     if missing := listing.missing_stems:
         raise UserError(
             f"{len(missing)} stems of {data.stems} have no image matching {glob_of(data, 'images')!r} in {data.root}, "
-            f"for example {missing[0]!r}."
+            f"for example {missing[0]!r}.{listing.hint(Path(missing[0]))}"
         )
     if not listing.images:
         raise UserError(no_image(data))

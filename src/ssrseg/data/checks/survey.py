@@ -196,7 +196,8 @@ def _list(domain: str, data: DataConfig, problems: list[Problem]) -> list[tuple[
     for one, other in listing.twice:
         report("one name twice", other, f"{one} and {other} differ in their ending only.")
     for stem in listing.missing_stems:
-        report("stem without image", data.root, f"{data.stems} lists {stem!r}, but {data.root} has no such image.")
+        text = f"{data.stems} lists {stem!r}, but {data.root} has no such image.{listing.hint(Path(stem))}"
+        report("stem without image", data.root, text)
     if listing.without_label and not is_named(data):
         beside = fitting(data.labels_root or data.root, glob_of(data, "labels"), listing.without_label, IMAGE_SUFFIXES)
     else:
