@@ -237,7 +237,7 @@ def of_few_kernels() -> Segmenter:
 def test_a_compiled_network_is_the_network_and_whole_images_are_not_compiled() -> None:
     network, twin = of_few_kernels(), of_few_kernels()
     torch._dynamo.reset()
-    network.compile_training("backbone", "head")
+    network.compile_training("backbone")  # the head and the rest: below, without the compiler's minute
     images, before = torch.rand(2, 3, 64, 64), graphs()
     ours, theirs = network(images), twin(images)
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
@@ -246,9 +246,9 @@ def test_a_compiled_network_is_the_network_and_whole_images_are_not_compiled() -
     first, second = (next(model.backbone.parameters()).grad for model in (network, twin))
     torch.testing.assert_close(first, second, rtol=1e-2, atol=1e-4)
     assert list(network.state_dict()) == list(twin.state_dict())
-    assert graphs() == before + 2
+    assert graphs() == before + 1
     network.eval()(torch.rand(1, 3, 96, 32))
-    assert graphs() == before + 2
+    assert graphs() == before + 1
 
 
 @pytest.mark.filterwarnings("ignore")

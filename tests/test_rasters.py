@@ -99,6 +99,28 @@ def test_a_picture_by_bands_is_labelled_as_the_whole(
     assert np.abs(overlay - (image[::2, ::2].astype(int) + shown[::2, ::2]) // 2).mean() < 20
 
 
+@pytest.mark.parametrize("bound", [(90, 70), (400, 300)])
+def test_a_picture_by_bands_is_labelled_as_the_whole_when_the_network_sees_it_resized(
+    bound: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = random_image(150, 170)
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", tile=(32, 32))
+    described = small_segmenter(resize=bound).eval()
+    expected = Predictor(described, "cpu")(image).numpy()
+    monkeypatch.setattr(rasters, "LARGE", 1)
+    monkeypatch.setattr(rasters, "ROWS", 16)
+    monkeypatch.setattr(rasters, "LOGITS", 4 * 4 * 170 * 11)
+    predict(
+        described,
+        tmp_path / "a.tif",
+        tmp_path / "out",
+        values=",".join(f"{name}={10 * i}" for i, name in enumerate(CLASSES)),
+        device="cpu",
+    )
+    found = pixels(tmp_path / "out" / "a_ids.png")
+    assert np.mean(found == 10 * expected) > 0.99  # OpenCV rounds to 1/2048
+
+
 def test_the_limit_of_pixels_is_a_setting_that_the_error_names(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from factories import CLASSES, COLORS, random_image, small_segmenter, write_pairs
 from ssrseg.cli import app, use
-from ssrseg.config import resolve
+from ssrseg.config import InferenceConfig, resolve
 from ssrseg.data import code_for, find_pairs, read_labels
 from ssrseg.errors import UserError
-from ssrseg.inference import Predictor, predict
+from ssrseg.inference import Predictor, georeference, predict, rasters
 from ssrseg.inference.georeference import is_georeferenced
 from ssrseg.inference.results import Kind, polygons, values_of_classes
 from ssrseg.models import save_segmenter
@@ -135,6 +135,25 @@ def test_a_geotiffs_results_lie_where_it_does(model: Path, tmp_path: Path) -> No
     )
     assert np.allclose(corners[:, 0], 9, atol=1e-3)  # the middle of UTM's zone 32
     assert np.allclose(corners[:, 1], 49.6538, atol=1e-3)
+
+
+def test_a_large_geotiff_is_written_by_bands(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_geotiff(tmp_path / "field.tif")
+    slide = InferenceConfig(mode="slide", window=(32, 32), stride=(24, 24))
+    values = ",".join(f"{name}={20 * i + 3}" for i, name in enumerate(CLASSES))
+    written = []
+    for name, large in (("whole", 2**25), ("bands", 1)):
+        monkeypatch.setattr(rasters, "LARGE", large)
+        monkeypatch.setattr(georeference, "ROWS", 20)
+        options = {"inference": slide, "values": values, "device": "cpu"}
+        predict(model, tmp_path / "field.tif", tmp_path / name, kinds=["ids", "geotiff"], **options)
+        with rasterio.open(tmp_path / name / "field_ids.tif") as file:
+            written.append((file.read(1), file.crs, file.transform, file.colormap(1)))
+        with Image.open(tmp_path / name / "field_ids.png") as picture:
+            written[-1] += (np.asarray(picture).tolist(),)
+    (whole, *more), (bands, *others) = written
+    assert np.array_equal(whole, bands)
+    assert more == others
 
 
 def test_what_lies_on_the_earth_needs_rasterio(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,8 @@ def write_results(out: Path, found_on: set[int]) -> None:
     compared = {title: compare(of(*rows)) for title, rows in sections.items()}
     sections = {"Other uses of the encoder on DAFormer": USES}
     sections |= {f"Controls of {part} on DAFormer": rows for part, rows in USES_CONTROLS.items()}
-    compared |= {title: compare(of(*rows, fresh=True)) for title, rows in sections.items()}
+    if of(*USES, fresh=True):
+        compared |= {title: compare(of(*rows, fresh=True)) for title, rows in sections.items()}
     if fresh := of(*CONFIRMED, fresh=True):
         compared["MIC's lighter masked view and SSR, on fresh seeds"] = compare(fresh)
     parts = [

@@ -273,8 +273,9 @@ DACS after them gives a part of that away. Where the domains look alike they cos
 each, 8 images scored), of which DACS then lost 6 to 9. No criterion without labels told which source-only student is
 the better one: consistency preferred the plain one on stained tissue. So they are a setting, not part of `quick`.
 
-Over all adaptations (the last table) `auto` loses 0.8 points to the best candidate in the mean, 2.1 at worst. Always the
-average with half the target's statistics, without any criterion, does as well: consistency has not shown what it adds.
+Over all adaptations (the last table) `auto` loses 0.8 points to the best candidate in the mean, 2.1 at worst. The
+average with half the target's statistics, always and without any criterion, does as well: consistency has not shown
+what it adds.
 """
 
 RULES_HEADER = """## Rules of choice

@@ -458,7 +458,7 @@ def class_balanced(case, same):
     for histogram, stored in zip(case.array("histogram"), case.arrays["probabilities"], strict=True):
         weights = class_weights(histogram.double(), params["offset"]) * present
         same("distribution", weights / weights.sum(), stored)
-    repeats = 40
+    repeats = 20
     classes, seen = torch.zeros(repeats, params["num_classes"]), torch.zeros(repeats, params["num_classes"])
     for seed in range(repeats):
         order = torch.randperm(params["files"], generator=torch.Generator().manual_seed(seed))

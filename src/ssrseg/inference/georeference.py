@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from ssrseg.errors import UserError
 
 GEOGRAPHY = 34735
 """The TIFF tag of the coordinate system."""
+ROWS = 256
+"""That are written at a time."""
 
 
 def is_georeferenced(path: Path) -> bool:
@@ -38,45 +40,54 @@ def is_georeferenced(path: Path) -> bool:
         return GEOGRAPHY in tags
 
 
-def write_raster(place: Path, ids: npt.NDArray[np.uint8], like: Path, colors: Mapping[int, Color]) -> None:
-    """Write class ids (H, W) as a GeoTIFF of one band that lies where `like` does; 255 where that has no data.
+def write_raster(
+    place: Path,
+    size: tuple[int, int],
+    rows: Callable[[slice], npt.NDArray[np.uint8]],
+    like: Path,
+    colors: Mapping[int, Color],
+) -> None:
+    """Write class ids as a GeoTIFF of one band that lies where `like` does; 255 where that has no data.
 
-    Raises `UserError` without rasterio, or for a `like` that is no raster.
+    `size` is (H, W), and `rows` returns those of a slice (h, W). Raises `UserError` without rasterio, or for a `like`
+    that is no raster.
     """
-    source, rasterio = _described(like), _rasterio()
-    ids = np.where(source["known"], ids, IGNORE).astype(np.uint8)
-    height, width = ids.shape
+    (height, width), rasterio = size, _rasterio()
     layout = {"driver": "GTiff", "count": 1, "dtype": "uint8", "nodata": IGNORE, "compress": "deflate"}
-    where = {"crs": source["crs"], "transform": source["transform"]}
-    with _unreferenced(rasterio), rasterio.open(place, "w", height=height, width=width, **layout, **where) as file:
-        file.write(ids, 1)
-        file.write_colormap(1, dict(colors))
+    with _opened(rasterio, like) as source, _unreferenced(rasterio):
+        where = {"crs": source.crs, "transform": source.transform, "height": height, "width": width}
+        with rasterio.open(place, "w", **layout, **where) as file:
+            file.write_colormap(1, dict(colors))
+            for top in range(0, height, ROWS):
+                part = slice(top, min(top + ROWS, height))
+                window = rasterio.windows.Window(0, top, width, part.stop - top)
+                known = source.dataset_mask(window=window) > 0
+                file.write(np.where(known, rows(part), IGNORE).astype(np.uint8), 1, window=window)
 
 
 def on_earth(geometries: Sequence[Mapping[str, Any]], like: Path) -> Sequence[Mapping[str, Any]]:
     """Convert geometries in pixels to longitude and latitude (RFC 7946); raises `UserError` without rasterio."""
-    source = _described(like)
-    a, b, c, d, e, f, *_ = source["transform"]
+    with _opened(_rasterio(), like) as source:
+        reference, (a, b, c, d, e, f, *_) = source.crs, source.transform
 
     def placed(geometry: Mapping[str, Any]) -> Mapping[str, Any]:
         rings = [[(a * x + b * y + c, d * x + e * y + f) for x, y in ring] for ring in geometry["coordinates"]]
         return {**geometry, "coordinates": rings}
 
     warp: Any = importlib.import_module("rasterio.warp")
-    converted: Sequence[Mapping[str, Any]] = warp.transform_geom(
-        source["crs"], "EPSG:4326", list(map(placed, geometries))
-    )
+    converted: Sequence[Mapping[str, Any]] = warp.transform_geom(reference, "EPSG:4326", list(map(placed, geometries)))
     return converted
 
 
-def _described(path: Path) -> dict[str, Any]:
-    rasterio = _rasterio()
-    with _unreferenced(rasterio):
+@contextlib.contextmanager
+def _opened(rasterio: Any, path: Path) -> Iterator[Any]:
+    with contextlib.ExitStack() as stack:
         try:
-            with rasterio.open(path) as file:
-                return {"crs": file.crs, "transform": file.transform, "known": file.dataset_mask() > 0}
+            with _unreferenced(rasterio):
+                file = stack.enter_context(rasterio.open(path))
         except rasterio.errors.RasterioIOError as error:
             raise UserError(f"{path} cannot be read as a raster: {error}") from error
+        yield file
 
 
 def _rasterio() -> Any:

@@ -24,7 +24,7 @@ from ssrseg.inference.results import CERTAIN, ENDINGS, Kind, Results, values_of_
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.runs.atomic import write_atomically, write_json, writing
 
-BY_BANDS = frozenset[Kind](("ids", "color", "overlay"))
+BY_BANDS = frozenset[Kind](("ids", "color", "overlay", "geotiff"))
 """What is written of large pictures by bands."""
 T = TypeVar("T")
 _END = object()
@@ -72,8 +72,9 @@ def predict(
     `<name>_ids.png`, `<name>_color.png` and `<name>_overlay.jpg`, or those of `ENDINGS` that `kinds` asks for. With
     `values`, ids are written as those of a layout, such as `cityscapes`, or as `road=7,car=26` says. Sub-folders of an
     input folder or glob are kept; earlier results in `out` are overwritten, inputs never. `model`, `device`, `engine`
-    and `inference` (its `mode`) are those of `Predictor`. In mode `slide`, a picture of 33 million pixels or more is
-    read (a TIFF), labelled and written by bands as those three, and its overlay is an overview.
+    and `inference` (its `mode`) are those of `Predictor`. In mode `slide`, or by a model that sees images resized, a
+    picture of 33 million pixels or more is read (a TIFF), labelled and written by bands, as these three and a GeoTIFF,
+    and its overlay is an overview.
 
     What cannot be labelled, because it cannot be read or does not fit into the memory, is named in the result, as are
     files with the endings of no image.
@@ -92,12 +93,12 @@ def predict(
     if values is not None:
         results.values = values_of_classes(values, predictor.space.names)
     unreadable, exhausted = dict[Path, str](), list[Exception]()
-    by_bands = BY_BANDS.issuperset(kinds) and values is None
+    by_bands = BY_BANDS.issuperset(kinds)
 
     def label(path: Path, image: Tensor | Raster) -> tuple[Path, Tensor, Tensor, Tensor | None] | None:
         if isinstance(image, Raster):
             with image, writing(jobs[path][kinds[0]]):
-                write_large(predictor, image, jobs[path])
+                write_large(predictor, path, image, results, jobs[path])
             return None
         if CERTAIN.isdisjoint(kinds):
             return path, image, predictor(image), None

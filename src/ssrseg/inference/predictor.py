@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssrseg.config import ClassConfig, InferenceConfig, resolve_group
+from ssrseg.config.data import Bound
 from ssrseg.data.datasets import bounded
 from ssrseg.data.images import Reading, parts_of, read_image
 from ssrseg.data.label_mapping import space_of
@@ -67,6 +68,11 @@ class Predictor:
         self.network = open_engine(copy.deepcopy(segmenter).to(self.device).eval(), engine, images=images)
 
     @property
+    def bound(self) -> Bound | None:
+        """What images are resized to fit for the network; absent where it sees them at their own size."""
+        return self.description.resize if self.description else None
+
+    @property
     def colors(self) -> npt.NDArray[np.uint8]:
         """RGB of the classes (K, 3): the model's own, else evenly spread hues."""
         return np.array(self.space.colors, dtype=np.uint8)
@@ -99,7 +105,7 @@ class Predictor:
         pixels = as_pixels(images, self.reading)
         batch = pixels if pixels.ndim == 4 else pixels[None]
         height, width = batch.shape[-2:]
-        bound = self.description and self.description.resize
+        bound = self.bound
         if bound and batch.dtype == torch.uint8:  # as the loader does it, to the last bit
             batch = torch.stack([bounded(image, bound) for image in batch.cpu()])
         elif bound:

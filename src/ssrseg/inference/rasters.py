@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from struct import pack
 from types import TracebackType
@@ -15,12 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from ssrseg.config.data import Bound
 from ssrseg.data.images import TIFF, Reading, parts_of, read_image
 from ssrseg.data.storage import open_file
+from ssrseg.data.transforms import rescale_size
+from ssrseg.inference.georeference import ROWS, write_raster
 from ssrseg.inference.predictor import Predictor
-from ssrseg.inference.results import Kind
+from ssrseg.inference.results import Kind, Results
 from ssrseg.inference.sliding_window import windows_for
 from ssrseg.models.multi_resolution import MultiResolution, spans
 from ssrseg.runs.atomic import write_atomically
@@ -124,11 +129,39 @@ class PngWriter:
 
 
 def is_large(predictor: Predictor, size: tuple[int, int]) -> bool:
-    """Whether a picture (height, width) is labelled by bands: in sliding windows, at its own size, once."""
-    config, description = predictor.inference, predictor.description
+    """Whether a picture (height, width) is labelled by bands: in sliding windows, once, or resized for the network."""
+    config = predictor.inference
     plain = config.mode == "slide" and not config.flip and config.scales == (1.0,)
     plain = plain and not isinstance(predictor.network, MultiResolution)  # which looks at context, too
-    return plain and size[0] * size[1] >= LARGE and not (description and description.resize)
+    return size[0] * size[1] >= LARGE and (plain or bool(predictor.bound))
+
+
+def label_resized(predictor: Predictor, raster: Raster, bound: Bound) -> Iterator[tuple[slice, slice, Pixels]]:
+    """Label a picture at the network's size, and bring the logits to its own by bands; yields as `label_bands`."""
+    height, width = raster.size
+    wide, tall = rescale_size(width, height, bound)
+    low, high, share = _between(height, tall)
+    left, right, across = _between(width, wide)
+    seen = []
+    for rows in torch.arange(tall).split(max(1, ROWS * tall // height)):
+        first, last = int(low[rows[0]]), int(high[rows[-1]])
+        band = raster.read(slice(first, last + 1), slice(0, width))
+        above, below = (band[:, taken[rows] - first].float() for taken in (low, high))
+        line = torch.lerp(above, below, share[rows, None])
+        seen.append(torch.lerp(line[..., left], line[..., right], across).round().to(torch.uint8))
+    logits = predictor.logits(torch.cat(seen, dim=1)[None])[0].float().cpu()
+    low, high, share = _between(tall, height)
+    for rows in torch.arange(height).split(max(1, LOGITS // (4 * predictor.num_classes * width))):
+        band = torch.lerp(logits[:, low[rows]], logits[:, high[rows]], share[rows, None])
+        ids = F.interpolate(band[None], (len(rows), width), mode="bilinear")[0].argmax(0)
+        yield slice(int(rows[0]), int(rows[-1]) + 1), slice(0, width), ids.to(torch.uint8).numpy()
+
+
+def _between(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the two of `old` places between which each of `new` lies, and the share of the second (bilinear)."""
+    place = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5).clamp(0, old - 1)
+    low = place.long()
+    return low, (low + 1).clamp(max=old - 1), (place - low).float()
 
 
 def label_bands(predictor: Predictor, raster: Raster) -> Iterator[tuple[slice, slice, Pixels]]:
@@ -171,8 +204,10 @@ def label_bands(predictor: Predictor, raster: Raster) -> Iterator[tuple[slice, s
                 held.zero_()[..., : kept.shape[-2], :] = kept
 
 
-def write_large(predictor: Predictor, raster: Raster, places: Mapping[Kind, Path]) -> None:
-    """Label a large picture and write the results `ids`, `color` and `overlay` where `places` say.
+def write_large(
+    predictor: Predictor, path: Path, raster: Raster, results: Results, places: Mapping[Kind, Path]
+) -> None:
+    """Label a large picture and write the results `ids`, `color`, `overlay` and `geotiff` where `places` say.
 
     The overlay is an overview, of `OVERVIEW` pixels at most.
     """
@@ -181,7 +216,9 @@ def write_large(predictor: Predictor, raster: Raster, places: Mapping[Kind, Path
     overlay = np.zeros((-(-height // step), -(-width // step), 3), np.uint8)
     next(iter(places.values())).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=next(iter(places.values())).parent) as scratch:
-        for rows, columns, ids in label_bands(predictor, raster):
+        bound = predictor.bound
+        parts = label_resized(predictor, raster, bound) if bound else label_bands(predictor, raster)
+        for rows, columns, ids in parts:
             for number, line in enumerate(ids):
                 scratch.seek((rows.start + number) * width + columns.start)
                 scratch.write(line.tobytes())
@@ -191,18 +228,27 @@ def write_large(predictor: Predictor, raster: Raster, places: Mapping[Kind, Path
                 shown = (image.astype(np.uint16) + colors[ids[y::step, x::step]]) // 2
                 top, left = -(-rows.start // step), -(-columns.start // step)
                 overlay[top : top + len(shown), left : left + shown.shape[1]] = shown
-        for kind, place in places.items():
-            if kind == "overlay":
-                write_atomically(place, lambda part: Image.fromarray(overlay).save(part, "JPEG"))
-                continue
 
-            def write(part: Path, palette: bytes | None = colors.tobytes() if kind == "color" else None) -> None:
-                with part.open("wb") as file:
-                    png = PngWriter(file, (height, width), palette)
-                    for top in range(0, height, 256):
-                        rows = min(256, height - top)
-                        scratch.seek(top * width)
-                        png.write(np.frombuffer(scratch.read(rows * width), np.uint8).reshape(rows, width))
+        def stored(rows: slice) -> Pixels:
+            scratch.seek(rows.start * width)
+            pixels = np.frombuffer(scratch.read((rows.stop - rows.start) * width), np.uint8)
+            return pixels.reshape(-1, width)
+
+        def valued(rows: slice) -> Pixels:
+            return results.written[stored(rows)]
+
+        def write(kind: Kind, place: Path) -> None:
+            if kind == "overlay":
+                Image.fromarray(overlay).save(place, "JPEG")
+            elif kind == "geotiff":
+                write_raster(place, raster.size, valued, path, results.palette)
+            else:
+                with place.open("wb") as file:
+                    png = PngWriter(file, raster.size, colors.tobytes() if kind == "color" else None)
+                    for top in range(0, height, ROWS):
+                        rows = slice(top, min(top + ROWS, height))
+                        png.write(stored(rows) if kind == "color" else valued(rows))
                     png.close()
 
-            write_atomically(place, write)
+        for kind, place in places.items():
+            write_atomically(place, partial(write, kind))

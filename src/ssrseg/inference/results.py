@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssrseg.data.images import as_rgb
-from ssrseg.data.label_spaces import SPACES, LabelSpace
+from ssrseg.data.label_spaces import SPACES, Color, LabelSpace
 from ssrseg.data.layouts import SPECS
 from ssrseg.errors import UserError
 from ssrseg.inference.georeference import is_georeferenced, on_earth, write_raster
@@ -88,6 +88,16 @@ class Results:
     collected: list[tuple[str, tuple[int, int], list[dict[str, Any]]]] = field(default_factory=list)
     """For COCO: name, (width, height) and annotations of each image."""
 
+    @property
+    def written(self) -> Ids:
+        """What each class (K,) is written as."""
+        return np.array(range(len(self.space.names)) if self.values is None else self.values, np.uint8)
+
+    @property
+    def palette(self) -> dict[int, Color]:
+        """Colours of what is written."""
+        return dict(zip(self.written.tolist(), self.space.colors, strict=True))
+
     def writer(
         self, kind: Kind, path: Path, image: Tensor, ids: Tensor, certain: Tensor | None
     ) -> Callable[[Path], object]:
@@ -108,12 +118,11 @@ class Results:
                 for properties, shape in zip(known, shapes, strict=True)
             ]
             return lambda place: write_json(place, {"type": "FeatureCollection", "features": features})
-        colors = dict(enumerate(self.space.colors))
         if kind in ("ids", "geotiff") and self.values is not None:
-            ids = torch.tensor(self.values)[ids.long()]
-            colors = dict(zip(self.values, self.space.colors, strict=True))
+            ids = torch.from_numpy(self.written)[ids.long()]
         if kind == "geotiff":
-            return lambda place: write_raster(place, ids.numpy(), path, colors)
+            pixels = ids.numpy()
+            return lambda place: write_raster(place, pixels.shape, pixels.__getitem__, path, self.palette)
         picture = draw(kind, image, ids, np.array(self.space.colors, np.uint8))
         return lambda place: picture.save(place, "JPEG" if kind == "overlay" else "PNG")
 
