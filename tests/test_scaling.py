@@ -58,9 +58,17 @@ def test_crops_are_three_quarters_of_the_smallest_image(
     assert found["method"]["masked"]["block"] == max(8, min(crop) // 16)
 
 
+@pytest.mark.parametrize("stages", [3, [3], [{"name": "a", "settings": 3}]])
+def test_stages_of_another_shape_are_left_to_the_check_of_settings(stages: Any) -> None:
+    with pytest.raises(UserError, match=r"stages"):
+        resolve(scaled({"source": {"root": "x"}, "stages": stages}))
+
+
 def test_what_a_number_depends_on_is_asked_for() -> None:
     with pytest.raises(UserError, match=r"optim\.warmup is auto, which depends on train\.steps"):
         scaled({"optim": {"warmup": "auto"}})
+    with pytest.raises(UserError, match=r"depends on train\.steps, found '20k': mend that"):
+        scaled({"optim": {"warmup": "auto"}, "train": {"steps": "20k"}})
     assert scaled({"optim": {"warmup": "auto"}, "train": {"steps": 1000}})["optim"]["warmup"] == 40
 
 

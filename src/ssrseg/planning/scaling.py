@@ -47,10 +47,12 @@ def scaled(tree: Mapping[str, Any]) -> dict[str, Any]:
         crop = crop_of(whole) if whole.get("source") else [512, 512]  # `resolve` will say that there is no source
         whole = merge(whole, {"loader": {"crop": crop}})
     base = {key: value for key, value in whole.items() if key != "stages"}
-    if "stages" in whole:
+    if isinstance(stages := whole.get("stages"), list | tuple):  # else `resolve` says so, as of a stage
         whole["stages"] = [
-            {**stage, "settings": merge(own, _numbers(merge(base, own)))} if (own := stage.get("settings")) else stage
-            for stage in whole["stages"]
+            {**stage, "settings": merge(own, _numbers(merge(base, own)))}
+            if isinstance(stage, dict) and isinstance(own := stage.get("settings"), dict) and own
+            else stage
+            for stage in stages
         ]
     return merge(whole, _numbers(base))
 
@@ -83,7 +85,10 @@ def _numbers(tree: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if (known := _get(tree, of)) is None:
             raise UserError(f"{path} is auto, which depends on {of}: set both, or a number.")
-        value: Any = number(known)
+        try:
+            value: Any = number(known)
+        except (TypeError, AttributeError, ZeroDivisionError) as error:
+            raise UserError(f"{path} is auto, which depends on {of}, found {known!r}: mend that.") from error
         for key in reversed(path.split(".")):
             value = {key: value}
         found = merge(found, value)
