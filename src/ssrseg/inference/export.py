@@ -210,14 +210,14 @@ def _trace(segmenter: Segmenter, size: Size, dynamic: bool, opset: int | None = 
                 opset_version=opset,
                 verbose=False,
             )
-    except torch.onnx.OnnxExporterError as error:
-        if error.__cause__ is not None and out_of_memory(error.__cause__):
-            raise error.__cause__ from None
+    except RuntimeError as error:  # of torch, or of a pass of onnxscript
+        cause = error.__cause__ or error
+        if out_of_memory(cause):
+            raise cause from None
         hint = " Some backbones take one size only: try --static (dynamic=False)." if dynamic else ""
-        reason = first_line(error.__cause__ or error)
         raise UserError(
-            f"torch {torch.__version__} cannot export this model to ONNX: {reason}{hint} "
-            "2.6 exports few models beside today's onnxscript, 2.14 those of this package: a newer torch may do."
+            f"torch {torch.__version__} cannot export this model to ONNX: {first_line(cause)}{hint} "
+            "Of older versions than `pip install -U 'ssrseg[export]'` takes, few export any model."
         ) from error
 
 
