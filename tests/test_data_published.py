@@ -29,7 +29,7 @@ def grey(path: Path, values: Pixels) -> None:
 
 
 def palette(path: Path, values: Pixels) -> None:
-    image = Image.fromarray(values.astype(np.uint8), mode="P")
+    image = Image.fromarray(values.astype(np.uint8))
     image.putpalette([value for i in range(256) for value in (i, 255 - i, 7)])
     image.save(path)
 

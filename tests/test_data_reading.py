@@ -91,7 +91,7 @@ def test_what_is_no_image_is_named(tmp_path):
 
 def test_labels_are_values_and_not_colours(tmp_path):
     labels = random_labels()
-    palette = Image.fromarray(labels, mode="L").convert("P")
+    palette = Image.fromarray(labels).convert("P")
     palette.putpalette([value for i in range(256) for value in (255 - i, i, i // 2)])
     palette.putdata(labels.flatten().tolist())
     files = {
@@ -165,7 +165,7 @@ def test_an_unknown_colour_is_named_with_its_place(tmp_path):
 
 
 def test_palette_indices_count_even_where_colours_are_known(tmp_path):
-    image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), mode="P")
+    image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8))
     image.putpalette([200, 0, 0, 0, 200, 0])
     image.save(tmp_path / "a.png")
     assert read_labels(tmp_path / "a.png", LabelCode(lookup_table({0: 5, 1: 6}), COLORS)).tolist() == [[5, 6]]

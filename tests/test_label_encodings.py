@@ -299,7 +299,7 @@ def test_a_label_lies_as_it_is_shown(orientation: int, tmp_path: Path) -> None:
 def test_a_transparent_index_of_no_class_is_ignored(code: LabelCode, tmp_path: Path) -> None:
     """The palette's order is not the classes', and the void has a colour of its own."""
     order = np.array([2, 0, 1], np.uint8) if code is COLOURED else np.arange(3, dtype=np.uint8)
-    image = Image.fromarray(np.where(VOID, 3, order[BYTES]).astype(np.uint8), "P")
+    image = Image.fromarray(np.where(VOID, 3, order[BYTES]).astype(np.uint8))
     palette = np.full((4, 3), 9, np.uint8)
     palette[order] = COLORS
     image.putpalette(palette.tobytes())

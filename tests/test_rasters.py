@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from factories import CLASSES, random_image, small_segmenter, tiny_segmenter, write_pairs
 from ssrseg.cli import app
