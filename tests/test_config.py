@@ -203,6 +203,8 @@ TASK = ["source.root=x", "target.root=y", "classes=[a, b]"]
         (["target=null", "deploy.statistics=blend"], ["target.root=y"]),
         (["target.masks=m/*"], ["target.masks=null", "method.teacher.regions.of=masks"]),
         (["method.teacher.regions.of=masks"], ["target.masks=m/*", "method.teacher.regions=null"]),
+        (["loader.target_crop=[9, 9]", "method={teacher: {}, mixed: {}}"], ["loader.target_crop=null"]),
+        (["loader.target_crop=[9, 9]", "method={teacher: {}, masked: {images_of: both}}"], ["loader.target_crop=null"]),
         (["method.segmentation.detail_weight=0.1"], ["model.detail={}", "method.segmentation.detail_weight=null"]),
         (["model={detail: {}, align_corners: true}"], ["model.align_corners=false"]),
         (["model={value_range: [0, 9], percentiles: [1, 99]}"], ["model.value_range=null", "model.percentiles=null"]),

@@ -183,11 +183,11 @@ class Settings(Strict):
         if self.model.detail is None and (of_detail := [key for key, asks in asked.items() if asks]):
             raise ValueError(f"{of_detail[0]} is for a model that looks twice: set model.detail, or leave it out")
         if self.loader.of_target != self.loader.crop:
-            differs = "loader.target_crop differs from loader.crop"
+            differs, same = "loader.target_crop differs from loader.crop", "set loader.target_crop to null"
             if self.method.mixed:
-                raise ValueError(f"{differs}: the mixed view cannot paste one onto the other")
+                raise ValueError(f"{differs}: the mixed view cannot paste one onto the other; {same}")
             if self.method.masked and self.method.masked.images_of == "both":
-                raise ValueError(f"{differs}: the masked view (images_of: both) has one of each in a batch")
+                raise ValueError(f"{differs}: the masked view (images_of: both) has both in a batch; {same}")
         return self
 
     @model_validator(mode="after")

@@ -196,6 +196,7 @@ def load(
                 ) from error
             continue
         if isinstance(batch, UserError):
+            del iterator  # now, as the error holds this frame: the garbage collector would wait for workers for 5 s
             raise batch
         yield batch
         began = time.monotonic()
