@@ -124,6 +124,15 @@ def test_a_folder_of_clips_is_labelled_with_its_pictures(clip: Path, tmp_path: P
     run = CliRunner().invoke(app, words)
     assert run.exit_code == 0, run.output
     assert (out / "c_ids.png").is_file()
+    (folder / "0.mp4").write_bytes(b"no video" * 99)
+    run = CliRunner().invoke(app, words)
+    assert run.exit_code == 1, run.output
+    assert "left out" in run.output
+    assert "0.mp4 cannot be read as a video" in run.output
+    assert "1 images labelled" in run.output
+    (folder / "0.mp4").rename(folder / "a.mp4")
+    with pytest.raises(UserError, match=r"a\.avi and .*a\.mp4 would have the same result: give one another name"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
 
 
 def test_a_stream_is_labelled_until_the_user_stops_it(

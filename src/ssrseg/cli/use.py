@@ -94,17 +94,25 @@ def predict(
     inference = inference_from(tree.pop("inference", {}), mode)
     if tree:
         raise UserError(f"predict takes settings of `inference` only, such as inference.flip=true; found {min(tree)}.")
-    complete = True
-    for clip, folder in use.find_videos(images):
-        video = use.predict_video(
-            model, clip, out / folder, inference=inference, every=every, frames=frames, device=device, engine=engine
-        )
+    complete, clips = True, use.find_videos(images)
+    pictures = find_pictures(images) if clips else []
+    for clip, folder in clips:
+        try:
+            video = use.predict_video(
+                model, clip, out / folder, inference=inference, every=every, frames=frames, device=device, engine=engine
+            )
+        except use.UnreadableVideo as error:
+            if len(clips) + len(pictures) == 1:
+                raise
+            typer.echo(f"left out: {error}", err=True)
+            complete = False
+            continue
         pace = f"{video.speed:.2f} times the stream's {video.rate:g} frames/s"
         typer.echo(f"{video.frames} frames labelled in {video.seconds:.1f} s ({pace}): {video.path}")
         if not video.complete:
             typer.echo(f"{clip} is cut off: {video.frames} of its {video.claimed} frames could be read.", err=True)
             complete = False
-    if use.find_videos(images) and not find_pictures(images):
+    if clips and not pictures:
         raise typer.Exit(0 if complete else 1)
     kinds = kinds_of(write)
     predictions = use.predict(

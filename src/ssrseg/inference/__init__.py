@@ -10,7 +10,7 @@ from ssrseg.inference.recalibrate import Recalibrated, recalibrate
 from ssrseg.inference.sliding_window import build_inference
 from ssrseg.inference.suggest import Suggestion, suggest
 from ssrseg.inference.tryout import try_out
-from ssrseg.inference.video import LabelledVideo, find_videos, is_video, predict_video
+from ssrseg.inference.video import LabelledVideo, UnreadableVideo, find_videos, is_video, predict_video
 
 __all__ = [
     "Choice",
@@ -21,6 +21,7 @@ __all__ = [
     "Recalibrated",
     "Scores",
     "Suggestion",
+    "UnreadableVideo",
     "build_inference",
     "choice_table",
     "choose",

@@ -54,6 +54,10 @@ class LabelledVideo:
         return self.frames / self.seconds / self.rate
 
 
+class UnreadableVideo(UserError):
+    """A file that is no video, or holds no frame."""
+
+
 def is_video(path: Path | str) -> bool:
     """Return whether the name is that of a video, a camera's number, or a stream's address."""
     return Path(path).suffix.lower() in VIDEO_SUFFIXES or is_live(path)
@@ -67,11 +71,15 @@ def is_live(path: Path | str) -> bool:
 def find_videos(place: Path | str) -> list[tuple[Path | str, Path]]:
     """Find what `predict_video` takes at a place: it, or all videos in that folder and below.
 
-    With each is the folder that it lies in, relative to the place.
+    With each is the folder that it lies in, relative to the place. Raises `UserError` for two of one name, whose
+    results would be one file.
     """
     if is_video(place):
         return [(place, Path())]
     found = sorted(path for path in Path(place).rglob("*") if path.is_file() and is_video(path))
+    for one, other in itertools.pairwise(sorted(found, key=lambda path: path.with_suffix(""))):
+        if one.with_suffix("") == other.with_suffix(""):
+            raise UserError(f"{one} and {other} would have the same result: give one another name.")
     return [(path, path.parent.relative_to(place)) for path in found]
 
 
@@ -109,7 +117,7 @@ def predict_video(
     if not stream.isOpened() and live:
         raise UserError(f"There is no camera or stream {source}: check its number or address, and who else uses it.")
     if not stream.isOpened():
-        raise UserError(f"{clip} cannot be read as a video: convert it to MP4 (H.264), which OpenCV reads.")
+        raise UnreadableVideo(f"{clip} cannot be read as a video: convert it to MP4 (H.264), which OpenCV reads.")
     rate = stream.get(cv2.CAP_PROP_FPS) or 25.0
     count = max(0, int(stream.get(cv2.CAP_PROP_FRAME_COUNT)))
     predictor = Predictor(model, device, engine, inference or InferenceConfig(), images=-(-count // every))
@@ -132,7 +140,7 @@ def predict_video(
                 video.write(np.asarray(draw(kind, frame, ids, colors).convert("RGB"))[:, :, ::-1])
                 done += 1
         if video is None:
-            raise UserError(f"{clip} has no frame that can be read.")
+            raise UnreadableVideo(f"{clip} has no frame that can be read.")
         video.release()
         partial_path.replace(path)
     finally:
