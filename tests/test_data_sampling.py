@@ -161,6 +161,7 @@ def counting(pairs, calls):
     """`class_statistics` in a process of its own; gives how many files it counted."""
     import ssrseg.data.class_statistics as module
 
+    torch.set_num_threads(1)  # torch mends its thread pool after a fork once, which threads must not do at a time
     read, seen = module.read_labels, []
 
     def slow(path, *how):

@@ -46,12 +46,13 @@ EXHAUSTED = [
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_pairs(tmp_path_factory.mktemp("user") / "game", 2).parent
+    write_pairs(root / "camera", 2, width=48)
     save_segmenter(small_segmenter(), root / "model.safetensors")
     return root
 
 
 NAMES = f"classes=[{', '.join(CLASSES)}]"
-ROOTS = ["--source", "game", "--target", "game", NAMES]
+ROOTS = ["--source", "game", "--target", "camera", NAMES]
 COMMANDS: dict[str, list[str]] = {
     "predict": ["model.safetensors", "game/images", "--out", "out"],
     "evaluate": ["model.safetensors", "game", NAMES],
