@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy/embedded.py --seeds 0 1 2 3 4
     python benchmarks/accuracy/embedded.py --seeds 5 6 7 8 9 --rows daformer daformer-ssr CANDIDATE
+    python benchmarks/accuracy/embedded.py --seeds 10 11 12 13 14 --rows daformer daformer-ssr distillation affinity ...
     python benchmarks/accuracy/embedded.py --restore --rows YOUR-ROW
     python benchmarks/accuracy/embedded.py --page
 

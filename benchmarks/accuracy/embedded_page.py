@@ -113,6 +113,11 @@ What to read from it:
 - SSR on the masked view too takes the gain away, which agrees: the balance is MIC's again.
 - Table I: at one, two, three or four stages SSR adds 0.0 to 0.1 points to DAFormer, all within noise. Shadow-only
   BatchNorm statistics change nothing beyond it either.
+- **Other uses of the encoder on DAFormer** (seeds 10 to 14, trained on another machine with their own starts and
+  compared among themselves): distillation changes nothing (0.0, as its controls do), SSR again nothing (0.0), affinity
+  costs 0.9 points and regions 1.0, in each of the five seeds. The controls of these two cost 1.6 to 2.0 points: what
+  the encoder knows is used, it is worth 0.7 to 1.1 points over an untrained or shuffled one, and that is less than the
+  term itself costs here at its default weight. Weights were not searched.
 - **No improvement of our own on SSR**: of the candidates that are settings (shadow statistics, SSR on masked views, an
   untrained encoder, an up-scaled input) none beats the authors' SSR by a tenth of a point. Nor did pseudo-labels by the
   mean of both branches' probabilities on MIC + SSR: 37.3 ± 1.2 with and without (n = 5), a difference of 0.0
