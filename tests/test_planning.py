@@ -16,6 +16,7 @@ from factories import CLASSES
 from ssrseg.config import Settings, merge, resolve, with_words
 from ssrseg.errors import UserError
 from ssrseg.models import build_backbone
+from ssrseg.models.heads import HEADS
 from ssrseg.planning import plan
 from ssrseg.planning.counters import SAVED, WORKING, Flops, LiveBytes
 from ssrseg.planning.fake_step import StepCost, fake_step
@@ -148,6 +149,18 @@ def test_a_plan_that_does_not_fit_says_what_to_change() -> None:
     assert peaks == sorted(peaks, reverse=True)
     words = tuple(word for change in planned.changes for word in change.words)
     assert fake_step(with_words(large, words), "cpu", flops=False).peak == peaks[-1]
+
+
+SECOND = ("target", "method")
+"""What adaptation has beside source-only."""
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_is_planned(head: str) -> None:
+    """Some have weights that do not learn."""
+    model = {"backbone": "timm:test_resnet", "head": head, "head_channels": 16}
+    plain = resolve({key: value for key, value in merge(TREE, {"model": model}).items() if key not in SECOND})
+    assert fake_step(plain, "cpu", flops=False).memory["weights of student and terms"] > 0
 
 
 def test_unknown_memory_is_no_verdict() -> None:

@@ -113,7 +113,8 @@ def _step(settings: Settings, cast: _Cast, batch: Batch, views: list[View], live
     method.learner.train()
     method.learner.gradients = counter.gradients
     optimizer = build_optimizer(method.learner, settings.optim)
-    for weight in method.learner.parameters():  # which gives it its states, as it has them from the second step on
+    learnt = [weight for weight in method.learner.parameters() if weight.requires_grad]
+    for weight in learnt:  # which gives it its states, as it has them from the second step on
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -123,7 +124,7 @@ def _step(settings: Settings, cast: _Cast, batch: Batch, views: list[View], live
     states = (value for state in optimizer.state.values() for value in state.values())
     live.label((value for value in states if isinstance(value, Tensor)), STATES)
     live.label(vars(batch).values(), "batch")
-    for weight in method.learner.parameters():
+    for weight in learnt:
         weight.register_post_accumulate_grad_hook(lambda weight: live.label([weight.grad], "gradients"))
     live.forget_peak()
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=settings.train.precision == "bf16")
