@@ -76,7 +76,7 @@ def test_the_table_says_what_the_figures_say(script: Any, tmp_path: Path) -> Non
     }
     half = {**whole, "precision": "bf16", "seconds": 0.5, "losses": [1.0, 2.2], "waits_per_step": {"augment.py:9": 6.0}}
     script.write_results(tmp_path, {"fp32, eager": whole, "bf16, eager": {**half, "notes": ["nothing is compiled"]}})
-    text = (tmp_path / "gpu-step.md").read_text()
+    text = (tmp_path / "gpu-step-mic-ssr.md").read_text()
     assert "| fp32, eager | 0.50 | 1.00 | 50% | 67% | 25% | 3.00 | 50% | +25% | 0.0 | 0.0e+00 |" in text
     assert "| bf16, eager | 2.00 | 4.00 | 14% | 268% |" in text
     assert "Waits at augment.py:9: 6.0 per step." in text
@@ -90,7 +90,7 @@ def test_a_dry_run_goes_the_whole_way(
     monkeypatch.setattr(sys, "argv", ["gpu_step.py", "--dry-run", "--out", str(tmp_path)])
     script.main()
     printed = capsys.readouterr().out
-    found = json.loads((tmp_path / "gpu-step.json").read_text())
+    found = json.loads((tmp_path / "gpu-step-mic-ssr.json").read_text())
     assert list(found) == ["fp32, eager", "fp32, compiled", "bf16, eager", "bf16, compiled"]
     losses = {name: row["losses"] for name, row in found.items()}
     assert losses["fp32, eager"] == losses["fp32, compiled"]  # on the CPU `auto` compiles nothing

@@ -1,14 +1,15 @@
-"""The published MIC + SSR step on a CUDA device: bf16 and compiled against 32 bits and eager, in about ten minutes.
+"""A published step on a CUDA device, MIC + SSR or VFM-UDA: bf16, compiled, 32 bits, eager, in about ten minutes.
 
     python benchmarks/speed/gpu_step.py
+    python benchmarks/speed/gpu_step.py --preset vfm-uda    # DINOv2-B at crops of 1024x1024, bf16
 
 It needs no data and no weights: networks are random, images are noise, and they cost what real ones cost. Please send
-`gpu-step.json` and `gpu-step.md` back, which it writes to `benchmarks/results` (or `--out`). **No GPU was at hand when
+`gpu-step-PRESET.json` and `.md` back, which it writes to `benchmarks/results` (or `--out`). **No GPU was at hand when
 this was written**: no figure of the project was made by it yet, and only `--dry-run`, which goes the same way on the
 CPU with tiny networks, has been run.
 
-Each variant runs in a process of its own: crops of 512x512, batch 2 + 2, SAM ViT-B at 1024, all of `train` but loading
-data and what watches a run.
+Each variant runs in a process of its own: batch 2 + 2 (of MIC + SSR crops of 512x512, SAM ViT-B at 1024), all of
+`train` but loading data and what watches a run.
 
 - **Steps per second** are those of `TIMED` steps between two synchronisations: nothing waits for the device in between.
 - **Host**: the share of that time after which the host had submitted all of them. Well below 100% it runs ahead; close
@@ -46,11 +47,19 @@ from ssrseg.training.setup import build_context
 
 BF16 = ["train.precision=bf16", "method.regularizer.foundation.precision=auto"]
 """`auto` is half with CUDA, and 32 bits in a dry run; so is compilation."""
-VARIANTS = {
-    "fp32, eager": [],
-    "fp32, compiled": ["train.compile=auto"],
-    "bf16, eager": BF16,
-    "bf16, compiled": [*BF16, "train.compile=auto"],
+VARIANTS: dict[str, dict[str, list[str]]] = {
+    "mic-ssr": {
+        "fp32, eager": [],
+        "fp32, compiled": ["train.compile=auto"],
+        "bf16, eager": BF16,
+        "bf16, compiled": [*BF16, "train.compile=auto"],
+    },
+    "vfm-uda": {"bf16, eager": [], "bf16, compiled": ["train.compile=auto"]},
+}
+"""By preset; the first is what the others are compared with."""
+RANDOM = {
+    "mic-ssr": ["model.pretrained=none", "method.regularizer.foundation.weights=none"],
+    "vfm-uda": ["model.pretrained=none", "train.accumulate=1"],
 }
 STATED = {
     "bf16": {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "RTX 3090": 71},
@@ -60,12 +69,15 @@ STATED = {
 WARM, TIMED, SYNCED, WATCHED = 5, 20, 10, 3
 """Steps: not timed, between two synchronisations, with one after each, with torch's reports of waits."""
 RESULTS = Path(__file__).parents[1] / "results"
-TINY = [
-    "model={backbone: timm:test_resnet, head_channels: 8}",
-    "loader={crop: [64, 64], batch: 1}",
-    "method.regularizer.foundation={encoder: demo, input_size: native}",
-    "train.accelerator=cpu",
-]
+TINY = {
+    "mic-ssr": [
+        "model={backbone: timm:test_resnet, head_channels: 8}",
+        "loader={crop: [64, 64], batch: 1}",
+        "method.regularizer.foundation={encoder: demo, input_size: native}",
+        "train.accelerator=cpu",
+    ],
+    "vfm-uda": ["model.backbone=timm:test_vit", "loader={crop: [64, 64], batch: 1}", "train.accelerator=cpu"],
+}
 
 
 class Clock(Observer):
@@ -105,11 +117,10 @@ class Clock(Observer):
             self.waits.update(f"{Path(each.filename).name}:{each.lineno}" for each in reported)
 
 
-def settings_of(variant: str, *, tiny: bool) -> Settings:
+def settings_of(preset: str, variant: str, *, tiny: bool) -> Settings:
     """The published step in this variant, with random weights."""
-    random = ["model.pretrained=none", "method.regularizer.foundation.weights=none"]
-    tree = merge(compose("mic-ssr", None, {}, []), assignments(random))
-    words = [*(TINY if tiny else []), *random, *VARIANTS[variant]]
+    tree = merge(compose(preset, None, {}, []), assignments(RANDOM[preset]))
+    words = [*(TINY[preset] if tiny else []), *RANDOM[preset], *VARIANTS[preset][variant]]
     return resolve(merge(tree, assignments(words)))
 
 
@@ -142,10 +153,10 @@ def product_rate(device: str, dtypes: tuple[torch.dtype, ...]) -> float:
     return 2 * side**3 / best / 1e12
 
 
-def measure(variant: str, *, tiny: bool) -> dict[str, Any]:
+def measure(preset: str, variant: str, *, tiny: bool) -> dict[str, Any]:
     """In this process: the published step, and the same without SSR."""
     phases = (1, 1, 1, 1) if tiny else (WARM, TIMED, SYNCED, WATCHED)
-    settings = settings_of(variant, tiny=tiny)
+    settings = settings_of(preset, variant, tiny=tiny)
     device, precision = device_type(settings.train), settings.train.precision
     clock, notes = run(settings, phases)
     without = settings.method.model_copy(update={"regularizer": None})
@@ -170,9 +181,9 @@ def measure(variant: str, *, tiny: bool) -> dict[str, Any]:
     }
 
 
-def counted(*, tiny: bool) -> int:
+def counted(preset: str, *, tiny: bool) -> int:
     """Operations of a step: the same in each variant."""
-    return sum(map(sum, fake_step(settings_of("fp32, eager", tiny=tiny), "cpu").flops.values()))
+    return sum(map(sum, fake_step(settings_of(preset, next(iter(VARIANTS[preset])), tiny=tiny), "cpu").flops.values()))
 
 
 def row(name: str, found: dict[str, Any], base: dict[str, Any]) -> str:
@@ -196,10 +207,10 @@ def row(name: str, found: dict[str, Any], base: dict[str, Any]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def write_results(folder: Path, found: dict[str, Any]) -> None:
+def write_results(folder: Path, found: dict[str, Any], preset: str = "mic-ssr") -> None:
     """Figures as JSON, the table as Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu-step.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (folder / f"gpu-step-{preset}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     base = next(iter(found.values()))
     heads = (
         "steps/s | times as fast | MFU | of products | SSR's share | peak, GiB | host | synchronised | waits | losses"
@@ -208,7 +219,7 @@ def write_results(folder: Path, found: dict[str, Any]) -> None:
     for each in found.values():
         waits |= Counter(each["waits_per_step"] or {})
     lines = [
-        "# The published MIC + SSR step on a GPU: bf16 and compiled against fp32 and eager",
+        f"# The step of `{preset}` on a GPU: {', '.join(found)}",
         "",
         f"{base['device']}, torch {base['torch']}. Made by `benchmarks/speed/gpu_step.py`, which explains each column.",
         *(["", "**A dry run on the CPU: these are no measurements.**"] if base["device"] == "cpu" else []),
@@ -219,7 +230,7 @@ def write_results(folder: Path, found: dict[str, Any]) -> None:
         *(f"\nWaits at {place}: {count:.1f} per step." for place, count in waits.items()),
         *(f"\n{name}: {note}." for name, each in found.items() for note in each["notes"]),
     ]
-    (folder / "gpu-step.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / f"gpu-step-{preset}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -227,28 +238,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--dry-run", action="store_true", help="the same way on the CPU, with tiny networks")
-    parser.add_argument("--variant", choices=list(VARIANTS), help="measure one, and print it as JSON")
+    parser.add_argument("--preset", choices=list(VARIANTS), default="mic-ssr")
+    parser.add_argument("--variant", help="measure one, and print it as JSON")
     options = parser.parse_args()
     if options.variant:
-        print(json.dumps(measure(options.variant, tiny=options.dry_run)))
+        print(json.dumps(measure(options.preset, options.variant, tiny=options.dry_run)))
         return
     if not torch.cuda.is_available() and not options.dry_run:
         print("There is no CUDA device here: nothing was measured, and no results were written.")
         return
     if options.dry_run and options.out == RESULTS:
         parser.error("--dry-run measures nothing worth keeping: give another --out")
-    found, flops = {}, counted(tiny=options.dry_run)
-    for variant in VARIANTS:
+    preset, found = options.preset, {}
+    flops = counted(preset, tiny=options.dry_run)
+    for variant in VARIANTS[preset]:
         if options.dry_run:  # measures no memory, so a process of its own would only cost its start
-            found[variant] = {**measure(variant, tiny=True), "flops": flops}
+            found[variant] = {**measure(preset, variant, tiny=True), "flops": flops}
             continue
         print(f"{variant} ...", flush=True)
-        command = [sys.executable, __file__, "--variant", variant]
+        command = [sys.executable, __file__, "--preset", preset, "--variant", variant]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found[variant] = {**json.loads(done.stdout.splitlines()[-1]), "flops": flops}
-        write_results(options.out, found)  # so that what was measured stays if a later variant fails
-    write_results(options.out, found)
-    print((options.out / "gpu-step.md").read_text(encoding="utf-8"))
+        write_results(options.out, found, preset)  # so that what was measured stays if a later variant fails
+    write_results(options.out, found, preset)
+    print((options.out / f"gpu-step-{preset}.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
