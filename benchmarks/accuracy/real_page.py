@@ -129,7 +129,7 @@ def taken(consistency: Mapping[str, float], margin: float = MARGIN) -> str:
 
 AVERAGE = "average of start and teacher"
 RULES: dict[str, Callable[[Mapping[str, float]], str]] = {
-    "consistency, margin 0.05 for source-only (`auto`)": taken,
+    f"consistency, margin {MARGIN} for source-only (`auto`)": taken,
     "consistency, no margin": lambda consistency: taken(consistency, 0),
     "source-only, as trained": lambda _: f"{START}, as-trained",
     "source-only, half the target's statistics": lambda _: f"{START}, blend",
