@@ -183,6 +183,7 @@ def test_a_killed_worker_ends_the_run_with_a_reason(tmp_path, workers):
     batches = train_batches(settings(tmp_path, steps=60, workers=workers))
     next(batches)
     (victim, *_) = set(multiprocessing.active_children()) - others
+    time.sleep(0.5)  # it waits for work then: killed while it holds a lock of torch's, torch waits for that for ever
     os.kill(victim.pid, signal.SIGKILL)
     time.sleep(0.5)  # a step, which must not be interrupted where it stands
     with pytest.raises(UserError, match=r"died \(signal 9\).*loader.workers lower.*--resume"):
