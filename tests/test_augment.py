@@ -14,6 +14,7 @@ from ssrseg.adapt.augment import (
     PhotometricDistortion,
     StrongAugment,
     color_jitter,
+    fourier_adapt,
     global_intensity,
 )
 
@@ -90,3 +91,17 @@ def test_global_intensity_blends_an_image_with_its_network_s():
     mean = (images * 0.4 + 0.3).mean((2, 3), keepdim=True)
     expected = mean + (1 - 2 * share)[:, None, None, None] * (images * 0.4 + 0.3 - mean)
     torch.testing.assert_close(inverted, expected)
+
+
+def test_fourier_adaptation_replaces_amplitudes_of_low_frequencies_alone():
+    images, others = torch.rand(2, 2, 3, 40, 30, generator=Generator().manual_seed(1))
+    images, others = 0.3 + 0.4 * images, 0.4 + 0.2 * others  # nothing is clamped
+    expected = images + (others - images).mean((2, 3), keepdim=True)
+    torch.testing.assert_close(fourier_adapt(images, others, beta=0), expected)
+    own, other, found = map(torch.fft.fft2, (images, others, fourier_adapt(images, others, beta=0.1)))
+    low = torch.tensor([0, 1, 2, 3, -1, -2, -3])
+    replaced = torch.zeros(40, 30, dtype=torch.bool)
+    replaced[low[:, None], low] = True
+    torch.testing.assert_close(found.abs()[..., replaced], other.abs()[..., replaced], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found[..., ~replaced], own[..., ~replaced], rtol=1e-3, atol=1e-3)
+    assert fourier_adapt(images, others[..., :20, :20]).shape == images.shape

@@ -50,6 +50,8 @@ FOUNDATIONS: dict[str, Any] = {
         "distillation": {"foundation": SAME, "views": ["source", "target"]},
         "affinity": {"foundation": SAME},
         "global_intensity": {},
+        "fourier": {},
+        "statistics_of": ["mixed"],
     }
 }
 MAY_WAIT = re.compile(

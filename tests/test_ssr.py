@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
 
@@ -221,6 +221,20 @@ def test_shadow_statistics_are_those_of_the_plain_method():
         not torch.equal(value, running_statistics(plain)[name]) for name, value in running_statistics(shared).items()
     )
     assert_equal(gradients(shadow), gradients(shared))
+
+
+def test_statistics_are_those_of_the_views_that_are_named():
+    config = with_ssr().model_copy(update={"statistics_of": ("mixed",)})
+    named, all_views, alone = method(config, dropout=0.0), method(with_ssr(), dropout=0.0), method(config, dropout=0.0)
+    for made in (named, all_views, replace(alone, makers=alone.makers[1:2])):
+        step(made)
+    assert_equal(running_statistics(named), running_statistics(alone))
+    assert_equal(gradients(named), gradients(all_views))
+    assert any(
+        not torch.equal(value, running_statistics(named)[k]) for k, value in running_statistics(all_views).items()
+    )
+    with pytest.raises(UserError, match="statistics_of names masked, but this method's views are source, mixed"):
+        resolve({"method": {"teacher": {}, "mixed": {}, "statistics_of": ["masked"]}})
 
 
 def test_what_is_deployed_does_not_depend_on_the_regularizer():

@@ -92,6 +92,14 @@ def tasks(data: Path, lists: Path) -> dict[str, Task]:
 GIN = "gin"
 """A `source` trained with other colours, for the rows `gin-...`: they have these colours for their source, too."""
 OTHER_COLOURS = {"global_intensity": {"probability": 0.25}}
+UNDOING = {"method": {"segmentation": {"temperature": 1.8, "over_labelled": ["source"]}, "alignment": {}}}
+"""Its alignment (stage 2), with the student, optimiser and crops of the other rows."""
+PRIORS: list[dict[str, Any]] = [
+    {"name": "align", "settings": {}},
+    {"name": "priors", "does": "priors"},
+    {"name": "adjusted", "does": "adjust", "model": "{align}"},
+]
+"""What follows: the target's priors, and inference adjustment (stages 3 and 4a)."""
 MIXED = {"teacher": {"decay": 0.99}, "mixed": {}}  # 0.999 averages over more steps than these runs have
 
 
@@ -108,6 +116,8 @@ def method(row: str, task: Task, weights: Path) -> dict[str, Any]:
         GIN: {"method": {"distort": True, **OTHER_COLOURS}, "target": None},
         "oracle": {**distort, "source": task.target, "target": None},
         "source-only": distort,
+        "fda": {"method": {"distort": True, "fourier": {}}},
+        "undoing": UNDOING,
         "dacs": {"method": MIXED},
         "dacs-10-labels": {"method": MIXED, "target": {"labelled": {"count": 10}}},  # of images that it sees anyway
         "daformer": {"method": daformer},
@@ -130,6 +140,8 @@ def method(row: str, task: Task, weights: Path) -> dict[str, Any]:
 
 ROWS = (
     "source-only",
+    "fda",
+    "undoing",
     "dacs",
     "dacs-10-labels",
     "gin",
@@ -179,7 +191,8 @@ def settings_of(task: Task, row: str, seed: int, out: Path, weights: Path) -> Se
             "pictures_every": steps,
         },
     }
-    return resolve(merge(tree, method(row, task, weights)))
+    stages = {"stages": PRIORS} if row == "undoing" else {}
+    return resolve(merge(tree, {**method(row, task, weights), **stages}))
 
 
 def main() -> None:

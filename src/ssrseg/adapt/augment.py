@@ -220,6 +220,28 @@ def global_intensity(images: Tensor, share: Tensor, weights: Sequence[Tensor]) -
     return torch.where(share[:, None, None, None] > 0, blended.view_as(images), images)
 
 
+def fourier_adapt(images: Tensor, others: Tensor, beta: float = 0.01) -> Tensor:
+    """Give images the look of others: their amplitudes of low frequencies (FDA, Yang & Soatto, CVPR 2020, section 3.1).
+
+    Args:
+        images: (B, C, H, W) in [0, 1]; float32, as half precision has not every size of transform.
+        others: (B, C, h, w) in [0, 1], one for each; of another size, they are resized.
+        beta: share of the shorter side up to which frequencies are replaced; 0 gives the mean colour alone.
+
+    Returns:
+        (B, C, H, W) in [0, 1].
+    """
+    size = (images.shape[-2], images.shape[-1])
+    if others.shape[-2:] != size:
+        others = F.interpolate(others, size, mode="bilinear")
+    own, other = torch.fft.fft2(images), torch.fft.fft2(others)
+    rows, columns = ((torch.fft.fftfreq(side) * side).round().abs() <= int(beta * min(size)) for side in size)
+    low = to_device(rows[:, None] & columns, images.device)
+    changed = torch.polar(torch.where(low, other.abs(), own.abs()), own.angle())
+    adapted: Tensor = torch.fft.ifft2(changed).real.clamp(0, 1)
+    return adapted
+
+
 def norm(pixels: Tensor) -> Tensor:
     """Frobenius norm of each image, (B, C, N) -> (B, 1, 1)."""
     length: Tensor = torch.linalg.vector_norm(pixels, dim=(1, 2), keepdim=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ssrseg.adapt.batch import Batch, Pseudo, View
+from ssrseg.adapt.regularizer import still_statistics
 from ssrseg.adapt.terms import Term
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Segmenter
@@ -48,14 +49,22 @@ class Learner(nn.Module):
     Data parallelism wraps this and nothing else: an encoder or head called outside the wrapped `forward` gives
     every process other gradients, without any error.
 
-    `head_only` freezes the backbone: no gradients, and its BatchNorm as at inference.
+    `head_only` freezes the backbone: no gradients, and its BatchNorm as at inference. `statistics_of` names the views
+    that move the running statistics, where not all do (domain-specific statistics: those of the domain it is for).
     """
 
-    def __init__(self, student: Segmenter, terms: Mapping[str, Term], *, head_only: bool = False) -> None:
+    def __init__(
+        self,
+        student: Segmenter,
+        terms: Mapping[str, Term],
+        *,
+        head_only: bool = False,
+        statistics_of: Collection[str] | None = None,
+    ) -> None:
         super().__init__()
         self.student = student
         self.terms = nn.ModuleDict(dict(terms))
-        self.head_only = head_only
+        self.head_only, self.statistics_of = head_only, statistics_of
         self.gradients: Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor | None]] = gradients
         """Computes a term's gradients; a tool that measures wraps it."""
         if head_only:
@@ -74,12 +83,14 @@ class Learner(nn.Module):
         its activations before the next term begins, so the two branches of SSR are never in memory together. The
         backward pass of the returned losses goes through the backbone.
         """
-        features = self.student.encode(view.images, view.window)
-        return {
-            f"{view.name}/{name}": self._early_backward(term, view, features)
-            for name, term in cast(Mapping[str, Term], self.terms).items()
-            if view.name in term.views
-        }
+        moves = self.statistics_of is None or view.name in self.statistics_of
+        with nullcontext() if moves else still_statistics(self.student):
+            features = self.student.encode(view.images, view.window)
+            return {
+                f"{view.name}/{name}": self._early_backward(term, view, features)
+                for name, term in cast(Mapping[str, Term], self.terms).items()
+                if view.name in term.views
+            }
 
     def _early_backward(self, term: Term, view: View, features: list[Tensor]) -> Tensor:
         leaves = [level.detach().requires_grad_(level.requires_grad) for level in features]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torchvision.transforms import Compose
 
 from ssrseg.adapt import views
 from ssrseg.adapt.alignment import Alignment
-from ssrseg.adapt.augment import GlobalIntensity, PhotometricDistortion, StrongAugment
+from ssrseg.adapt.augment import GlobalIntensity, PhotometricDistortion, StrongAugment, fourier_adapt
 from ssrseg.adapt.distillation import Affinity, Distillation
 from ssrseg.adapt.foundation import Frozen, build_encoders, frozen_backbone
 from ssrseg.adapt.learner import Learner, ViewMaker
@@ -144,7 +145,12 @@ def build_method(
         draw = views.DetailWindow(generator, student.detail)
         makers = tuple(views.Zoomed(maker, draw) for maker in makers)
     return Method(
-        learner=Learner(student, {**composed, **(terms or {})}, head_only=config.trains == "head"),
+        learner=Learner(
+            student,
+            {**composed, **(terms or {})},
+            head_only=config.trains == "head",
+            statistics_of=config.statistics_of,
+        ),
         teacher=NoTeacher()
         if config.teacher is None
         else teacher(student, **_teacher_options(config.teacher, encoders)),
@@ -182,10 +188,12 @@ def _makers(config: MethodConfig, generator: Generator, mean: Tensor) -> Iterato
         return StrongAugment(generator, **config.model_dump(), per_image=per_image) if config else views.unchanged
 
     distort = PhotometricDistortion(generator) if config.distort else views.unchanged
+    style = None if config.fourier is None else partial(fourier_adapt, beta=config.fourier.beta)
     if config.global_intensity is None:
-        yield views.Source(distort)
+        yield views.Source(distort, style)
     else:
-        yield views.Source(Compose([GlobalIntensity(generator, **config.global_intensity.model_dump()), distort]))
+        colours = GlobalIntensity(generator, **config.global_intensity.model_dump())
+        yield views.Source(Compose([colours, distort]), style)
     if config.labelled is not None:
         yield views.Labelled(distort, config.labelled.weight)
     if config.has_target_view:

@@ -72,13 +72,20 @@ def detail_window(size: tuple[int, int], detail: Detail, draw: Callable[[int], i
 
 @dataclass(frozen=True)
 class Source:
-    """Make the source view: the labelled domain, augmented or not."""
+    """Make the source view: the labelled domain, augmented or not.
+
+    Args:
+        augment: applied to the images.
+        style: (source, target) images -> source images that look like the target's, before they are augmented.
+    """
 
     augment: Images = unchanged
+    style: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, batch: Batch, pseudo: Pseudo) -> View:
-        clean = clean_of(batch.source, self.augment)
-        return View("source", self.augment(batch.source), batch.labels, inside=batch.source_inside, clean=clean)
+        images = batch.source if self.style is None else self.style(batch.source, batch.target)
+        clean = batch.source if self.style is not None else clean_of(images, self.augment)
+        return View("source", self.augment(images), batch.labels, inside=batch.source_inside, clean=clean)
 
 
 @dataclass(frozen=True)

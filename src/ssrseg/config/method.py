@@ -76,6 +76,13 @@ class GlobalIntensityConfig(Strict):
     """Between the layers."""
 
 
+class FourierConfig(Strict):
+    """The look of the target for the source (FDA): amplitudes of the lowest frequencies of a target image each."""
+
+    beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.01
+    """Of the shorter side: up to which frequency; 0 gives the mean colour alone."""
+
+
 class LabelledConfig(Strict):
     """The labelled view: the few target images that have labels (`target.labelled`)."""
 
@@ -193,6 +200,10 @@ class MethodConfig(Strict):
     trains: Literal["all", "head"] = "all"
     """`head`: the backbone stands still, its BatchNorm too."""
     global_intensity: GlobalIntensityConfig | None = None
+    fourier: FourierConfig | None = None
+    statistics_of: tuple[View, ...] | None = None
+    """Views whose passes move the student's running BatchNorm statistics, which it is deployed with; all when absent
+    (the references). In training each view is normalised by its own batch, the teacher's target too, in any case."""
     segmentation: SegmentationConfig = SegmentationConfig()
     alignment: AlignmentConfig | None = None
     teacher: TeacherConfig | None = None
@@ -207,7 +218,8 @@ class MethodConfig(Strict):
     @property
     def looks_at_target(self) -> bool:
         """Whether any part needs target images."""
-        return self.has_target_view or any(part is not None for part in (self.teacher, self.mixed, self.masked))
+        parts = (self.teacher, self.mixed, self.masked, self.fourier)
+        return self.has_target_view or any(part is not None for part in parts)
 
     @property
     def has_target_view(self) -> bool:
@@ -250,4 +262,12 @@ class MethodConfig(Strict):
         needy = [name for name in ("mixed", "masked") if getattr(self, name) is not None]
         if needy and self.teacher is None:
             raise ValueError(f"{needy[0]} needs pseudo-labels: set method.teacher")
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_come_from_views_that_are_made(self) -> MethodConfig:
+        made = ["source", *(name for name in ("labelled", "mixed", "masked") if getattr(self, name) is not None)]
+        made += ["target"] * self.has_target_view
+        if absent := [name for name in self.statistics_of or made if name not in made]:
+            raise ValueError(f"statistics_of names {absent[0]}, but this method's views are {', '.join(made)}")
         return self
