@@ -30,7 +30,7 @@ from ssrseg.inference.choose import MARGIN, START, STATISTICS, average
 from ssrseg.inference.recalibrate import BATCH, batches_of_one_size, blend_statistics
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.reporting.statistics import difference, share_of_gap
-from ssrseg.runs.folder import RunFolder
+from ssrseg.runs.folder import RecipeFolder, RunFolder
 
 RESULTS = Path(__file__).parents[1] / "results" / "real"
 Found = dict[str, dict[str, dict[str, Any]]]
@@ -43,10 +43,18 @@ def occurring(scores: Scores) -> float:
     return 100 * fmean(iou or 0.0 for iou, pixels in pairs if pixels)
 
 
+def resolve_task(task: real.Task) -> tuple[DataConfig, DataConfig]:
+    """The unlabelled images of a task, and what is scored."""
+    target, val = (resolve_group(DataConfig, dict(data), "data") for data in (task.target, task.val))
+    return target, val
+
+
 def measure(task: real.Task, run: Path, start: Path | None) -> dict[str, Any]:
     """Score a run's student and teacher, and all candidates for what is deployed where it is an adapted one."""
-    target, val = (resolve_group(DataConfig, dict(data), "data") for data in (task.target, task.val))
-    folder, classes = RunFolder(run), None if task.classes is None else [*task.classes]
+    target, val = resolve_task(task)
+    stages = RecipeFolder(run)
+    folder = RunFolder(stages.stage("align").path if stages.exists else run)  # Undoing's training, then its priors
+    classes = None if task.classes is None else [*task.classes]
 
     def score(model: Segmenter) -> dict[str, Any]:
         found = evaluate(model, val, classes=classes, device="cpu")
@@ -55,6 +63,8 @@ def measure(task: real.Task, run: Path, start: Path | None) -> dict[str, Any]:
     models = {"student": load_segmenter(folder.student_last)}
     if folder.teacher_last.exists():
         models["teacher"] = load_segmenter(folder.teacher_last)
+    if stages.exists:
+        models["adjusted"] = load_segmenter(stages.stage("adjusted").student_last)
     found: dict[str, Any] = {name: score(model) for name, model in models.items()}
     lines = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
     found["curve"] = [
@@ -73,13 +83,20 @@ def measure(task: real.Task, run: Path, start: Path | None) -> dict[str, Any]:
             f"{each.name}, {each.statistics}": round(value, 4)
             for each, value in zip(choice.candidates, choice.scores, strict=True)
         }
-    found["candidates"] = {}
-    for name, model in candidates.items():
-        for statistics, keep in STATISTICS.items():
-            network = copy.deepcopy(model)
-            if keep < 1:
-                blend_statistics(network, batches_of_one_size(pixels, BATCH), keep)
-            found["candidates"][f"{name}, {statistics}"] = score(network)
+
+    def recalibrated(model: Segmenter, keep: float) -> Segmenter:
+        network = copy.deepcopy(model)
+        if keep < 1:
+            blend_statistics(network, batches_of_one_size(pixels, BATCH), keep)
+        return network
+
+    found["candidates"] = {
+        f"{name}, {statistics}": score(recalibrated(model, keep))
+        for name, model in candidates.items()
+        for statistics, keep in STATISTICS.items()
+    }
+    if start is not None:
+        found["blend"] = score(recalibrated(models["student"], STATISTICS["blend"]))
     return found
 
 
@@ -116,10 +133,15 @@ def arms(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, list[tupl
         )
     yield "source-only, trained on", by_seed("source-only", lambda each: each["student"]["miou"])
     for row in [name for name in rows if name not in ("source", "source-only", "oracle", real.GIN)]:
-        for who in ("student", "teacher"):
-            yield f"{row}, its {who}", by_seed(row, lambda each, w=who: each[w]["miou"])
-        yield f"**{row}, chosen without labels**", by_seed(row, chosen)
+        for who in ("student", "teacher", "adjusted"):
+            if all(who in each for each in rows[row].values()):
+                yield f"{row}, {PARTS[who]}", by_seed(row, lambda each, w=who: each[w]["miou"])
+        if all("consistency" in each for each in rows[row].values()):
+            yield f"**{row}, chosen without labels**", by_seed(row, chosen)
     yield "oracle (target labels)", by_seed("oracle", lambda each: each["student"]["miou"])
+
+
+PARTS = {"student": "its student", "teacher": "its teacher", "adjusted": "its student for the target's priors"}
 
 
 def taken(consistency: Mapping[str, float], margin: float = MARGIN) -> str:
@@ -140,9 +162,14 @@ RULES: dict[str, Callable[[Mapping[str, float]], str]] = {
 """Ways to choose without labels: from the consistency of all candidates, or always the same."""
 
 
+def deployed(measured_run: Mapping[str, Any]) -> str:
+    """The candidate that a run deploys."""
+    return taken(measured_run["consistency"])
+
+
 def chosen(measured_run: Mapping[str, Any]) -> float:
     """Its mIoU."""
-    value: float = measured_run["candidates"][taken(measured_run["consistency"])]["miou"]
+    value: float = measured_run["candidates"][deployed(measured_run)]["miou"]
     return value
 
 
@@ -163,8 +190,42 @@ def page(found: Found) -> str:
             against = "" if arm == "source-only" else words(base, values)
             share = closed(base, values, top) if top and arm not in ("source-only", "oracle (target labels)") else ""
             parts.append(f"| {arm} | {len(means)} | {fmean(means):.1f}{deviation} | {each} | {against} | {share} |")
-        parts += ["", *choices(rows), "", *curves(rows), ""]
+        parts += ["", *picture(name), *gains(rows), *choices(rows), "", *curves(rows), ""]
     return "\n".join([*parts, *regrets(found), ""])
+
+
+def picture(task: str) -> Iterator[str]:
+    """The picture of a task, if it was drawn."""
+    if (RESULTS.parent / f"real-{task}.png").exists():
+        yield f"![Validation frames: source-only, deployed, oracle]({RESULTS.name}-{task}.png)\n"
+
+
+def gains(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What SSR and its control add to the same method without, paired by seed."""
+    tables = [row for row in rows if "-ssr" in row and row.split("-ssr")[0] in rows]
+    if not tables:
+        return
+    yield "SSR against the same method without it, and its control, paired by seed:\n"
+    yield "| arm | student | student, half the target's statistics | teacher | average, half | chosen |"
+    yield "|---|---|---|---|---|---|"
+    kinds: tuple[Callable[[Any], float], ...] = (
+        lambda each: each["student"]["miou"],
+        lambda each: each["blend"]["miou"],
+        lambda each: each["teacher"]["miou"],
+        lambda each: each["candidates"][f"{AVERAGE}, blend"]["miou"],
+        chosen,
+    )
+    for row in tables:
+        plain, cells = rows[row.split("-ssr")[0]], list[str]()
+        for value in kinds:
+            base, other = (
+                [(int(seed), value(each)) for seed, each in arm.items() if value is not kinds[1] or "blend" in each]
+                for arm in (plain, rows[row])
+            )
+            both = of_seeds(other, base)
+            cells.append(words(base, both) + f" (n {len(both)})" if both else "not measured")
+        yield f"| {row} | {' | '.join(cells)} |"
+    yield ""
 
 
 Scored = Sequence[tuple[int, float]]
