@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from rich.console import Console
 from factories import tiny_frozen
 from ssrseg.config import dump, read_yaml, resolve
 from ssrseg.errors import UserError
-from ssrseg.runs.folder import RunFolder
+from ssrseg.runs.folder import Folder, GroupFolder, RecipeFolder, RunFolder
 from ssrseg.training import Extensions, Interrupted, train
 from ssrseg.training.distributed import signals_noted
 from ssrseg.training.env import changes, data_fingerprint, environment
@@ -184,6 +185,17 @@ def test_a_run_killed_before_its_settings_were_written_begins_anew(tmp_path: Pat
     assert not list(tmp_path.rglob("*.partial"))
 
 
+@pytest.mark.parametrize("kind", [RecipeFolder, GroupFolder])
+def test_so_does_a_folder_of_several_runs(tmp_path: Path, kind: type[Folder]) -> None:
+    left, written_now = (tmp_path / f".{kind.NAME}.{name}.partial" for name in ("0123456789ab", "0123456789ac"))
+    for path in (left, written_now):
+        path.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    kind(tmp_path).write("train: {}")
+    assert list(tmp_path.glob(".*")) == [written_now]  # another process' of the same recipe or group
+    assert kind(tmp_path).exists
+
+
 def test_a_finished_run_says_so_and_does_nothing(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
     console = screen()
@@ -192,6 +204,25 @@ def test_a_finished_run_says_so_and_does_nothing(whole: Path) -> None:
     written = weights(whole)
     assert all(torch.equal(tensor, written[name]) for name, tensor in run.student.state_dict().items())
     assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_a_finished_run_with_a_damaged_student_says_how_to_have_it_again(
+    checkpoints: bool, whole: Path, tmp_path: Path
+) -> None:
+    out, console = tmp_path / "run", screen()
+    shutil.copytree(whole, out)
+    (out / "student-last.safetensors").write_bytes(b"half")
+    if not checkpoints:
+        shutil.rmtree(out / "checkpoints")
+    with pytest.raises(UserError, match=r"student-last\.safetensors is damaged \(.*header.*\)\. It") as error:
+        resume(out, console=console)
+    assert not said(console)
+    assert ("it is trained anew, from its first step" in str(error.value)) is not checkpoints
+    advice = re.escape(f"by: rm {out / 'student-last.safetensors'} && ssrseg train --resume --out {out}")
+    assert re.search(f"{advice}$", str(error.value))
+    (out / "student-last.safetensors").unlink()
+    assert_same(whole, resume(out))
 
 
 def test_a_run_killed_after_its_last_checkpoint_is_completed(whole: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -40,6 +41,15 @@ class Folder:
     def exists(self) -> bool:
         """Whether a run, a recipe or a group has begun here."""
         return self.config.is_file()
+
+    def write(self, text: str) -> None:
+        """Write the settings; remove what a process left half-written that was killed over it, not what one writes."""
+        with writing(self.config):
+            for partial in self.path.glob(f".{self.NAME}.*{PARTIAL}"):
+                with suppress(FileNotFoundError):  # other processes of a recipe or a group do the same
+                    if time.time() - partial.stat().st_mtime > 60:
+                        partial.unlink()
+            write_text(self.config, text)
 
 
 class RunFolder(Folder):
@@ -146,7 +156,8 @@ class RunFolder(Folder):
         return self.student_last.replace(self.student_at(step)) if self.finished else None
 
     def restart(self) -> None:
-        """Remove the results of a run that was killed before its first checkpoint."""
+        """Remove the results of a run that was killed before its first checkpoint, or has lost its checkpoints."""
+        self.checkpoint.parent.mkdir(exist_ok=True)
         for file in (self.metrics, self.scores, self.student_best, *self.pictures.glob("*.png")):
             file.unlink(missing_ok=True)
         for folder in (self.tensorboard, self.predicted_pictures):

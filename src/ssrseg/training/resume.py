@@ -127,9 +127,24 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
 
 
 def listed(changed: Changed) -> str:
-    """Write differences as `key: before -> now`."""
-    pairs = {key: [v if isinstance(v, str) else json.dumps(v) for v in values] for key, values in changed.items()}
-    return ", ".join(f"{key}: {' -> '.join(values)}" for key, values in pairs.items())
+    """Write differences as `key: before -> now`; of as many classes as before, those that differ."""
+    pairs = dict(changed)
+    before, now = pairs.get("classes", ("", ""))
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        del pairs["classes"]
+        each = {f"classes.{number}": pair for number, pair in enumerate(zip(before, now, strict=True))}
+        pairs |= {key: pair for key, pair in each.items() if pair[0] != pair[1]}
+    return ", ".join(f"{key}: {' -> '.join(_written(value, key) for value in pair)}" for key, pair in pairs.items())
+
+
+def _written(value: Any, key: str) -> str:
+    """Write a value as JSON, and classes by their names, with what else is set of them."""
+    if isinstance(value, list) and key == "classes":
+        return f"[{', '.join(_written(one, 'classes.') for one in value)}]"
+    if isinstance(value, dict) and key.startswith("classes."):
+        more = [f"{name} {json.dumps(what)}" for name, what in value.items() if name != "name" and what is not None]
+        return f"{value['name']} ({', '.join(more)})" if more else str(value["name"])
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def continuation(folder: RunFolder, settings: Settings) -> Continuation | None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from ssrseg.config import Settings, flatten, read_yaml, resolve
 from ssrseg.data import refuse_bad_data
 from ssrseg.errors import UserError
-from ssrseg.runs.atomic import write_text, writing
+from ssrseg.runs.atomic import writing
 from ssrseg.runs.folder import TRAINED, GroupFolder, RecipeFolder, RunFolder
 from ssrseg.training.observers.trackers import check_trackers
 from ssrseg.training.resume import steps_left
@@ -80,7 +80,7 @@ def train_seeds(
         for seed in wanted:  # the folders first, for they are the list of seeds; two jobs at once do the same
             folder.run(seed).path.mkdir(exist_ok=True)
         if resume or not folder.exists:
-            write_text(folder.config, yaml.safe_dump(shared, sort_keys=False, allow_unicode=True))
+            folder.write(yaml.safe_dump(shared, sort_keys=False, allow_unicode=True))
     say = partial((console or Console(quiet=True)).print, soft_wrap=True, highlight=False, markup=False)
     finished, failed = [], {}
     for seed in wanted:

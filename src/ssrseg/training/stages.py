@@ -20,7 +20,7 @@ from ssrseg.inference.engines import pick_device
 from ssrseg.label_shift import adjust, estimate_priors, label_target, labelled_by
 from ssrseg.models.classes import check_classes
 from ssrseg.models.weights import load
-from ssrseg.runs.atomic import read_json, write_json, write_text
+from ssrseg.runs.atomic import read_json, write_json
 from ssrseg.runs.folder import ADJUSTED, CHOSEN, PRIORS, RECALIBRATED, REFINED, TRAINED, RecipeFolder, RunFolder
 from ssrseg.training.env import environment
 from ssrseg.training.observers.pictures import save_predictions
@@ -132,8 +132,7 @@ def train_stages(
             )
         if isinstance(stage, RecalibrateStage):
             _refuse_edited(stage, settings, left)
-    recipe.path.mkdir(parents=True, exist_ok=True)
-    write_text(recipe.config, dump(settings))
+    recipe.write(dump(settings))
     last: Run | None = None
     for stage, resolved, left in stages:  # `planned` has filled in their model and priors
         device = resolved.train.accelerator

@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import torch
 from rich.console import Console
@@ -34,7 +35,7 @@ from ssrseg.training.observers.journal import Journal, Losses, Screen
 from ssrseg.training.observers.pictures import PredictedPictures, ViewPictures
 from ssrseg.training.observers.trackers import check_trackers, start_trackers
 from ssrseg.training.rehearsal import rehearse
-from ssrseg.training.resume import Continuation, agree, readable, steps_left
+from ssrseg.training.resume import Continuation, agree, peek, readable, steps_left
 from ssrseg.training.setup import Extensions, RunContext, build_context
 from ssrseg.training.stages import another_student, deployed, train_stages
 
@@ -94,10 +95,11 @@ def train(
         raise UserError(f"{folder.path} holds a run already. Continue it with --resume or give another --out.")
     check_trackers(settings.train)
     if resume and not steps_left(folder, settings):
+        run = finished(folder)
         more = f"{resume_command(folder.path)} train.steps=N"
         text = f"The run in {folder.path} is finished: nothing to resume. Train it longer with: {more}"
         console.print(text, soft_wrap=True, markup=False)
-        return Run(folder.path, load_segmenter(folder.student_last))
+        return run
     with deterministic_operations(settings.train.deterministic), signals_noted() as stop:
         stop.at_once = True  # until the first step is done
         notes = refuse_bad_data(settings)
@@ -126,10 +128,25 @@ def finish(
     if folder.exists:
         agree(folder, settings)
         if not steps_left(folder, settings, places=False):
-            return Run(out, load_segmenter(folder.student_last))
+            return finished(folder)
     resume = folder.exists or RecipeFolder(out).exists
     extensions = extensions and replace(extensions, terms=deepcopy(extensions.terms))
     return train(settings, out, resume=resume, console=console, extensions=extensions)
+
+
+def finished(folder: RunFolder) -> Run:
+    """Open a finished run; raises `UserError` that says how to have its student again where the file is damaged."""
+    try:
+        return Run(folder.path, load_segmenter(folder.student_last))
+    except UserError as error:
+        again = "It is written again"
+        if folder.metrics.exists() and peek(folder.checkpoint) is None:
+            again = "Its checkpoints are gone, so that it is trained anew, from its first step"
+        raise UserError(
+            f"The run in {folder.path} is finished, but its student {folder.student_last} is damaged "
+            f"({first_line(error.__cause__ or error)}). {again}, by: "
+            f"rm {quote(str(folder.student_last))} && {resume_command(folder.path)}"
+        ) from error
 
 
 def open_folder(context: RunContext, *, resume: bool) -> ResumePoint:
