@@ -14,7 +14,7 @@ from timm.models.vision_transformer_sam import Attention
 
 from factories import CLASSES, COLORS, random_image, tiny_segmenter
 from ssrseg.errors import UserError
-from ssrseg.inference import Predictor, export, graph_signature
+from ssrseg.inference import export, graph_signature
 from ssrseg.inference.export import OPSET, ExportReport, _trace, pad_statically
 from ssrseg.models import Description, Segmenter, build_segmenter
 
@@ -69,11 +69,6 @@ def test_metadata(written: Path) -> None:
     assert facts["description"]["colors"] == [list(color) for color in COLORS]
     assert facts["multiple_of"] == 1
     assert [path.name for path in written.parent.iterdir()] == ["model.onnx"]
-
-
-def test_an_exported_file_is_no_model_and_its_script_is_named(written: Path) -> None:
-    with pytest.raises(UserError, match=r"give the model that it was made of; the script that `export` printed runs"):
-        Predictor(written, "cpu")  # the script is run below
 
 
 def test_fixed_size(tmp_path: Path) -> None:

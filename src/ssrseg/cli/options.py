@@ -19,6 +19,7 @@ Source = Annotated[
 Target = Annotated[list[Path] | None, typer.Option(help="your unlabelled images, once or more often")]
 Val = Annotated[list[Path] | None, typer.Option(help="labelled target images, only to score with; as often")]
 Model = Annotated[str, typer.Argument(help="a model file, or a name on the Hub")]
+Deployed = Annotated[Path, typer.Argument(help="a model file, a name on the Hub, or an exported .onnx or .xml file")]
 File = Annotated[Path | None, typer.Option(help="the file; printed when absent")]
 Correction = Annotated[str | None, typer.Option(help="label shift, after: ia (in a bias) or cr (the head learns on)")]
 Mode = Annotated[str | None, typer.Option(help="whole or slide: short for inference.mode")]

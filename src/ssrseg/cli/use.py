@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ssrseg.cli.options import (
+    Deployed,
     Device,
     Mode,
     Model,
@@ -28,7 +29,7 @@ RESULTS = "ids, color, overlay, confidence, probabilities, geojson, geotiff, coc
 
 
 def evaluate(
-    model: Path,
+    model: Deployed,
     data: Annotated[Path, typer.Argument(help="folder with images and labels; or settings in YAML, whose val it is")],
     words: Words = None,
     out: Annotated[Path | None, typer.Option(help="scores as JSON")] = None,
@@ -65,7 +66,7 @@ def evaluate(
 
 
 def predict(
-    model: Path,
+    model: Deployed,
     images: Annotated[
         str, typer.Argument(help="a file, folder or quoted glob; a video, camera (0) or stream (rtsp://...)")
     ],

@@ -23,6 +23,7 @@ from ssrseg.data.datasets import LabelledImages
 from ssrseg.data.images import set_max_pixels
 from ssrseg.data.label_spaces import IGNORE, LabelSpace
 from ssrseg.errors import UserError
+from ssrseg.inference.exported import Exported, open_model
 from ssrseg.inference.image_scores import ImageScores
 from ssrseg.inference.metrics import Scores, check_names, confusion_matrix
 from ssrseg.inference.predict import prefetch
@@ -30,7 +31,6 @@ from ssrseg.inference.predictor import Predictor
 from ssrseg.inference.sliding_window import Infer, Network, predict_ids
 from ssrseg.models.classes import check_classes
 from ssrseg.models.segmenter import Segmenter
-from ssrseg.models.weights import load
 from ssrseg.runs.atomic import write_json, writing
 
 
@@ -61,7 +61,7 @@ def evaluate(
     Raises:
         UserError: model, data and classes do not fit together, or something cannot be read or written.
     """
-    segmenter = load(model)
+    segmenter = open_model(model)
     if inference is not None and inference.max_pixels is not None:
         set_max_pixels(inference.max_pixels)
     dataset, space, sets = labelled_for(segmenter, data, classes, console)
@@ -97,7 +97,7 @@ def evaluate(
 
 
 def labelled_for(
-    segmenter: Segmenter,
+    segmenter: Segmenter | Exported,
     data: Data | Path | str,
     classes: str | Sequence[ClassConfig | str] | None = None,
     console: Console | None = None,

@@ -112,7 +112,7 @@ def predict(
                     unreadable[path] = str(image)
                 elif (done := label(path, image)) is not None:
                     yield done
-            except (RuntimeError, MemoryError) as error:
+            except Exception as error:  # of torch, or of the runtime of an exported file
                 if not out_of_memory(error):
                     raise
                 windows = "smaller inference.window" if predictor.inference.mode == "slide" else "--mode slide"

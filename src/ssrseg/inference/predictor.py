@@ -22,9 +22,9 @@ from ssrseg.data.label_spaces import LabelSpace
 from ssrseg.data.transforms import rescale_size
 from ssrseg.errors import UserError
 from ssrseg.inference.engines import open_engine, pick_device
-from ssrseg.inference.sliding_window import Size, build_inference
+from ssrseg.inference.exported import Exported, open_model
+from ssrseg.inference.sliding_window import Network, Size, build_inference
 from ssrseg.models.segmenter import Segmenter
-from ssrseg.models.weights import load
 
 Images = Tensor | npt.NDArray[Any] | Image.Image | Path | str
 """One image or a batch: RGB, (3, H, W), (H, W, 3), (B, 3, H, W) or (B, H, W, 3); bytes, or floats in [0, 1]."""
@@ -38,7 +38,8 @@ class Predictor:
     bound that the model's description names; results have the image's own size.
 
     Args:
-        model: a segmenter, a file of one, a folder of `save_pretrained`, or `owner/name[@revision]` on the Hub.
+        model: a segmenter, a file of one, a folder of `save_pretrained`, or `owner/name[@revision]` on the Hub; or a
+            file of `export` (`.onnx`, `.xml`), which its own runtime computes on the CPU.
         device: `auto` (CUDA, else MPS, else the CPU) or a device of torch's.
         engine: what runs the network: `auto` or a key of `ssrseg.inference.engines.ENGINES`.
         mode: `whole` or `slide`, or the whole of the settings, with windows, flips and scales.
@@ -50,7 +51,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: Segmenter | Path | str,
+        model: Segmenter | Exported | Path | str,
         device: str | torch.device = "auto",
         engine: str = "auto",
         mode: str | InferenceConfig = "whole",
@@ -60,12 +61,17 @@ class Predictor:
         self.inference = (
             resolve_group(InferenceConfig, {"mode": mode}, "inference settings") if isinstance(mode, str) else mode
         )
-        self.device = pick_device(device)
-        segmenter = load(model)
+        segmenter = open_model(model)
         self.description, self.num_classes = segmenter.description, segmenter.num_classes
         self.bands, self.reading = segmenter.in_channels, segmenter.reading
         self.infer = build_inference(self.inference)
-        self.network = open_engine(copy.deepcopy(segmenter).to(self.device).eval(), engine, images=images)
+        self.network: Network = segmenter
+        if isinstance(segmenter, Exported):
+            segmenter.check(device, engine, self.inference)
+            self.device = torch.device("cpu")
+        else:
+            self.device = pick_device(device)
+            self.network = open_engine(copy.deepcopy(segmenter).to(self.device).eval(), engine, images=images)
 
     @property
     def bound(self) -> Bound | None:
@@ -97,6 +103,8 @@ class Predictor:
 
     def probabilities(self, images: Images) -> Tensor:
         """Predict class probabilities: float32, (K, H, W) of one image, (B, K, H, W) of a batch; as `__call__`."""
+        if isinstance(self.network, Exported) and self.network.chooses:
+            raise UserError(f"{self.network.path} gives no probabilities: export the model without --labels.")
         logits, device = self._logits_of(images)
         return logits.softmax(dim=-3).to(device)
 

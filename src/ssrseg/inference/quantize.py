@@ -24,8 +24,9 @@ from ssrseg.data.layouts import listing_of
 from ssrseg.errors import UserError
 from ssrseg.inference.evaluate import evaluate_model, labelled_for
 from ssrseg.inference.export import EXAMPLE, export, facts_of
+from ssrseg.inference.exported import run_on_cpu
 from ssrseg.inference.metrics import Scores, confusion_matrix
-from ssrseg.inference.sliding_window import Network, Size, whole
+from ssrseg.inference.sliding_window import Size, whole
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.models.weights import load
 from ssrseg.runs.atomic import writing
@@ -117,7 +118,7 @@ def quantize(
         plain = openvino.Core().read_model(report.onnx)
         attends = any(isinstance(part, nn.LayerNorm) for part in segmenter.modules())
         small = _quantized(plain, [pixels(image).numpy() for image in ranges], attends)
-        networks = [_running(one) for one in (plain, small)]
+        networks = [run_on_cpu(one) for one in (plain, small)]
     agreement = torch.zeros(segmenter.num_classes, segmenter.num_classes, dtype=torch.int64)
     for image in others:
         truth, ids = (network(pixels(image)).argmax(1) for network in networks)
@@ -143,12 +144,6 @@ def _quantized(program: Any, images: Sequence[Any], attends: bool) -> Any:
     nncf.set_log_level(logging.ERROR)
     kind = nncf.ModelType.TRANSFORMER if attends else None
     return nncf.quantize(program, nncf.Dataset(images), subset_size=len(images), model_type=kind)
-
-
-def _running(program: Any) -> Network:
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = importlib.import_module("openvino").compile_model(program, "CPU", settings)
-    return lambda images: torch.from_numpy(compiled([images.numpy()])[0])
 
 
 def _is_labelled(data: DataConfig) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssrseg.config import InferenceConfig
 from ssrseg.errors import UserError, first_line, out_of_memory
+from ssrseg.inference.exported import Exported
 from ssrseg.models.backbones import fits
 from ssrseg.models.description import Window
 from ssrseg.models.multi_resolution import MultiResolution, spans
@@ -100,11 +101,15 @@ def _crops(model: Network, images: Tensor, boxes: Sequence[Window], at_once: int
 
 
 def windows_for(model: Network, window: Size, stride: Size) -> tuple[Size, Size]:
-    """Bound windows by what a network takes, and strides by two thirds of that; `UserError` for gaps between them."""
+    """Bound windows by what a network takes, and strides by two thirds of that; `UserError` for gaps between them.
+
+    A network of one size gets windows of that.
+    """
     if stride[0] > window[0] or stride[1] > window[1]:
         raise UserError(f"The stride {stride} is larger than the window {window}: pixels between windows are not seen.")
-    if (largest := largest_image(model)) is not None:
-        window = min(window[0], largest[0]), min(window[1], largest[1])
+    fixed = model.size if isinstance(model, Exported) else None
+    if (largest := fixed or largest_image(model)) is not None:
+        window = fixed or (min(window[0], largest[0]), min(window[1], largest[1]))
         stride = min(stride[0], -(-2 * window[0] // 3)), min(stride[1], -(-2 * window[1] // 3))
     return window, stride
 

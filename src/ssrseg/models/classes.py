@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from torch import nn
 
 from ssrseg.errors import UserError
+from ssrseg.models.description import Description
 from ssrseg.models.segmenter import Segmenter
 
 
@@ -52,7 +53,14 @@ def copy_weights(segmenter: Segmenter, start: Segmenter, rows: Sequence[int | No
     segmenter.load_state_dict(theirs)
 
 
-def check_classes(segmenter: Segmenter, classes: Sequence[str]) -> None:
+class Classifier(Protocol):
+    """A segmenter, or an exported one."""
+
+    description: Description | None
+    num_classes: int
+
+
+def check_classes(segmenter: Classifier, classes: Sequence[str]) -> None:
     """Raise `UserError` unless a segmenter predicts these classes in this order; without a description, so many."""
     known = segmenter.description
     if known is None:

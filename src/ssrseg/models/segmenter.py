@@ -285,7 +285,7 @@ def load_segmenter(path: Path) -> Segmenter:
     except (SafetensorError, KeyError, OSError, ValidationError) as error:
         way = "`ssrseg convert IN OUT` makes one from a published checkpoint."
         if path.suffix in (".onnx", ".xml"):
-            way = "Of an exported file give the model that it was made of; the script that `export` printed runs it."
+            way = "Only predict, evaluate and Predictor take exported files: here give the model that it was made of."
         raise UserError(f"{path} is not a model of ssrseg (a safetensors file with its description). {way}") from error
     segmenter = build_described(description)
     try:

@@ -31,7 +31,7 @@ LICENCES = {
     "nvidia": "NVIDIA's terms: non-commercial use only",
 }
 """What timm's names of licences mean for users, where the name does not say it."""
-SUFFIXES = (".safetensors", ".pth", ".pt", ".onnx", ".ckpt", ".bin")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".onnx", ".xml", ".ckpt", ".bin")
 """Of files: what ends so is never looked for on the Hub."""
 
 
