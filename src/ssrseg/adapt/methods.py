@@ -21,14 +21,8 @@ from ssrseg.adapt.regions import Regions
 from ssrseg.adapt.regularizer import Regularizer
 from ssrseg.adapt.teacher import NoTeacher, Teacher
 from ssrseg.adapt.terms import FeatureDistance, Segmentation, Term
-from ssrseg.config.method import (
-    AffinityConfig,
-    AugmentConfig,
-    DistillationConfig,
-    FeatureDistanceConfig,
-    MethodConfig,
-    TeacherConfig,
-)
+from ssrseg.config.base import Strict
+from ssrseg.config.method import AugmentConfig, FeatureDistanceConfig, MethodConfig, TeacherConfig
 from ssrseg.label_shift import find_priors
 from ssrseg.models.segmenter import Segmenter
 
@@ -86,83 +80,72 @@ def build_method(
     Raises:
         UserError: the foundation encoder is unknown or its weights cannot be loaded.
     """
-    generator, notes = Generator().manual_seed(seed), list[str]()
     encoders = build_encoders(config.foundations, crop, foundation)
     frozen = [*dict.fromkeys(encoders.values())]
-    notes += [encoder.note for encoder in frozen if encoder.note]
-    composed: dict[str, Term] = {
-        "segmentation": Segmentation(
-            ("source", "labelled", "mixed", "masked"),
-            temperature=config.segmentation.temperature,
-            shift=None if (file := config.segmentation.priors) is None else -find_priors(file).of(classes).shift,
-            over_labelled=config.segmentation.over_labelled,
-            detail_weight=config.segmentation.detail_weight,
-            context_weight=config.segmentation.context_weight,
-            factors={} if config.masked is None else {"masked": 1 / config.masked.weight},  # MIC's code
-        )
-    }
-    if config.regularizer is not None and not config.regularizer.stages:
-        notes.append("regularizer: no stage is regularised, which is the plain method")
-    elif config.regularizer is not None:
-        encoder = encoders["method.regularizer.foundation"]
-        composed["regularizer"] = Regularizer(
-            encoder,
-            encoder.channels,
-            student.backbone.channels,
-            stages=config.regularizer.stages,
-            heads=config.regularizer.heads,
-            own_statistics=config.regularizer.bn_stats == "shared",
-            views=config.regularizer.views,
-            weight=config.regularizer.weight,
-        )
-    if config.distillation is not None:
-        encoder, options = encoders["method.distillation.foundation"], _options(config.distillation)
-        channels = student.backbone.channels[config.distillation.stage]
-        composed["distillation"] = Distillation(encoder, encoder.channels, channels, **options)
-    if config.affinity is not None:
-        composed["affinity"] = Affinity(encoders["method.affinity.foundation"], **_options(config.affinity))
+    notes = [encoder.note for encoder in frozen if encoder.note]
     if foundation is not None and not frozen:
         notes.append("a foundation encoder was given, but no part of the method has one: nothing uses it")
     if config.teacher is None and teacher is not Teacher:
         notes.append(f"{teacher.__name__} was given, but method.teacher is absent: nothing labels the target")
-    if config.feature_distance is not None:
-        if imagenet is None:
-            imagenet = frozen_backbone(student.backbone)
-            frozen.append(imagenet)
-        composed["feature_distance"] = FeatureDistance(
-            imagenet,
-            len(classes),
-            classes=_things(config.feature_distance, classes, notes),
-            min_share=config.feature_distance.min_share,
-            of_detail=config.feature_distance.of_detail,
-            weight=config.feature_distance.weight,
-        )
-    if config.alignment is not None:
-        rest = config.alignment.model_dump(exclude={"lr"})  # the optimiser's
-        composed["alignment"] = Alignment(student.backbone.channels[-1], student.num_classes, **rest)
+    if config.feature_distance is not None and imagenet is None:
+        imagenet = frozen_backbone(student.backbone)
+        frozen.append(imagenet)
+    composed = dict(_terms(config, student, classes, encoders, imagenet, notes)) | dict(terms or {})
+    generator = Generator().manual_seed(seed)
     makers = (*_makers(config, generator, student.mean), *makers)
     if student.detail is not None:
         draw = views.DetailWindow(generator, student.detail)
         makers = tuple(views.Zoomed(maker, draw) for maker in makers)
     return Method(
-        learner=Learner(
-            student,
-            {**composed, **(terms or {})},
-            head_only=config.trains == "head",
-            statistics_of=config.statistics_of,
-        ),
-        teacher=NoTeacher()
-        if config.teacher is None
-        else teacher(student, **_teacher_options(config.teacher, encoders)),
-        makers=makers,
-        generator=generator,
-        frozen=tuple(frozen),
-        notes=tuple(notes),
+        Learner(student, composed, head_only=config.trains == "head", statistics_of=config.statistics_of),
+        NoTeacher() if config.teacher is None else teacher(student, **_teacher_options(config.teacher, encoders)),
+        makers,
+        generator,
+        tuple(frozen),
+        tuple(notes),
     )
 
 
-def _options(config: DistillationConfig | AffinityConfig) -> dict[str, Any]:
-    return config.model_dump(exclude={"foundation"})
+def _terms(
+    config: MethodConfig,
+    student: Segmenter,
+    classes: Sequence[str],
+    encoders: Mapping[str, Frozen],
+    imagenet: Callable[[Tensor], Tensor] | None,
+    notes: list[str],
+) -> Iterator[tuple[str, Term]]:
+    """Build the terms, by name, in their order in the step; what the user should know of them goes into `notes`."""
+    channels, priors = student.backbone.channels, config.segmentation.priors
+    yield (
+        "segmentation",
+        Segmentation(
+            ("source", "labelled", "mixed", "masked"),
+            shift=None if priors is None else -find_priors(priors).of(classes).shift,
+            factors={} if config.masked is None else {"masked": 1 / config.masked.weight},  # MIC's code
+            **_options(config.segmentation, "priors"),
+        ),
+    )
+    if config.regularizer is not None and not config.regularizer.stages:
+        notes.append("regularizer: no stage is regularised, which is the plain method")
+    elif config.regularizer is not None:
+        encoder, options = encoders["method.regularizer.foundation"], _options(config.regularizer, "bn_stats")
+        shared = config.regularizer.bn_stats == "shared"
+        yield "regularizer", Regularizer(encoder, encoder.channels, channels, own_statistics=shared, **options)
+    if config.distillation is not None:
+        encoder, stage = encoders["method.distillation.foundation"], channels[config.distillation.stage]
+        yield "distillation", Distillation(encoder, encoder.channels, stage, **_options(config.distillation))
+    if config.affinity is not None:
+        yield "affinity", Affinity(encoders["method.affinity.foundation"], **_options(config.affinity))
+    if config.feature_distance is not None and imagenet is not None:
+        things, options = _things(config.feature_distance, classes, notes), _options(config.feature_distance, "classes")
+        yield "feature_distance", FeatureDistance(imagenet, len(classes), classes=things, **options)
+    if config.alignment is not None:  # its `lr` is the optimiser's
+        yield "alignment", Alignment(channels[-1], student.num_classes, **_options(config.alignment, "lr"))
+
+
+def _options(config: Strict, *others: str) -> dict[str, Any]:
+    """Read the settings of a term that it takes under the same names: all but its encoder and `others`."""
+    return config.model_dump(exclude={"foundation", *others})
 
 
 def _teacher_options(config: TeacherConfig, encoders: Mapping[str, Frozen]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,34 +92,8 @@ def predict(
     results = Results(predictor.space)
     if values is not None:
         results.values = values_of_classes(values, predictor.space.names)
-    unreadable, exhausted = dict[Path, str](), list[Exception]()
-    by_bands = BY_BANDS.issuperset(kinds)
-
-    def label(path: Path, image: Tensor | Raster) -> tuple[Path, Tensor, Tensor, Tensor | None] | None:
-        if isinstance(image, Raster):
-            with image, writing(jobs[path][kinds[0]]):
-                write_large(predictor, path, image, results, jobs[path])
-            return None
-        if CERTAIN.isdisjoint(kinds):
-            return path, image, predictor(image), None
-        certain = predictor.probabilities(image)
-        return path, image, certain.argmax(0), certain
-
-    def labelled() -> Iterator[tuple[Path, Tensor, Tensor, Tensor | None]]:
-        for path, image in zip(jobs, prefetch(_read(job, predictor, by_bands) for job in jobs), strict=True):
-            try:
-                if isinstance(image, UserError):
-                    unreadable[path] = str(image)
-                elif (done := label(path, image)) is not None:
-                    yield done
-            except Exception as error:  # of torch, or of the runtime of an exported file
-                if not out_of_memory(error):
-                    raise
-                windows = "smaller inference.window" if predictor.inference.mode == "slide" else "--mode slide"
-                unreadable[path] = f"{path} does not fit into the memory: use {windows} ({first_line(error)})."
-                exhausted.append(error)
-
-    for path, image, ids, certain in prefetch(labelled()):  # written while the network works
+    labelling = _Labelling(predictor, results, jobs, kinds)
+    for path, image, ids, certain in prefetch(labelling):  # written while the network works
         for kind, place in jobs[path].items():
             write = results.writer(kind, path, image, ids, certain)
             with writing(place):
@@ -130,8 +104,9 @@ def predict(
     for place in files:
         with writing(place):
             write_json(place, results.coco())
-    if len(exhausted) == len(jobs):  # it is not a picture that is too large
-        raise exhausted[0]
+    if len(labelling.exhausted) == len(jobs):  # it is not a picture that is too large
+        raise labelling.exhausted[0]
+    unreadable = labelling.unreadable
     if len(unreadable) == len(jobs):
         raise UserError("None of the images could be read:\n" + "\n".join(unreadable.values()))
     done = {path: places for path, places in jobs.items() if path not in unreadable}
@@ -140,15 +115,44 @@ def predict(
     return Predictions(tuple(done), written, unreadable, skipped, pages)
 
 
-def _read(path: Path, predictor: Predictor, by_bands: bool) -> Tensor | Raster | UserError:
-    try:
-        if by_bands and is_large(predictor, shown_size(path)[::-1]):
-            return Raster(path, predictor.reading)
-        return read_image(path, predictor.reading)
-    except UserError as error:
-        return error
-    except MemoryError as error:
-        return UserError(f"{path} does not fit into the memory: {first_line(error)}.")
+@dataclass
+class _Labelling:
+    """Yield path, image, ids and, where a kind needs them, probabilities of what is to be written; note what is not."""
+
+    predictor: Predictor
+    results: Results
+    jobs: Mapping[Path, dict[Kind, Path]]
+    kinds: Sequence[Kind]
+    unreadable: dict[Path, str] = field(default_factory=dict)
+    exhausted: list[Exception] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[tuple[Path, Tensor, Tensor, Tensor | None]]:
+        for path, image in zip(self.jobs, prefetch(map(self._read, self.jobs)), strict=True):
+            try:
+                if isinstance(image, UserError):
+                    self.unreadable[path] = str(image)
+                elif isinstance(image, Raster):
+                    with image, writing(self.jobs[path][self.kinds[0]]):
+                        write_large(self.predictor, path, image, self.results, self.jobs[path])
+                else:
+                    certain = None if CERTAIN.isdisjoint(self.kinds) else self.predictor.probabilities(image)
+                    yield path, image, self.predictor(image) if certain is None else certain.argmax(0), certain
+            except Exception as error:  # of torch, or of the runtime of an exported file
+                if not out_of_memory(error):
+                    raise
+                windows = "smaller inference.window" if self.predictor.inference.mode == "slide" else "--mode slide"
+                self.unreadable[path] = f"{path} does not fit into the memory: use {windows} ({first_line(error)})."
+                self.exhausted.append(error)
+
+    def _read(self, path: Path) -> Tensor | Raster | UserError:
+        try:
+            if BY_BANDS.issuperset(self.kinds) and is_large(self.predictor, shown_size(path)[::-1]):
+                return Raster(path, self.predictor.reading)
+            return read_image(path, self.predictor.reading)
+        except UserError as error:
+            return error
+        except MemoryError as error:
+            return UserError(f"{path} does not fit into the memory: {first_line(error)}.")
 
 
 def _jobs(
