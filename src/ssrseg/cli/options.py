@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssrseg.errors import UserError
+
 if TYPE_CHECKING:
-    from ssrseg.config import InferenceConfig, Settings
+    from ssrseg.config import DataConfig, InferenceConfig, Settings
 
 Words = Annotated[list[str] | None, typer.Argument(help="settings as key.path=value", metavar="[KEY.PATH=VALUE]...")]
 Preset = Annotated[str | None, typer.Option(help="a published recipe; `ssrseg presets` lists them")]
@@ -47,3 +49,24 @@ def inference_from(tree: dict[str, Any], mode: str | None) -> InferenceConfig:
 
     chosen = tree if mode is None or not isinstance(tree, dict) else settings_of.merge(tree, {"mode": mode})
     return settings_of.resolve_group(settings_of.InferenceConfig, chosen, "inference settings")
+
+
+def inference_alone(words: Words, mode: str | None, command: str) -> InferenceConfig:
+    """Resolve the settings of inference from the words of a command that takes no others."""
+    from ssrseg import config as settings_of
+
+    tree = settings_of.assignments(words or [])
+    inference = inference_from(tree.pop("inference", {}), mode)
+    if tree:
+        raise UserError(
+            f"{command} takes settings of `inference` only, such as inference.flip=true; found {min(tree)}."
+        )
+    return inference
+
+
+def data_from(root: Path, words: Words) -> DataConfig:
+    """Resolve the settings of a data set from its folder and words."""
+    from ssrseg import config as settings_of
+
+    tree = settings_of.merge({"root": str(root)}, settings_of.assignments(words or []))
+    return settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")

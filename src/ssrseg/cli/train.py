@@ -10,18 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ssrseg.cli.options import (
-    Config,
-    Correction,
-    Device,
-    Model,
-    Preset,
-    Source,
-    Target,
-    Val,
-    Words,
-    settings_from,
-)
+from ssrseg.cli.options import Config, Correction, Device, Model, Preset, Source, Target, Val, Words, settings_from
 from ssrseg.errors import OutOfMemory, UserError
 from ssrseg.runs.atomic import write_json
 

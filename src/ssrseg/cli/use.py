@@ -16,6 +16,8 @@ from ssrseg.cli.options import (
     Model,
     Runner,
     Words,
+    data_from,
+    inference_alone,
     inference_from,
     settings_from,
 )
@@ -86,15 +88,12 @@ def predict(
 
     Settings are those of inference, e.g. inference.flip=true, 'inference.scales=[0.75, 1]', inference.window=...
     """
-    from ssrseg import config as settings_of, inference as use
+    from ssrseg import inference as use
     from ssrseg.data.unmatched import name_files
     from ssrseg.inference.predict import find_pictures
     from ssrseg.inference.results import kinds_of
 
-    tree = settings_of.assignments(words or [])
-    inference = inference_from(tree.pop("inference", {}), mode)
-    if tree:
-        raise UserError(f"predict takes settings of `inference` only, such as inference.flip=true; found {min(tree)}.")
+    inference = inference_alone(words, mode, "predict")
     complete, clips = True, use.find_videos(images)
     pictures = find_pictures(images) if clips else []
     for clip, folder in clips:
@@ -143,11 +142,9 @@ def recalibrate(
 
     Settings are those of the data, e.g. spec=camvid.
     """
-    from ssrseg import config as settings_of, inference as use
+    from ssrseg.inference import recalibrate as run
 
-    tree = settings_of.merge({"root": str(target)}, settings_of.assignments(words or []))
-    data = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
-    found = use.recalibrate(model, data, out, keep=keep, images=images, device=device)
+    found = run(model, data_from(target, words), out, keep=keep, images=images, device=device)
     typer.echo(f"{found.layers} BatchNorm layers, {found.images} images: {found.path}")
 
 
@@ -164,11 +161,10 @@ def choose(
 
     Settings among the models are those of the data, e.g. spec=camvid.
     """
-    from ssrseg import config as settings_of, inference as use
+    from ssrseg import inference as use
 
     files, words = [name for name in models if "=" not in name], [name for name in models if "=" in name]
-    tree = settings_of.merge({"root": str(target)}, settings_of.assignments(words))
-    data = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
+    data = data_from(target, words)
     inference = inference_from({}, mode)
     named = {file: file for file in files}
     found = use.choose(named, data, out, start=start, images=images, device=device, inference=inference)
@@ -186,12 +182,10 @@ def suggest(
     device: Device = "auto",
 ) -> None:
     """Say which target images to label first: unlike each other, and hard for the model; with files to label."""
-    from ssrseg import config as settings_of, inference as use
-    from ssrseg.inference.suggest import labels_glob
+    from ssrseg.inference.suggest import labels_glob, suggest as run
 
-    tree = settings_of.merge({"root": str(target)}, settings_of.assignments(words or []))
-    data = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
-    found = use.suggest(model, data, out, count=count, device=device, inference=inference_from({}, mode))
+    data = data_from(target, words)
+    found = run(model, data, out, count=count, device=device, inference=inference_from({}, mode))
     for each in found:
         typer.echo(f"{each.image}  uncertainty {each.uncertainty:.3f}")
     told = {"labels_root": out, "labels": labels_glob(data), "labelled.stems": out / "stems.txt"}
@@ -213,13 +207,9 @@ def try_out(
 
     Settings are those of inference, as in `predict`.
     """
-    from ssrseg import config as settings_of, inference as use
+    from ssrseg.inference import try_out as open_page
 
-    tree = settings_of.assignments(words or [])
-    inference = inference_from(tree.pop("inference", {}), mode)
-    if tree:
-        raise UserError(f"try takes settings of `inference` only, such as inference.flip=true; found {min(tree)}.")
-    use.try_out(model, start, device=device, mode=inference, port=port)
+    open_page(model, start, device=device, mode=inference_alone(words, mode, "try"), port=port)
 
 
 def pack(
@@ -229,12 +219,9 @@ def pack(
     images_only: Annotated[bool, typer.Option("--images-only", help="no labels, as for a target")] = False,
 ) -> None:
     """Pack a data set into one .zip file, for clusters and object storage; e.g. spec=gta5 'resize=[1280, 720]'."""
-    from ssrseg import config as settings_of
     from ssrseg.data.pack import pack as write
 
-    tree = settings_of.merge({"root": str(data)}, settings_of.assignments(words or []))
-    group = settings_of.resolve_group(settings_of.DataConfig, tree, "data settings")
-    typer.echo(f"{write(group, out, images_only=images_only)} images packed: {out}")
+    typer.echo(f"{write(data_from(data, words), out, images_only=images_only)} images packed: {out}")
 
 
 def export(

@@ -57,7 +57,7 @@ def read_labels(path: Path, code: LabelCode, image: Path | None = None) -> Tenso
         annotation = read_annotation(path, code.names)
         return torch.from_numpy(draw(annotation, code.names, annotation.size or _size_of(image), path))
     stored = read_stored_labels(path, code.channel)
-    return _ids(stored, *_understood(stored, code, path), code, path)
+    return _ids(stored, _understood(stored, code, path)[0], code, path)
 
 
 def describe_labels(path: Path, code: LabelCode, image: Path | None = None) -> LabelMap:
@@ -68,7 +68,7 @@ def describe_labels(path: Path, code: LabelCode, image: Path | None = None) -> L
         return LabelMap(ids, {UNNAMED: lost} if lost else {}, None, "names")
     stored = read_stored_labels(path, code.channel)
     pixels, encoding = _understood(stored, code, path)
-    ids = _ids(stored, pixels, encoding, code, path)
+    ids = _ids(stored, pixels, code, path)
     lost = ids.numpy() == IGNORE
     ignored, values, clear = dict[str, int](), None, stored.clear
     if clear is None and stored.transparent and pixels.ndim == 2:
@@ -150,7 +150,7 @@ def _packed(colours: Pixels) -> Pixels:
     return packed
 
 
-def _ids(stored: StoredLabels, pixels: Pixels, encoding: str, code: LabelCode, path: Path) -> Tensor:
+def _ids(stored: StoredLabels, pixels: Pixels, code: LabelCode, path: Path) -> Tensor:
     if pixels.ndim == 3:
         ids = _ids_of_colors(pixels, code.colors or {}, stored.clear, path)
     else:

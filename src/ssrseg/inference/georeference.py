@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import TiffImagePlugin
+import tifffile
 
 from ssrseg.data.label_spaces import IGNORE, Color
 from ssrseg.errors import UserError
@@ -28,16 +28,11 @@ def is_georeferenced(path: Path) -> bool:
     """Return whether a file is a TIFF that says where it lies, of however many bands; needs no rasterio."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         return False
-    with path.open("rb") as file:
-        header = file.read(8)
-        header += file.read(8) if header[2:3] == b"+" else b""  # BigTIFF
-        try:
-            tags: Any = TiffImagePlugin.ImageFileDirectory_v2(header)
-            file.seek(tags.next)
-            tags.load(file)
-        except (OSError, SyntaxError, ValueError, struct.error):
-            return False
-        return GEOGRAPHY in tags
+    try:
+        with tifffile.TiffFile(path) as file:
+            return GEOGRAPHY in file.pages.first.tags
+    except (OSError, ValueError, LookupError, struct.error):
+        return False
 
 
 def write_raster(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import zlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from struct import pack
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -103,31 +101,6 @@ class Raster:
             part[..., plane][inside] = pixels[..., 0]
 
 
-class PngWriter:
-    """Write a PNG of one channel row by row: grey values, or a palette's indices."""
-
-    def __init__(self, file: BinaryIO, size: tuple[int, int], palette: bytes | None = None) -> None:
-        self._file, self._packer = file, zlib.compressobj(1)
-        file.write(b"\x89PNG\r\n\x1a\n")
-        self._chunk(b"IHDR", pack(">IIBBBBB", size[1], size[0], 8, 3 if palette else 0, 0, 0, 0))
-        if palette:
-            self._chunk(b"PLTE", palette)
-
-    def write(self, rows: Pixels) -> None:
-        """Write the next rows (h, W)."""
-        lines = np.concatenate([np.zeros((len(rows), 1), np.uint8), rows], axis=1)
-        self._chunk(b"IDAT", self._packer.compress(lines.tobytes()))
-
-    def close(self) -> None:
-        """Write the end."""
-        self._chunk(b"IDAT", self._packer.flush())
-        self._chunk(b"IEND", b"")
-
-    def _chunk(self, kind: bytes, data: bytes) -> None:
-        if data or kind == b"IEND":
-            self._file.write(pack(">I", len(data)) + kind + data + pack(">I", zlib.crc32(kind + data)))
-
-
 def is_large(predictor: Predictor, size: tuple[int, int]) -> bool:
     """Whether a picture (height, width) is labelled by bands: in sliding windows, once, or resized for the network."""
     config = predictor.inference
@@ -214,8 +187,9 @@ def write_large(
     (height, width), colors = raster.size, predictor.colors
     step = -(-max(height, width) // OVERVIEW)
     overlay = np.zeros((-(-height // step), -(-width // step), 3), np.uint8)
-    next(iter(places.values())).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=next(iter(places.values())).parent) as scratch:
+    folder = next(iter(places.values())).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as scratch, tempfile.TemporaryFile(dir=folder) as mapped:
         bound = predictor.bound
         parts = label_resized(predictor, raster, bound) if bound else label_bands(predictor, raster)
         for rows, columns, ids in parts:
@@ -228,27 +202,22 @@ def write_large(
                 shown = (image.astype(np.uint16) + colors[ids[y::step, x::step]]) // 2
                 top, left = -(-rows.start // step), -(-columns.start // step)
                 overlay[top : top + len(shown), left : left + shown.shape[1]] = shown
-
-        def stored(rows: slice) -> Pixels:
-            scratch.seek(rows.start * width)
-            pixels = np.frombuffer(scratch.read((rows.stop - rows.start) * width), np.uint8)
-            return pixels.reshape(-1, width)
-
-        def valued(rows: slice) -> Pixels:
-            return results.written[stored(rows)]
+        scratch.flush()
+        stored = written = np.memmap(scratch, np.uint8, "r", shape=raster.size)
+        if results.values is not None:
+            for top in range(0, height, ROWS):
+                mapped.write(results.written[stored[top : top + ROWS]].tobytes())
+            mapped.flush()
+            written = np.memmap(mapped, np.uint8, "r", shape=raster.size)
 
         def write(kind: Kind, place: Path) -> None:
-            if kind == "overlay":
-                Image.fromarray(overlay).save(place, "JPEG")
-            elif kind == "geotiff":
-                write_raster(place, raster.size, valued, path, results.palette)
-            else:
-                with place.open("wb") as file:
-                    png = PngWriter(file, raster.size, colors.tobytes() if kind == "color" else None)
-                    for top in range(0, height, ROWS):
-                        rows = slice(top, min(top + ROWS, height))
-                        png.write(stored(rows) if kind == "color" else valued(rows))
-                    png.close()
+            if kind == "geotiff":
+                write_raster(place, raster.size, written.__getitem__, path, results.palette)
+                return
+            picture = Image.fromarray({"overlay": overlay, "color": stored}.get(kind, written))
+            if kind == "color":
+                picture.putpalette(colors.tobytes())
+            picture.save(place, "JPEG" if kind == "overlay" else "PNG", compress_level=1)
 
         for kind, place in places.items():
             write_atomically(place, partial(write, kind))

@@ -131,11 +131,7 @@ def _instead(path: Path) -> str | None:
 
 
 def find_network(
-    file: WeightFile,
-    fit: Callable[[Mapping[str, Tensor]], float],
-    *,
-    part: str | None = None,
-    setting: str = "part=",
+    file: WeightFile, fit: Callable[[Mapping[str, Tensor]], float], *, part: str | None = None, setting: str = "part="
 ) -> Network:
     """Find the network in a file.
 

@@ -18,15 +18,7 @@ from ssrseg.data.checks.colours import Moments, colour_moments
 from ssrseg.data.checks.problems import Problem, id_map_word
 from ssrseg.data.checks.thickness import thickness_counts
 from ssrseg.data.encodings import BROKEN, reason_of
-from ssrseg.data.images import (
-    TAIL,
-    Reading,
-    bands_beyond_pillow,
-    deep_values,
-    orientation_of,
-    parts_of,
-    read_image,
-)
+from ssrseg.data.images import TAIL, Reading, bands_beyond_pillow, deep_values, orientation_of, parts_of, read_image
 from ssrseg.data.label_encodings import LossyLabel, UnknownEncoding, read_stored_labels
 from ssrseg.data.label_files import LabelMap, describe_labels, read_raw_labels
 from ssrseg.data.label_mapping import LabelCode
@@ -263,11 +255,6 @@ def _strange_values(found: LabelMap, code: LabelCode) -> list[float]:
     return [value for value in values if value >= len(code.table) or code.table[int(value)] == IGNORE]
 
 
-def _kind_of(error: UserError) -> str:
-    kinds = {UnknownEncoding: "label of another kind", LossyLabel: "label is a JPEG"}
-    return kinds.get(type(error), "label cannot be read")
-
-
 def _check_label(seen: Inspection, label: Path, measured: bool) -> None:
     code, count = seen.expected.code, seen.expected.num_classes
     try:
@@ -276,7 +263,8 @@ def _check_label(seen: Inspection, label: Path, measured: bool) -> None:
             return
         seen.labels = found = describe_labels(label, code, seen.image)
     except UserError as error:
-        seen.report(_kind_of(error), label, str(error))
+        kinds = {UnknownEncoding: "label of another kind", LossyLabel: "label is a JPEG"}
+        seen.report(kinds.get(type(error), "label cannot be read"), label, str(error))
         return
     ids = found.ids
     seen.pixels = torch.bincount(ids.flatten(), minlength=256)[:count]

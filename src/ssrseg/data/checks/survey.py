@@ -26,16 +26,7 @@ from ssrseg.data.frames import VIDEO_SUFFIXES
 from ssrseg.data.images import Reading, set_max_pixels
 from ssrseg.data.label_mapping import Classes, code_for, resolve_space
 from ssrseg.data.label_spaces import LabelSpace
-from ssrseg.data.layouts import (
-    find_images,
-    find_masks,
-    glob_of,
-    is_named,
-    labels_there,
-    listing_of,
-    no_image,
-    spec_of,
-)
+from ssrseg.data.layouts import find_images, find_masks, glob_of, is_named, labels_there, listing_of, no_image, spec_of
 from ssrseg.data.masks import read_masks
 from ssrseg.data.names import IMAGE_SUFFIXES
 from ssrseg.data.streams import find_labelled, rare_class_samplers, shares

@@ -181,10 +181,6 @@ class Guard(Observer):
         self._check(lag=0)
         return super().state()
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Restore a `state`, also one that an earlier version has saved."""
-        super().restore({name: getattr(self, name) for name in self.kept} | state)
-
     def saw(self, step: int, view: View) -> None:
         """Note the gradients of the views before, so that the view that spoils them can be named."""
         if self._views:
