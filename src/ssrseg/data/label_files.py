@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ssrseg.config.data import Channel
 from ssrseg.data.annotations import read_annotation
 from ssrseg.data.images import shown_size
 from ssrseg.data.label_encodings import EXPECTED, Pixels, StoredLabels, UnknownEncoding, read_stored_labels
@@ -86,9 +85,9 @@ def describe_labels(path: Path, code: LabelCode, image: Path | None = None) -> L
     return LabelMap(ids, ignored, values, encoding)
 
 
-def read_raw_labels(path: Path, channel: Channel | None = None) -> Pixels:
+def read_raw_labels(path: Path) -> Pixels:
     """Read the raw values of a label file (H, W); raises `UserError` for colours and as `read_labels`."""
-    return _values(read_stored_labels(path, channel), path)
+    return _values(read_stored_labels(path), path)
 
 
 def _size_of(image: Path | None) -> Size:

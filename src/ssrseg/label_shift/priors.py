@@ -55,9 +55,9 @@ class Priors:
         return Priors(tuple(classes), source, target, self.how)
 
 
-def log_ratio(source: Sequence[float], target: Sequence[float], *, floor: float = FLOOR) -> Tensor:
-    """Compute ln p_t - ln p_s per class (K,), float32; p(c) = n_c / sum n, counts no less than `floor`."""
-    before, after = (torch.tensor(counts, dtype=torch.float64).clamp(min=floor) for counts in (source, target))
+def log_ratio(source: Sequence[float], target: Sequence[float]) -> Tensor:
+    """Compute ln p_t - ln p_s per class (K,), float32; p(c) = n_c / sum n, counts no less than `FLOOR`."""
+    before, after = (torch.tensor(counts, dtype=torch.float64).clamp(min=FLOOR) for counts in (source, target))
     return ((after / after.sum()).log() - (before / before.sum()).log()).float()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Segmenter
 from ssrseg.models.weight_files import ENOUGH, Network, WeightFile, find_network, read_weights
-from ssrseg.models.weight_names import DIALECTS, backbone_in, drop_reasons, official_name, recognise, to_official
+from ssrseg.models.weight_names import backbone_in, drop_reasons, official_name, recognise, to_official
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ class LoadReport:
 def load_published(
     segmenter: Segmenter,
     checkpoint: WeightFile | Mapping[str, Any] | Path | str,
-    source: str = "auto",
     *,
     part: str | None = None,
     backbone_only: bool = False,
@@ -59,7 +58,6 @@ def load_published(
         segmenter: changed in place, and only if everything fits.
         checkpoint: a file (`.safetensors`, or a torch file that is read without executing anything), or its content:
             names and tensors, under whatever keys and prefixes.
-        source: whose spelling it is, a key of `ssrseg.models.weight_names.DIALECTS`; recognised when `auto`.
         part: which network in the checkpoint: its key or prefix, such as `ema_model` (`docs/weights.md`).
         backbone_only: leave the checkpoint's head out; a tenth of the backbone may be missing or unknown. Without it,
             a checkpoint that has no head at all (ImageNet weights) still loads; one that has a head must fit wholly.
@@ -70,15 +68,13 @@ def load_published(
     Raises:
         UserError: an entry is unknown, missing or of another shape; or the file cannot be read safely.
     """
-    if source not in ("auto", *DIALECTS):
-        raise UserError(f"There is no source {source!r}: choose auto, {', '.join(DIALECTS)}.")
     own = segmenter.state_dict()
     official = {key: official_name(key, segmenter) for key in own}
     keys = {name: key for key, name in official.items()}
     backbone_size = sum(key.startswith("backbone.") for key in own)
 
     def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return to_official(weights, recognise(weights) if source == "auto" else source, official)
+        return to_official(weights, recognise(weights), official)
 
     def fit(weights: Mapping[str, Tensor]) -> float:
         found = renamed({name: value.to("meta") for name, value in weights.items()})
@@ -87,7 +83,7 @@ def load_published(
 
     file = read_weights(checkpoint)
     network = find_network(file, fit, part=part, setting=setting)
-    dialect, state = recognise(network.tensors) if source == "auto" else source, renamed(network.tensors)
+    dialect, state = recognise(network.tensors), renamed(network.tensors)
     backbone_only = backbone_only or not any(key.startswith("decode_head.") for key in state)
     wanted = {name: key for name, key in keys.items() if name.startswith("backbone.") or not backbone_only}
     left = [name for name in state if name not in wanted]

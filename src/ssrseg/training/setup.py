@@ -132,18 +132,17 @@ def build_student(settings: Settings, space: LabelSpace, size: tuple[int, int] |
     """
     config = settings.model
     start = None if config.start is None else load(str(config.start))
+    same = ("head_channels", "align_corners", "taps", "image_scale")
+    parts: dict[str, Any] = {name: getattr(config, name) for name in same}
     student = build_segmenter(
         config.backbone,
         config.head,
         space.num_classes,
-        head_channels=config.head_channels,
         drop_path=config.drop_path,
         dropout=config.dropout,
-        align_corners=config.align_corners,
         size=size or built_size(settings, start),
-        taps=config.taps,
-        image_scale=config.image_scale,
         detail=None if config.detail is None else Detail(**config.detail.model_dump()),
+        **parts,
     )
     bands, usual = (config.in_channels, config.mean, config.std), (student.backbone.mean, student.backbone.std)
     if start is None:
@@ -153,10 +152,8 @@ def build_student(settings: Settings, space: LabelSpace, size: tuple[int, int] |
         take_bands(student, *bands)
         note = start_from(student, start, config, space.names)
     bound = datasets(settings.target or settings.source)[0].resize
-    same = ("head_channels", "align_corners", "taps", "image_scale", "value_range", "percentiles")
-    parts: dict[str, Any] = {name: getattr(config, name) for name in same}
-    if isinstance(bound, ExactSize):
-        bound = bound.exact
+    bound = bound.exact if isinstance(bound, ExactSize) else bound
+    parts |= {"value_range": config.value_range, "percentiles": config.percentiles}
     description = Description(config.backbone, config.head, space.names, space.colors, bound, **parts)
     own = student.backbone
     if config.in_channels != 3 or (own.mean, own.std) != usual:
