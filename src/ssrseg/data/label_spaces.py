@@ -19,11 +19,10 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """Classes in the order of their ids; `ignore` marks pixels of none."""
+    """Classes in the order of their ids."""
 
     names: tuple[str, ...]
     colors: tuple[Color, ...]
-    ignore: int = IGNORE
 
     @property
     def num_classes(self) -> int:
