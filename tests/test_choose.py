@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from factories import CLASSES, small_segmenter, tiny_segmenter, write_pairs
 from ssrseg import choose
 from ssrseg.cli import app
+from ssrseg.config import resolve
 from ssrseg.config.settings import ChooseStage, DeployConfig
 from ssrseg.errors import UserError
 from ssrseg.inference.choose import MARGIN, average, consistency
@@ -174,6 +175,18 @@ def test_without_a_start_student_and_teacher_are(tmp_path: Path) -> None:
     train(settings, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "chosen" / "choice.json").read_text())
     assert {row["name"] for row in record["candidates"]} == {"student", "teacher"}
+
+
+def test_a_start_that_knows_no_label_of_the_target_is_no_candidate_beside_one_that_does(tmp_path: Path) -> None:
+    settings = small("daformer", tmp_path, loader={"rare_class": None}, model={"start": "start.safetensors"})
+    settings = settings.model_copy(update={"deploy": DeployConfig(statistics="auto")})
+    tree = settings.model_dump(mode="json")
+    target = {**tree["target"], "labels": "labels/*.png", "labelled": {"count": 1}}
+    both = {"teacher", "student"}
+    for known, start, names in ((tree["target"], "start.safetensors", {"teacher"}), (target, None, both)):
+        stage = planned(deployed(resolve({**tree, "target": known})), tmp_path / "out")[-1][0]
+        assert isinstance(stage, ChooseStage)
+        assert (stage.start, stage.models and stage.models.keys()) == (start, names)
 
 
 @pytest.mark.parametrize(("how", "made"), [("ia", "adjusted"), ("cr", "refined")])

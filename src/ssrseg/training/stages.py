@@ -251,7 +251,8 @@ def _with_models(
     settings, student = trainings[-1]
     models, start = {"student": latest}, None
     if latest == str(student) and settings.method.teacher is not None:  # else it is corrected: that must not be lost
-        start = _filled(stage.start, left, stage.name) or settings.model.start
+        known = settings.model.start if settings.method.labelled is None else None  # which knows no label of the target
+        start = _filled(stage.start, left, stage.name) or known
         teacher = {"teacher": str(RunFolder(student.parent).teacher_last)}
         models = teacher if start else teacher | models
     return stage.model_copy(update={"models": models, "start": start and str(start)})
