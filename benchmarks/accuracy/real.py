@@ -117,8 +117,10 @@ def method(row: str, task: Task, weights: Path) -> dict[str, Any]:
         "oracle": {**distort, "source": task.target, "target": None},
         "source-only": distort,
         "fda": {"method": {"distort": True, "fourier": {}}},
+        "fda-dacs": {"method": {**MIXED, "fourier": {}}},
         "undoing": UNDOING,
         "dacs": {"method": MIXED},
+        "dacs-mixed-statistics": {"method": {**MIXED, "statistics_of": ["mixed"]}},
         "dacs-10-labels": {"method": MIXED, "target": {"labelled": {"count": 10}}},  # of images that it sees anyway
         "daformer": {"method": daformer},
         "mic": {"method": {**daformer, "masked": {"block": 16}}},
@@ -141,8 +143,10 @@ def method(row: str, task: Task, weights: Path) -> dict[str, Any]:
 ROWS = (
     "source-only",
     "fda",
+    "fda-dacs",
     "undoing",
     "dacs",
+    "dacs-mixed-statistics",
     "dacs-10-labels",
     "gin",
     "gin-dacs",
