@@ -35,7 +35,7 @@ def setup(app: Any) -> None:
     shutil.rmtree(RESULTS, ignore_errors=True)
     RESULTS.mkdir()
     for file in (HERE.parent / "benchmarks" / "results").glob("*"):
-        if file.suffix in (".md", ".svg"):
+        if file.suffix in (".md", ".svg", ".png"):
             shutil.copyfile(file, RESULTS / file.name)
     tables = "\n".join(settings_tables(Settings, "", set()))
     (HERE / "settings.md").write_text(f"# All settings\n\n{INTRODUCTION}\n\n{tables}\n", encoding="utf-8")
