@@ -9,7 +9,6 @@ for research alone, are not. Needs the runs `source`, `dacs` and `oracle` of the
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +45,6 @@ def chosen_model(task: real.Task, out: Path, seed: str, name: str) -> Segmenter:
     if STATISTICS[statistics] < 1:
         target, _ = resolve_task(task)
         pixels = [bounded(read_image(path), target.resize) for path in find_images(target, at_most=32)]
-        model = copy.deepcopy(model)
         blend_statistics(model, batches_of_one_size(pixels, BATCH), STATISTICS[statistics])
     return model
 

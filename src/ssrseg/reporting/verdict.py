@@ -170,11 +170,11 @@ def _gap(best: Contrast, oracle: Group) -> str:
     values = {"group": best.group.name, "base": best.base.name, "oracle": oracle.name, "miou": _mean(oracle)}
     if gap.mean <= 0 or share is None or gap.verdict == "within noise":
         return _say("gap_none", **values, **_figures(gap))
-    part, *bounds = (f"{100 * each:.0f}%".replace("-", "−") for each in (share.mean, *(share.interval or ())))
-    if not bounds:
-        return _say("gap_few", **values, share=part)
+    if share.interval is None:
+        return _say("gap_few", **values, share=f"{100 * share.mean:.0f}%".replace("-", "−"))
+    low, high = (f"{100 * bound:.0f}%".replace("-", "−") for bound in share.interval)
     kind = "closed" if best.verdict == share.verdict == "better" else "open"
-    values |= {"share": part, "low": bounds[0], "high": bounds[1], "test": share.test}
+    values |= {"share": f"{100 * share.mean:.0f}%".replace("-", "−"), "low": low, "high": high, "test": share.test}
     return _say(f"gap_{kind}", points=f"{100 * gap.mean:.1f}", **values)
 
 

@@ -208,8 +208,16 @@ def learning_rate(
 
 def scheduled(base: float, config: OptimConfig, step: int, steps: int) -> float:
     """Compute the rate of `step` in a run of `steps`."""
-    shape = {name: getattr(config, name) for name in ("warmup", "power", "min_lr", "warmup_ratio", "warmup_whole")}
-    return learning_rate(base, step, config.length or steps, **shape)
+    return learning_rate(
+        base,
+        step,
+        config.length or steps,
+        warmup=config.warmup,
+        power=config.power,
+        min_lr=config.min_lr,
+        warmup_ratio=config.warmup_ratio,
+        warmup_whole=config.warmup_whole,
+    )
 
 
 def set_learning_rates(optimizer: Optimizer, config: OptimConfig, step: int, steps: int) -> None:
