@@ -157,7 +157,15 @@ def test_with_a_start_the_models_themselves_are_no_candidates(tmp_path: Path) ->
     floats = [name for name, value in one.items() if value.is_floating_point()]
     assert all(torch.allclose(halfway[name], (one[name] + other[name]) / 2, atol=1e-6) for name in floats)
     with pytest.raises(UserError, match="different networks"):
-        average(start, tiny_segmenter())
+        average(start, adapted, tiny_segmenter())
+
+
+def test_all_that_went_on_from_a_start_are_averaged_with_it(tmp_path: Path) -> None:
+    target = write_pairs(tmp_path / "target")
+    models = {"styled": model(ByColor, mark=6.0), "teacher": model(ByColor, mark=3.0)}
+    found = choose(models, target, tmp_path / "new.safetensors", start=model(ByColor))
+    assert found.candidates[0].name == "average of start, styled and teacher"
+    assert float(first_weight(found.path)) == 3.0
 
 
 def test_a_start_that_is_hardly_better_gives_way_to_the_average(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from factories import random_image, small_segmenter
-from ssrseg.adapt.regularizer import still_statistics
+from ssrseg.adapt.norms import still_statistics
 from ssrseg.config import SGDConfig
 from ssrseg.errors import UserError
 from ssrseg.inference import Predictor

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from factories import CLASSES, TinyPyramid, tiny_frozen, tiny_segmenter
 from ssrseg.adapt import Batch, Method, adapt, build_method
 from ssrseg.adapt.foundation import Frozen, build_encoder
-from ssrseg.adapt.regularizer import still_statistics
+from ssrseg.adapt.norms import still_statistics
 from ssrseg.config import TrainConfig, assignments, resolve
 from ssrseg.config.method import (
     FeatureDistanceConfig as Distance,

@@ -28,7 +28,9 @@ from ssrseg.reporting.text_tables import statements
 
 PARTS: dict[str, dict[str, Any]] = {
     "source-only": {},
+    "FDA": {"fourier": {}},
     "DACS": {"mixed": {"classes_of": "image"}},
+    "DACS + FDA": {"mixed": {"classes_of": "image"}, "fourier": {}},
     "DAFormer": {"mixed": {"classes_of": "batch"}, "feature_distance": {"weight": 0.005}},
     "MIC": {"mixed": {"classes_of": "batch"}, "masked": {"ratio": 0.7}, "feature_distance": {"weight": 0.005}},
 }

@@ -26,12 +26,13 @@ def quick(root: Path, *words: str, height: int = 96, width: int = 160) -> dict[s
 
 def test_numbers_follow_from_the_steps_of_each_stage(tmp_path: Path) -> None:
     tree = quick(tmp_path)
-    tree["stages"][1]["settings"]["train"] = {"steps": 500}
+    tree["stages"][-1]["settings"]["train"] = {"steps": 500}
     found = scaled(tree)
-    (source, adapted), base = (stage["settings"] for stage in found["stages"]), found
+    (source, styled, adapted), base = (stage["settings"] for stage in found["stages"]), found
     assert base["optim"]["warmup"] == 80
     assert base["train"]["evaluate_every"] == 250
     assert "warmup" not in source.get("optim", {})
+    assert styled["optim"]["warmup"] == 80
     assert adapted["optim"]["warmup"] == 20
     assert adapted["method"]["teacher"]["decay"] == 0.92
     assert tree["optim"]["warmup"] == "auto"  # the tree that was given is left alone
@@ -86,7 +87,7 @@ def test_without_images_it_is_they_that_are_missing(tmp_path: Path) -> None:
 def test_words_go_before_auto_in_every_stage(tmp_path: Path) -> None:
     found = resolve(scaled(quick(tmp_path, "optim.warmup=7", "train.steps=300", "loader.crop=[32, 64]")))
     assert (found.optim.warmup, found.loader.crop) == (7, (32, 64))
-    adapted = found.stages[1]
+    _, _, adapted, *_ = found.stages
     assert adapted.does == "train"
     assert "warmup" not in adapted.settings["optim"]
     assert adapted.settings["method"]["teacher"]["decay"] == 0.9
@@ -102,8 +103,8 @@ def test_the_quick_preset_trains_adapts_and_chooses(tmp_path: Path) -> None:
     ]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    assert "average of start and teacher" in done.output
+    assert "average of start, styled and teacher" in done.output
     assert (tmp_path / "run" / "chosen" / "student-last.safetensors").exists()
     assert read_yaml(tmp_path / "run" / "adapted" / "config.yaml")["loader"]["crop"] == [64, 96]
     names = [group.name for group in compare([tmp_path / "run"]).groups]
-    assert names == ["source-only", "DACS", "DACS, chosen without labels"]
+    assert names == ["source-only", "FDA", "DACS", "FDA + DACS, chosen without labels"]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ssrseg.adapt import Regularizer, Term, View, segmentation_loss
 from ssrseg.adapt.foundation import Frozen, build_encoder
-from ssrseg.adapt.regularizer import still_statistics
+from ssrseg.adapt.norms import still_statistics
 from ssrseg.config.method import FoundationConfig
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.reporting.statistics import difference, spread

@@ -21,6 +21,7 @@ from typing import Any
 import real
 import torch
 from rows import is_finished
+from torch import Tensor
 
 from ssrseg.config import DataConfig, resolve_group
 from ssrseg.data import find_images, read_image
@@ -33,6 +34,8 @@ from ssrseg.reporting.statistics import difference, share_of_gap
 from ssrseg.runs.folder import RecipeFolder, RunFolder
 
 RESULTS = Path(__file__).parents[1] / "results" / "real"
+QUICK = "quick"
+"""Row of the average of the start, `fda` and `dacs`, which is what the preset deploys."""
 Found = dict[str, dict[str, dict[str, Any]]]
 """Task -> row -> seed -> what was measured."""
 
@@ -51,55 +54,76 @@ def resolve_task(task: real.Task) -> tuple[DataConfig, DataConfig]:
 
 def measure(task: real.Task, run: Path, start: Path | None) -> dict[str, Any]:
     """Score a run's student and teacher, and all candidates for what is deployed where it is an adapted one."""
-    target, val = resolve_task(task)
-    stages = RecipeFolder(run)
+    images, stages = images_of(task), RecipeFolder(run)
     folder = RunFolder(stages.stage("align").path if stages.exists else run)  # Undoing's training, then its priors
-    classes = None if task.classes is None else [*task.classes]
-
-    def score(model: Segmenter) -> dict[str, Any]:
-        found = evaluate(model, val, classes=classes, device="cpu")
-        return {"miou": occurring(found), "iou": [iou and round(100 * iou, 1) for iou in found.iou]}
-
     models = {"student": load_segmenter(folder.student_last)}
     if folder.teacher_last.exists():
         models["teacher"] = load_segmenter(folder.teacher_last)
     if stages.exists:
         models["adjusted"] = load_segmenter(stages.stage("adjusted").student_last)
-    found: dict[str, Any] = {name: score(model) for name, model in models.items()}
+    found: dict[str, Any] = {name: scored(task, model) for name, model in models.items()}
     lines = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
     found["curve"] = [
         [line["step"], *(round(100 * line[who]["miou"], 1) for who in ("student", "teacher") if line[who])]
         for line in lines
         if line["kind"] == "eval"
     ]
-    pixels = [bounded(read_image(path), target.resize) for path in find_images(target, at_most=32)]
-    candidates = {START: models["student"]} if start is None else {}
-    if start is not None and "teacher" in models:
-        source = load_segmenter(start)
-        candidates = {START: source, AVERAGE: average(source, models["teacher"])}
+    if run.name.startswith("oracle-"):
+        found["candidates"] = {}
+    elif start is not None:
+        others = {"teacher": models["teacher"]} if "teacher" in models else {"student": models["student"]}
+        found |= measure_averages(task, others, load_segmenter(start), consistency="teacher" in models)
+        found["blend"] = scored(task, recalibrated(models["student"], STATISTICS["blend"], images))
+    else:
+        found["candidates"] = {
+            f"{START}, {statistics}": scored(task, recalibrated(models["student"], keep, images))
+            for statistics, keep in STATISTICS.items()
+        }
+    return found
+
+
+def measure_averages(
+    task: real.Task, others: Mapping[str, Segmenter], start: Segmenter, *, consistency: bool = True
+) -> dict[str, Any]:
+    """Score the candidates of `choose`: the start, and its average with what went on from it."""
+    images, averaged = images_of(task), AVERAGE if consistency else HALFWAY
+    found: dict[str, Any] = {}
+    if consistency:
+        target, _ = resolve_task(task)
         with tempfile.TemporaryDirectory() as place:
-            choice = choose({"teacher": models["teacher"]}, target, Path(place) / "it", start=source, device="cpu")
+            choice = choose(others, target, Path(place) / "it", start=start, device="cpu")
         found["consistency"] = {
-            f"{each.name}, {each.statistics}": round(value, 4)
+            f"{START if each.name == START else averaged}, {each.statistics}": round(value, 4)
             for each, value in zip(choice.candidates, choice.scores, strict=True)
         }
-
-    def recalibrated(model: Segmenter, keep: float) -> Segmenter:
-        network = copy.deepcopy(model)
-        if keep < 1:
-            blend_statistics(network, batches_of_one_size(pixels, BATCH), keep)
-        return network
-
-    if start is not None and not candidates:  # no teacher
-        candidates = {HALFWAY: average(load_segmenter(start), models["student"])}
+    models = ({START: start} if consistency else {}) | {averaged: average(start, *others.values())}
     found["candidates"] = {
-        f"{name}, {statistics}": score(recalibrated(model, keep))
-        for name, model in candidates.items()
+        f"{name}, {statistics}": scored(task, recalibrated(model, keep, images))
+        for name, model in models.items()
         for statistics, keep in STATISTICS.items()
     }
-    if start is not None:
-        found["blend"] = score(recalibrated(models["student"], STATISTICS["blend"]))
     return found
+
+
+def scored(task: real.Task, model: Segmenter) -> dict[str, Any]:
+    """The mIoU of a model, and the IoU of each class, in per cent."""
+    _, val = resolve_task(task)
+    found = evaluate(model, val, classes=None if task.classes is None else [*task.classes], device="cpu")
+    return {"miou": occurring(found), "iou": [iou and round(100 * iou, 1) for iou in found.iou]}
+
+
+def images_of(task: real.Task) -> list[Tensor]:
+    """The unlabelled images that `choose` looks at."""
+    target, _ = resolve_task(task)
+    return [bounded(read_image(path), target.resize) for path in find_images(target, at_most=32)]
+
+
+def recalibrated(model: Segmenter, keep: float, images: Sequence[Tensor]) -> Segmenter:
+    """A model that keeps a share of its statistics."""
+    network = copy.deepcopy(model)
+    if keep < 1:
+        blend_statistics(network, batches_of_one_size(images, BATCH), keep)
+    return network
 
 
 def measured(options: argparse.Namespace, found: Found) -> Found:
@@ -111,10 +135,27 @@ def measured(options: argparse.Namespace, found: Found) -> Found:
                 continue
             first = row in ("source", real.GIN)
             start = None if first else real.start_of(row, int(seed), options.out / name)
-            found.setdefault(name, {}).setdefault(row, {})[seed] = measure(task, run, start)
-            RESULTS.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            print(run, flush=True)
+            keep(found, name, row, seed, measure(task, run, start))
+        for run in sorted((options.out / name).glob("dacs*-[0-9]*")):  # beside the FDA of their seed
+            row, _, seed = run.name.rpartition("-")
+            quick, styled = row.replace("dacs", QUICK), options.out / name / f"fda-{seed}"
+            plain = row in ("dacs", "dacs-ssr-lite2", "dacs-ssr-untrained")
+            if not plain or seed in found[name].get(quick, {}) or not (is_finished(run) and is_finished(styled)):
+                continue
+            models = {
+                "styled": load_segmenter(RunFolder(styled).student_last),
+                "teacher": load_segmenter(RunFolder(run).teacher_last),
+            }
+            start = load_segmenter(real.start_of(row, int(seed), options.out / name))
+            keep(found, name, quick, seed, measure_averages(task, models, start))
     return found
+
+
+def keep(found: Found, task: str, row: str, seed: str, values: dict[str, Any]) -> None:
+    """Add what was measured, and write all of it."""
+    found.setdefault(task, {}).setdefault(row, {})[seed] = values
+    RESULTS.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(task, row, seed, flush=True)
 
 
 def arms(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, list[tuple[int, float]]]]:
@@ -138,9 +179,10 @@ def arms(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, list[tupl
         for who in ("student", "teacher", "adjusted"):
             if all(who in each for each in rows[row].values()):
                 yield f"{row}, {PARTS[who]}", by_seed(row, lambda each, w=who: each[w]["miou"])
-        if all(f"{HALFWAY}, blend" in each["candidates"] for each in rows[row].values()):
-            name = f"{row}, average of source-only and its student, blend statistics"
-            yield name, by_seed(row, lambda each: each["candidates"][f"{HALFWAY}, blend"]["miou"])
+        for averaged in (AVERAGE, HALFWAY):
+            if all(f"{averaged}, blend" in each["candidates"] for each in rows[row].values()):
+                name = f"{row}, average with source-only, blend statistics"
+                yield name, by_seed(row, lambda each, a=averaged: each["candidates"][f"{a}, blend"]["miou"])
         if all("consistency" in each for each in rows[row].values()):
             yield f"**{row}, chosen without labels**", by_seed(row, chosen)
     yield "oracle (target labels)", by_seed("oracle", lambda each: each["student"]["miou"])
@@ -215,10 +257,8 @@ def gains(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield "SSR against the same method without it, and its control, paired by seed:\n"
     yield "| arm | student | student, half the target's statistics | teacher | average, half | chosen |"
     yield "|---|---|---|---|---|---|"
-    kinds: tuple[Callable[[Any], float], ...] = (
-        lambda each: each["student"]["miou"],
-        lambda each: each["blend"]["miou"],
-        lambda each: each["teacher"]["miou"],
+    kinds: tuple[Callable[[Any], float | None], ...] = (
+        *(lambda each, who=who: each[who]["miou"] if who in each else None for who in ("student", "blend", "teacher")),
         lambda each: each["candidates"][f"{AVERAGE}, blend"]["miou"],
         chosen,
     )
@@ -226,7 +266,7 @@ def gains(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         plain, cells = rows[row.split("-ssr")[0]], list[str]()
         for value in kinds:
             base, other = (
-                [(int(seed), value(each)) for seed, each in arm.items() if value is not kinds[1] or "blend" in each]
+                [(int(seed), miou) for seed, each in arm.items() if (miou := value(each)) is not None]
                 for arm in (plain, rows[row])
             )
             both = of_seeds(other, base)
@@ -278,25 +318,35 @@ def choices(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def regrets(found: Found) -> Iterator[str]:
     """What each rule of choice would have deployed in every adaptation, against the best candidate and the start."""
-    runs = [
-        each
+    every = [
+        (row, each)
         for rows in found.values()
         for row, by_seed in rows.items()
         if not row.endswith("-labels")  # a start that knows none of the target is no choice there
         for each in by_seed.values()
     ]
+    single = [each for row, each in every if not row.startswith(QUICK) and "consistency" in each]
+    averaged = [each for row, each in every if row.startswith(QUICK)]
+    yield RULES_HEADER.format(len(single))
+    yield from rules(single, RULES)
+    yield QUICK_HEADER.format(len(averaged))
+    yield from rules(averaged, {rule: take for rule, take in RULES.items() if "adapted" not in rule})
+
+
+def rules(runs: Sequence[Any], known: Mapping[str, Callable[[Mapping[str, float]], str]]) -> Iterator[str]:
+    """A table of rules over some adaptations."""
+    who = ("student", "teacher")
     scored = [
         (
             each["consistency"],
             {name: candidate["miou"] for name, candidate in each["candidates"].items()}
-            | {who: each[who]["miou"] for who in ("student", "teacher")},
+            | {name: each[name]["miou"] for name in who if name in each},
         )
         for each in runs
-        if "consistency" in each
     ]
-    yield from (RULES_HEADER.format(len(scored)), "| rule | mean regret | worst | over source-only | worst |")
+    yield "| rule | mean regret | worst | over source-only | worst |"
     yield "|---|---:|---:|---:|---:|"
-    for rule, take in RULES.items():
+    for rule, take in known.items():
         names = [take(consistency) for consistency, _ in scored]
         lost = [max(miou.values()) - miou[name] for name, (_, miou) in zip(names, scored, strict=True)]
         won = [miou[name] - miou[f"{START}, as-trained"] for name, (_, miou) in zip(names, scored, strict=True)]
@@ -308,6 +358,8 @@ def curves(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield "Curves of the first seed, all classes, as step: student (teacher):\n"
     for row, by_seed in rows.items():
         seed, each = min(by_seed.items(), key=lambda pair: int(pair[0]))
+        if "curve" not in each:  # an average of runs
+            continue
         points = [f"{step}: {who[0]}" + (f" ({who[1]})" if len(who) > 1 else "") for step, *who in each["curve"]]
         yield f"- {row}, seed {seed}: {', '.join(points)}"
 
@@ -379,6 +431,9 @@ what is deployed after DACS, and the oracle; wrong pixels are hatched. What goes
 for road; on the weeds the class of whole plants.
 """
 
+QUICK_HEADER = """
+The same for the averages of source-only, FDA and DACS (`quick`), {} of them:
+"""
 RULES_HEADER = """## Rules of choice
 
 What each rule deploys in all {} adaptations above, against the best of eight models (regret: the six candidates, the

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ssrseg.adapt.batch import Batch, Pseudo, View
-from ssrseg.adapt.regularizer import still_statistics
+from ssrseg.adapt.norms import still_statistics
 from ssrseg.adapt.terms import Term
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Segmenter

@@ -5,15 +5,14 @@ Training only: it shares backbone and head with the shadow branch, and nothing h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssrseg.adapt.batch import View
+from ssrseg.adapt.norms import still_statistics
 from ssrseg.adapt.terms import Term, segmentation_loss
 from ssrseg.errors import UserError
 from ssrseg.models.segmenter import Segmenter
@@ -113,17 +112,3 @@ class Regularizer(Term):
 def default_heads(channels: int) -> int:
     """Return the most heads of at least 64 channels each that divide the channels evenly; at least one."""
     return next(heads for heads in range(max(1, channels // 64), 0, -1) if channels % heads == 0)
-
-
-@contextmanager
-def still_statistics(module: nn.Module) -> Iterator[None]:
-    """Hold the running statistics of every BatchNorm inside; it still normalises by the batch's."""
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.num_batches_tracked is not None]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:  # a copy of the counter moves: a synchronised norm refuses to be without one
-        norm.momentum, norm.num_batches_tracked = 0.0, cast(Tensor, norm.num_batches_tracked).clone()
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -70,8 +70,9 @@ class ChooseStage(StageConfig):
 
     does: Literal["choose"] = "choose"
     models: dict[str, str] | None = None
-    """File by name; when absent, the last training's teacher and student, or the teacher alone where it has a start;
-    a student without a teacher, or one that was corrected for label shift, stands alone with its statistics."""
+    """File by name; when absent, the last training's teacher and student, or the teacher and what other trainings from
+    the same start left, where it has one; a student without a teacher, or one that was corrected for label shift,
+    stands alone with its statistics."""
     start: str | None = None
     """The file of a source-only model; that which the last training went on from when absent."""
 

@@ -71,7 +71,7 @@ def choose(
     Candidates are all models as they are, and with the statistics of the target or half of them (`recalibrate`); one
     without BatchNorm stands once. Of equals the earlier wins.
 
-    Where the source-only `start` of the models is known, the candidates are it and the `average` of it with each of
+    Where the source-only `start` of the models is known, the candidates are it and the `average` of it and all of
     them, but not they themselves: adaptation trains for consistency, so that it would choose them where they harm. The
     start must be better by `MARGIN`.
 
@@ -93,9 +93,8 @@ def choose(
     trained = {name: load(model) for name, model in models.items()}
     if start is not None:
         source = load(start)
-        trained = {START: source} | {
-            f"average of {START} and {name}": average(source, m) for name, m in trained.items()
-        }
+        named = " and ".join([", ".join([START, *list(trained)[:-1]]), list(trained)[-1]])
+        trained = {START: source, f"average of {named}": average(source, *trained.values())}
     first, *others = trained.values()
     for other in others:
         if first.description is not None:
@@ -121,29 +120,35 @@ def choose(
     return Choice(Path(out), tuple(found[n][0] for n in order), tuple(scores[n] for n in order), len(pixels))
 
 
-def average(first: Segmenter, second: Segmenter) -> Segmenter:
-    """Return a segmenter half way between two: the mean of their weights and running statistics.
+def average(first: Segmenter, *others: Segmenter) -> Segmenter:
+    """Return a segmenter between several: the mean of their weights and running statistics.
 
-    Between a model and what fine-tuning made of it, it is often better than both on other domains, and seldom much
-    worse than the better one: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, section 3.
+    Between a model and what fine-tunings made of it, it is often better than any on other domains, and seldom much
+    worse than the best: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, section 3, for two;
+    Model soups, ICML 2022, section 2 (uniform soup), for more.
 
     Raises:
         UserError: they are different networks.
     """
-    halfway, one = copy.deepcopy(second), first.state_dict()
-    other = halfway.state_dict()
-    if [(name, each.shape) for name, each in one.items()] != [(name, each.shape) for name, each in other.items()]:
-        described = [
-            model.description and f"{model.description.backbone}, {model.description.head}" for model in (first, second)
-        ]
-        raise UserError(
-            f"Weights of different networks have no average: {described[0]} and {described[1]}. "
-            "Give as start the model that the training went on from, or none."
-        )
-    halfway.load_state_dict(
-        {name: one[name].lerp(each, 0.5) if each.is_floating_point() else each for name, each in other.items()}
-    )
-    return halfway
+    middle, states = copy.deepcopy(others[-1]), [model.state_dict() for model in (first, *others)]
+    shapes = [[(name, each.shape) for name, each in state.items()] for state in states]
+    for other, found in zip(others, shapes[1:], strict=True):
+        if found != shapes[0]:
+            described = [model.description for model in (first, other)]
+            networks = " and ".join(
+                f"{each.backbone}, {each.head}" if each else "one not described" for each in described
+            )
+            raise UserError(
+                f"Weights of different networks have no average: {networks}. "
+                "Give as start the model that the training went on from, or none."
+            )
+    mean = {
+        name: torch.stack([state[name] for state in states]).mean(0)
+        for name, each in states[-1].items()
+        if each.is_floating_point()
+    }
+    middle.load_state_dict(states[-1] | mean)
+    return middle
 
 
 def consistency(network: Segmenter, images: Sequence[Tensor], infer: Infer) -> tuple[float | None, ...]:

@@ -146,7 +146,7 @@ class Backbone(nn.Module):
         """Let timm recompute activations in the backward pass: block by block where it can, else stage by stage.
 
         Weights, their names, gradients and random draws stay what they are. A recomputed BatchNorm moves its statistics
-        again, unless the backward pass is run under `ssrseg.adapt.regularizer.still_statistics`. Returns whether the
+        again, unless the backward pass is run under `ssrseg.adapt.norms.still_statistics`. Returns whether the
         pyramid can.
         """
         able: list[Any] = [part for part in self.modules() if hasattr(part, "grad_checkpointing")]

@@ -128,10 +128,11 @@ def _method(run: RunRecord) -> str:
     trainings = [each for each in recipe.get("stages") or () if each.get("does", "train") == "train"]
     names = [method_name(tree) for tree in (recipe, *(merge(recipe, each.get("settings") or {}) for each in trainings))]
     whole = next((name for name in reversed(names) if name != "source-only"), "source-only")
-    if stage == SOURCE and method_name(run.config) == "source-only":
-        return "source-only"
     if stage in CORRECTIONS and whole != "FADA":
-        return whole + CORRECTIONS[stage]
+        return ("FDA + " if "FDA" in names and whole != "FDA" else "") + whole + CORRECTIONS[stage]
+    own = method_name(run.config)
+    if own == "FDA" or (stage == SOURCE and own == "source-only"):
+        return own
     whole = "Undoing" if whole == "FADA" else whole  # what Undoing builds on FADA's alignment are the other stages
     return whole if trainings and stage == trainings[-1]["name"] else f"{whole}: {stage}"
 

@@ -189,15 +189,17 @@ def method_name(config: dict[str, Any]) -> str:
         (True, False, True): "DAFormer",
         **dict.fromkeys(((True, True, False), (True, True, True)), "MIC"),
     }
-    mixed, masked, distance, alignment = (
-        setting(config, f"method.{part}") is not None for part in ("mixed", "masked", "feature_distance", "alignment")
+    mixed, masked, distance, *further = (
+        setting(config, f"method.{part}") is not None
+        for part in ("mixed", "masked", "feature_distance", "fourier", "alignment")
     )
     name = published.get((mixed, masked, distance), "custom")
-    if alignment:
-        name = "FADA" if name == "source-only" else f"{name} + FADA"
-    added = {TARGET_LABELS: "labelled", "SSR": "regularizer", "distillation": "distillation", "affinity": "affinity"}
-    added["regions"] = "teacher.regions"
-    return " + ".join([name, *(word for word, part in added.items() if setting(config, f"method.{part}") is not None)])
+    for added, has in zip(("FDA", "FADA"), further, strict=True):
+        if has:
+            name = added if name == "source-only" else f"{name} + {added}"
+    extras = {TARGET_LABELS: "labelled", "SSR": "regularizer", "distillation": "distillation", "affinity": "affinity"}
+    extras["regions"] = "teacher.regions"
+    return " + ".join([name, *(word for word, part in extras.items() if setting(config, f"method.{part}") is not None)])
 
 
 def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[Note]]:

@@ -18,7 +18,7 @@ from ssrseg.adapt import distributed
 from ssrseg.adapt.batch import Batch, Pseudo, View
 from ssrseg.adapt.learner import ViewMaker, adapt
 from ssrseg.adapt.methods import Method
-from ssrseg.adapt.regularizer import still_statistics
+from ssrseg.adapt.norms import still_statistics
 from ssrseg.config import Settings
 from ssrseg.data.loader import RawBatch
 from ssrseg.training.optim import set_learning_rates

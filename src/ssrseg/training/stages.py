@@ -240,22 +240,31 @@ def planned(settings: Settings, out: Path) -> list[tuple[RecipeStage, Settings, 
 def _with_models(
     stage: ChooseStage, left: Mapping[str, Any], plan: Sequence[tuple[RecipeStage, Settings, Path]], latest: str
 ) -> ChooseStage:
-    """Fill in the models that a stage chooses among: its own, those of the last training, or the latest corrected."""
+    """Fill in the models that a stage chooses among: its own, those of the last training, or the latest corrected.
+
+    Other trainings that went on from the same start are averaged with the last one's.
+    """
     if stage.models:
         return stage.model_copy(
             update={key: _filled(getattr(stage, key), left, stage.name) for key in ("models", "start")}
         )
-    trainings = [(settings, file) for each, settings, file in plan if each.does == "train"]
+    trainings = [(each.name, settings, file) for each, settings, file in plan if each.does == "train"]
     if not trainings:
         raise UserError(f"Stage {stage.name!r} has nothing to choose from: no stage before it trains.")
-    settings, student = trainings[-1]
+    _, settings, student = trainings[-1]
     models, start = {"student": latest}, None
     if latest == str(student) and settings.method.teacher is not None:  # else it is corrected: that must not be lost
         known = settings.model.start if settings.method.labelled is None else None  # which knows no label of the target
         start = _filled(stage.start, left, stage.name) or known
-        teacher = {"teacher": str(RunFolder(student.parent).teacher_last)}
-        models = teacher if start else teacher | models
+        teacher = {"teacher": _adapted(settings, student)}
+        beside = {each: _adapted(own, file) for each, own, file in trainings[:-1] if start and own.model.start == start}
+        models = beside | teacher if start else teacher | models
     return stage.model_copy(update={"models": models, "start": start and str(start)})
+
+
+def _adapted(settings: Settings, student: Path) -> str:
+    """Return the teacher of a training, or its student where it has none."""
+    return str(student if settings.method.teacher is None else RunFolder(student.parent).teacher_last)
 
 
 def _filled(value: Any, left: Mapping[str, Any], stage: str) -> Any:
