@@ -168,6 +168,14 @@ def test_all_that_went_on_from_a_start_are_averaged_with_it(tmp_path: Path) -> N
     assert float(first_weight(found.path)) == 3.0
 
 
+def test_one_that_failed_is_left_out_of_the_average(tmp_path: Path) -> None:
+    target = write_pairs(tmp_path / "target")
+    models = {"teacher": model(ByColor, mark=6.0), "failed": model(ByPlace)}  # an average is of its last one's kind
+    found = choose(models, target, tmp_path / "new.safetensors", start=model(ByColor))
+    assert found.candidates[0].name == "average of start and teacher"
+    assert float(first_weight(found.path)) == 3.0
+
+
 def test_a_start_that_is_hardly_better_gives_way_to_the_average(tmp_path: Path) -> None:
     target, start = write_pairs(tmp_path / "target"), model(ByColor)
     equal = choose({"adapted": model(ByColor, mark=7.0)}, target, tmp_path / "new.safetensors", start=start)

@@ -27,7 +27,7 @@ from ssrseg.config import DataConfig, resolve_group
 from ssrseg.data import find_images, read_image
 from ssrseg.data.datasets import bounded
 from ssrseg.inference import Scores, choose, evaluate
-from ssrseg.inference.choose import MARGIN, START, STATISTICS, average
+from ssrseg.inference.choose import FEWER, MARGIN, START, STATISTICS, average
 from ssrseg.inference.recalibrate import BATCH, batches_of_one_size, blend_statistics
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.reporting.statistics import difference, share_of_gap
@@ -93,16 +93,26 @@ def measure_averages(
         with tempfile.TemporaryDirectory() as place:
             choice = choose(others, target, Path(place) / "it", start=start, device="cpu")
         found["consistency"] = {
-            f"{START if each.name == START else averaged}, {each.statistics}": round(value, 4)
+            f"{short(each.name, len(others))}, {each.statistics}": round(value, 4)
             for each, value in zip(choice.candidates, choice.scores, strict=True)
         }
     models = ({START: start} if consistency else {}) | {averaged: average(start, *others.values())}
+    if len(others) > 1:
+        models |= {f"{START} and {name} alone": average(start, model) for name, model in others.items()}
     found["candidates"] = {
         f"{name}, {statistics}": scored(task, recalibrated(model, keep, images))
         for name, model in models.items()
         for statistics, keep in STATISTICS.items()
     }
     return found
+
+
+def short(candidate: str, others: int) -> str:
+    """The page's name of a candidate of `choose`: the average of all is `AVERAGE`, however many they are."""
+    if candidate == START:
+        return START
+    alone = others > 1 and "," not in candidate
+    return f"{candidate.removeprefix('average of ')} alone" if alone else AVERAGE
 
 
 def scored(task: real.Task, model: Segmenter) -> dict[str, Any]:
@@ -191,15 +201,18 @@ def arms(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, list[tupl
 PARTS = {"student": "its student", "teacher": "its teacher", "adjusted": "its student for the target's priors"}
 
 
-def taken(consistency: Mapping[str, float], margin: float = MARGIN) -> str:
+def taken(consistency: Mapping[str, float], margin: float = MARGIN, fewer: float = FEWER) -> str:
     """The candidate that `choose` takes by the consistency of all."""
-    return max(consistency, key=lambda name: consistency[name] - margin * name.startswith(f"{START},"))
+    return max(
+        consistency,
+        key=lambda name: consistency[name] - margin * name.startswith(f"{START},") - fewer * (" alone," in name),
+    )
 
 
 AVERAGE, HALFWAY = "average of start and teacher", "average of start and student"
 RULES: dict[str, Callable[[Mapping[str, float]], str]] = {
     f"consistency, margin {MARGIN} for source-only (`auto`)": taken,
-    "consistency, no margin": lambda consistency: taken(consistency, 0),
+    "consistency, no margin": lambda consistency: taken(consistency, 0, 0),
     "source-only, as trained": lambda _: f"{START}, as-trained",
     "source-only, half the target's statistics": lambda _: f"{START}, blend",
     "average, as trained": lambda _: f"{AVERAGE}, as-trained",

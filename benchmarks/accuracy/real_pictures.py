@@ -1,9 +1,9 @@
-"""Pictures for the page of `real.py`: source-only, what is deployed after DACS, and the oracle, on validation frames.
+"""Pictures for the page of `real.py`: source-only, what `quick` deploys, and the oracle, on validation frames.
 
-    python benchmarks/accuracy/real_pictures.py --data DATA --out runs/real --seed 3
+    python benchmarks/accuracy/real_pictures.py --data DATA --out runs/real --seed 6
 
 Wrong pixels are hatched in black. The nuclei are CC0 and shown beside them; photos of the other tasks, whose terms are
-for research alone, are not. Needs the runs `source`, `dacs` and `oracle` of the seed, measured by `real_page.py`.
+for research alone, are not. Needs the runs `source`, `fda`, `dacs`, `oracle` of the seed, measured by `real_page.py`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ import numpy.typing as npt
 import real
 import torch
 from PIL import Image
-from real_page import RESULTS, START, deployed, resolve_task
+from real_page import AVERAGE, QUICK, RESULTS, deployed, images_of, resolve_task
 
-from ssrseg.data import find_images, read_image
-from ssrseg.data.datasets import bounded
 from ssrseg.inference import Predictor
-from ssrseg.inference.choose import STATISTICS, average
+from ssrseg.inference.choose import START, STATISTICS, average
 from ssrseg.inference.evaluate import labelled_for
 from ssrseg.inference.recalibrate import BATCH, batches_of_one_size, blend_statistics
 from ssrseg.models.segmenter import Segmenter, load_segmenter
@@ -37,15 +35,19 @@ Picture = npt.NDArray[np.uint8]
 
 
 def chosen_model(task: real.Task, out: Path, seed: str, name: str) -> Segmenter:
-    """Build the candidate of the seed's DACS that was chosen without labels."""
+    """Build the candidate of the seed's `quick` that was chosen without labels."""
     who, statistics = name.rsplit(", ", 1)
     model = load_segmenter(RunFolder(out / f"source-{seed}").student_last)
+    adapted = {
+        "styled": RunFolder(out / f"fda-{seed}").student_last,
+        "teacher": RunFolder(out / f"dacs-{seed}").teacher_last,
+    }
     if who != START:
-        model = average(model, load_segmenter(RunFolder(out / f"dacs-{seed}").teacher_last))
+        model = average(
+            model, *(load_segmenter(file) for each, file in adapted.items() if each in who or who == AVERAGE)
+        )
     if STATISTICS[statistics] < 1:
-        target, _ = resolve_task(task)
-        pixels = [bounded(read_image(path), target.resize) for path in find_images(target, at_most=32)]
-        blend_statistics(model, batches_of_one_size(pixels, BATCH), STATISTICS[statistics])
+        blend_statistics(model, batches_of_one_size(images_of(task), BATCH), STATISTICS[statistics])
     return model
 
 
@@ -80,12 +82,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/real"))
-    parser.add_argument("--seed", default="3")
+    parser.add_argument("--seed", default="6")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found = json.loads(RESULTS.with_suffix(".json").read_text(encoding="utf-8"))
     for name, task in real.tasks(options.data.resolve(), options.out.resolve()).items():
-        measured = found.get(name, {}).get("dacs", {}).get(options.seed)
+        measured = found.get(name, {}).get(QUICK, {}).get(options.seed)
         oracle = RunFolder(options.out / name / f"oracle-{options.seed}").student_last
         if measured is None or not oracle.exists():
             continue

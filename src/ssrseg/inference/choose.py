@@ -33,6 +33,9 @@ START = "start"
 MARGIN = 0.05
 """By which the start must be more consistent than all others: adaptation seldom leaves nothing, and on stained tissue a
 start that was 0.03 more consistent was 16 points worse (benchmarks/results/real.md)."""
+FEWER = 0.02
+"""By which an average of the start and one model must be more consistent than that of all: less is chance, and more was
+there where one of them had failed (stained tissue again)."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,9 @@ def choose(
     Candidates are all models as they are, and with the statistics of the target or half of them (`recalibrate`); one
     without BatchNorm stands once. Of equals the earlier wins.
 
-    Where the source-only `start` of the models is known, the candidates are it and the `average` of it and all of
-    them, but not they themselves: adaptation trains for consistency, so that it would choose them where they harm. The
-    start must be better by `MARGIN`.
+    Where the source-only `start` of the models is known, the candidates are it and its `average` with all of them and
+    with each, but not they themselves: adaptation trains for consistency, so that it would choose them where they harm.
+    The start must be better than the average of all by `MARGIN`, that with one of them by `FEWER`.
 
     Args:
         models: where they lie, as in `ssrseg.Predictor`, by the name that each is to have; all have the same classes.
@@ -91,10 +94,13 @@ def choose(
     if not models:
         raise UserError("There is nothing to choose from: give one model or more.")
     trained = {name: load(model) for name, model in models.items()}
+    margins: dict[str, float] = {}
     if start is not None:
-        source = load(start)
-        named = " and ".join([", ".join([START, *list(trained)[:-1]]), list(trained)[-1]])
-        trained = {START: source, f"average of {named}": average(source, *trained.values())}
+        source, adapted = load(start), trained
+        named = " and ".join([", ".join([START, *list(adapted)[:-1]]), list(adapted)[-1]])
+        each_alone = {f"average of {START} and {name}": average(source, model) for name, model in adapted.items()}
+        margins = {START: MARGIN} | (dict.fromkeys(each_alone, FEWER) if len(adapted) > 1 else {})
+        trained = {START: source, f"average of {named}": average(source, *adapted.values())} | each_alone
     first, *others = trained.values()
     for other in others:
         if first.description is not None:
@@ -113,8 +119,8 @@ def choose(
             found.append((Candidate(name, statistics, consistency(network, pixels, infer)), network.cpu()))
     predicted = [any(values) for values in zip(*(each.consistency for each, _ in found), strict=True)]
     scores = [sum(value or 0.0 for value in each.consistency) / max(1, sum(predicted)) for each, _ in found]
-    margins = [MARGIN if start is not None and each.name == START else 0.0 for each, _ in found]
-    order = sorted(range(len(found)), key=lambda number: margins[number] - scores[number])  # a stable sort
+    worth = [score - margins.get(each.name, 0.0) for score, (each, _) in zip(scores, found, strict=True)]
+    order = sorted(range(len(found)), key=lambda number: -worth[number])  # a stable sort
     with writing(out):
         save_segmenter(found[order[0]][1], out)
     return Choice(Path(out), tuple(found[n][0] for n in order), tuple(scores[n] for n in order), len(pixels))
