@@ -16,7 +16,7 @@ from ssrseg.cli import app
 from ssrseg.config import resolve
 from ssrseg.config.settings import ChooseStage, DeployConfig
 from ssrseg.errors import UserError
-from ssrseg.inference.choose import MARGIN, average, consistency
+from ssrseg.inference.choose import CHANCE, MARGIN, average, consistency
 from ssrseg.inference.sliding_window import whole
 from ssrseg.models import Description
 from ssrseg.models.segmenter import Segmenter, build_described, load_segmenter, save_segmenter
@@ -139,7 +139,10 @@ def test_a_run_ends_with_a_choice_between_its_start_and_the_average_with_its_tea
     record = json.loads((out / "chosen" / "choice.json").read_text())
     assert {row["name"] for row in record["candidates"]} == {"start", "average of start and teacher"}
     assert {row["statistics"] for row in record["candidates"]} == {"as-trained", "blend", "target"}
-    worth = [row["score"] - MARGIN * (row["name"] == "start") for row in record["candidates"]]
+    worth = [
+        row["score"] - MARGIN * (row["name"] == "start") - CHANCE * (row["statistics"] != "blend")
+        for row in record["candidates"]
+    ]
     assert worth == sorted(worth, reverse=True)
     assert json.loads((out / "chosen" / "scores.json").read_text())["last"]["student"]["miou"] >= 0
     assert [group.name for group in compare([out]).groups] == ["DAFormer", "DAFormer, chosen without labels"]

@@ -27,7 +27,7 @@ from ssrseg.config import DataConfig, resolve_group
 from ssrseg.data import find_images, read_image
 from ssrseg.data.datasets import bounded
 from ssrseg.inference import Scores, choose, evaluate
-from ssrseg.inference.choose import FEWER, MARGIN, START, STATISTICS, average
+from ssrseg.inference.choose import CHANCE, MARGIN, START, STATISTICS, average
 from ssrseg.inference.recalibrate import BATCH, batches_of_one_size, blend_statistics
 from ssrseg.models.segmenter import Segmenter, load_segmenter
 from ssrseg.reporting.statistics import difference, share_of_gap
@@ -201,17 +201,20 @@ def arms(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, list[tupl
 PARTS = {"student": "its student", "teacher": "its teacher", "adjusted": "its student for the target's priors"}
 
 
-def taken(consistency: Mapping[str, float], margin: float = MARGIN, fewer: float = FEWER) -> str:
+def taken(consistency: Mapping[str, float], margin: float = MARGIN, chance: float = CHANCE) -> str:
     """The candidate that `choose` takes by the consistency of all."""
-    return max(
-        consistency,
-        key=lambda name: consistency[name] - margin * name.startswith(f"{START},") - fewer * (" alone," in name),
-    )
+
+    def worth(name: str) -> float:
+        others = (" alone," in name) + (not name.endswith(", blend"))
+        return consistency[name] - margin * name.startswith(f"{START},") - chance * others
+
+    return max(consistency, key=worth)
 
 
 AVERAGE, HALFWAY = "average of start and teacher", "average of start and student"
 RULES: dict[str, Callable[[Mapping[str, float]], str]] = {
-    f"consistency, margin {MARGIN} for source-only (`auto`)": taken,
+    "average, half the target's statistics, unless another is clearly more consistent (`auto`)": taken,
+    f"consistency, margin {MARGIN} for source-only": lambda consistency: taken(consistency, chance=0),
     "consistency, no margin": lambda consistency: taken(consistency, 0, 0),
     "source-only, as trained": lambda _: f"{START}, as-trained",
     "source-only, half the target's statistics": lambda _: f"{START}, blend",
@@ -323,10 +326,11 @@ def choices(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             if "consistency" in each:
                 best = max(each["candidates"], key=lambda name, e=each: e["candidates"][name]["miou"])
                 regret = each["candidates"][best]["miou"] - chosen(each)
-                yield (
+                said = (
                     f"- {row}, seed {seed}: chosen {taken(each['consistency'])} ({chosen(each):.1f}); "
                     f"best candidate: {best}; regret {regret:.1f}"
                 )
+                yield said.replace(AVERAGE, "average of all") if row.startswith(QUICK) else said
 
 
 def regrets(found: Found) -> Iterator[str]:

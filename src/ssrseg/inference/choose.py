@@ -33,9 +33,9 @@ START = "start"
 MARGIN = 0.05
 """By which the start must be more consistent than all others: adaptation seldom leaves nothing, and on stained tissue a
 start that was 0.03 more consistent was 16 points worse (benchmarks/results/real.md)."""
-FEWER = 0.02
-"""By which an average of the start and one model must be more consistent than that of all: less is chance, and more was
-there where one of them had failed (stained tissue again)."""
+CHANCE = 0.02
+"""By which all else must be more consistent than the average of all with half the target's statistics: less is chance,
+and more was there where one of the models had failed (stained tissue again)."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def choose(
 
     Where the source-only `start` of the models is known, the candidates are it and its `average` with all of them and
     with each, but not they themselves: adaptation trains for consistency, so that it would choose them where they harm.
-    The start must be better than the average of all by `MARGIN`, that with one of them by `FEWER`.
+    The average of all with half the target's statistics is taken unless another is clearly more consistent: with one of
+    them, or with other statistics, by `CHANCE` each, the start by `MARGIN`.
 
     Args:
         models: where they lie, as in `ssrseg.Predictor`, by the name that each is to have; all have the same classes.
@@ -99,7 +100,7 @@ def choose(
         source, adapted = load(start), trained
         named = " and ".join([", ".join([START, *list(adapted)[:-1]]), list(adapted)[-1]])
         each_alone = {f"average of {START} and {name}": average(source, model) for name, model in adapted.items()}
-        margins = {START: MARGIN} | (dict.fromkeys(each_alone, FEWER) if len(adapted) > 1 else {})
+        margins = {START: MARGIN} | (dict.fromkeys(each_alone, CHANCE) if len(adapted) > 1 else {})
         trained = {START: source, f"average of {named}": average(source, *adapted.values())} | each_alone
     first, *others = trained.values()
     for other in others:
@@ -119,7 +120,10 @@ def choose(
             found.append((Candidate(name, statistics, consistency(network, pixels, infer)), network.cpu()))
     predicted = [any(values) for values in zip(*(each.consistency for each, _ in found), strict=True)]
     scores = [sum(value or 0.0 for value in each.consistency) / max(1, sum(predicted)) for each, _ in found]
-    worth = [score - margins.get(each.name, 0.0) for score, (each, _) in zip(scores, found, strict=True)]
+    worth = [
+        score - margins.get(each.name, 0.0) - CHANCE * (start is not None and each.statistics != "blend")
+        for score, (each, _) in zip(scores, found, strict=True)
+    ]
     order = sorted(range(len(found)), key=lambda number: -worth[number])  # a stable sort
     with writing(out):
         save_segmenter(found[order[0]][1], out)
