@@ -99,8 +99,9 @@ def choose(
     if start is not None:
         source, adapted = load(start), trained
         named = " and ".join([", ".join([START, *list(adapted)[:-1]]), list(adapted)[-1]])
-        each_alone = {f"average of {START} and {name}": average(source, model) for name, model in adapted.items()}
-        margins = {START: MARGIN} | (dict.fromkeys(each_alone, CHANCE) if len(adapted) > 1 else {})
+        several = adapted if len(adapted) > 1 else {}
+        each_alone = {f"average of {START} and {name}": average(source, model) for name, model in several.items()}
+        margins = {START: MARGIN} | dict.fromkeys(each_alone, CHANCE)
         trained = {START: source, f"average of {named}": average(source, *adapted.values())} | each_alone
     first, *others = trained.values()
     for other in others:
