@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +164,14 @@ def test_the_number_of_tasks_alone_is_a_message_of_fabrics(slurm: pytest.MonkeyP
     assert build_fabric(ALONE).world_size == 4
 
 
-def first_of_two(folder: Path, alive: int) -> None:
+def first_of_two(folder: Path, alive: Connection, port: str) -> None:
     """Wait in a library, before the first step, for a process that was started by this one."""
-    os.environ["LOCAL_RANK"] = "0"  # as Fabric's launcher sets it
+    os.environ |= {"LOCAL_RANK": "0", "MASTER_PORT": port}  # as Fabric's launcher sets them
+    distributed.GRACE = 0.2
     context = multiprocessing.get_context("fork")
     other = context.Process(target=second_of_two, args=(folder, alive))
     other.start()
-    os.close(alive)
+    alive.close()
     launch.children.append(other)  # type: ignore[arg-type]
     with signals_noted() as stop:
         stop.at_once = True
@@ -179,22 +181,19 @@ def first_of_two(folder: Path, alive: int) -> None:
         fabric.barrier()
 
 
-def second_of_two(folder: Path, alive: int) -> None:
+def second_of_two(folder: Path, alive: Connection) -> None:
     os.environ["LOCAL_RANK"] = "1"
     build_fabric(TrainConfig(accelerator="cpu", devices=2)).launch()
     (folder / "second").touch()
     signal.pause()
 
 
-def test_a_signal_ends_all_processes_before_the_first_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: str
-) -> None:
-    monkeypatch.setenv("MASTER_PORT", port)
-    monkeypatch.setattr(distributed, "GRACE", 0.2)
-    ended, alive = os.pipe()
-    first = multiprocessing.get_context("fork").Process(target=first_of_two, args=(tmp_path, alive))
+def test_a_signal_ends_all_processes_before_the_first_step(tmp_path: Path, port: str) -> None:
+    context = multiprocessing.get_context("spawn")  # a fork may collect this process's stores, whose threads it lacks
+    ended, alive = context.Pipe(duplex=False)
+    first = context.Process(target=first_of_two, args=(tmp_path, alive, port))
     first.start()
-    os.close(alive)
+    alive.close()
     try:
         while not all((tmp_path / name).exists() for name in ("first", "second")):
             assert first.is_alive()
@@ -203,9 +202,11 @@ def test_a_signal_ends_all_processes_before_the_first_step(
         os.kill(first.pid or 0, signal.SIGTERM)
         first.join(30)
         assert first.exitcode == 143
-        assert os.read(ended, 1) == b""  # the second has ended too
+        assert ended.poll(30)
+        with pytest.raises(EOFError):  # the second has ended too
+            ended.recv()
     finally:
-        os.close(ended)
+        ended.close()
         first.kill()
 
 
