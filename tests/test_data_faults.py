@@ -772,24 +772,28 @@ def the_source_is_scaled_down_to_thin_classes(at: At) -> Settled:
 
 
 @faults(
-    kinds="source: class that never occurs; val: class that never occurs; source: no thing in any label",
+    kinds="source: class that never occurs; val: class without a pixel to score; source: no thing in any label",
     says="boat: in none of the labels",
     together=False,
     mend=say_it,
-    left="source: class that never occurs; val: class that never occurs",
+    left="source: class that never occurs; val: class without a pixel to score",
 )
 def no_label_shows_a_thing(at: At) -> Settled:
     distance = {"feature_distance": {"classes": ["boat"]}}
     return {"classes": [*CLASSES, "boat"], "method": {"teacher": {}, "mixed": {}, **distance}}
 
 
-@faults(kinds="source: class that never occurs; val: class that never occurs", says="no pixel of boat", together=False)
+@faults(
+    kinds="source: class that never occurs; val: class without a pixel to score",
+    says="no pixel of boat",
+    together=False,
+)
 def a_class_never_occurs(at: At) -> Settled:
     return {"classes": [*CLASSES, "boat"]}
 
 
 @faults(
-    kinds="source: value that no class takes; val: class that never occurs",
+    kinds="source: value that no class takes; val: class without a pixel to score",
     says='but 25.0% hold 255; if that is boat, \'classes=["road"; "boat", "ids": [255]}}]\'; 4: 4, 255: 255}}\'',
     together=False,
     mend=say_it,
@@ -801,12 +805,12 @@ def a_class_has_the_value_that_is_ignored(at: At) -> Settled:
 
 
 @faults(
-    kinds="source: value that no class takes; val: class that never occurs",
+    kinds="source: value that no class takes; val: class without a pixel to score",
     says="but 25.0% hold 255; if that is boat, 'source.id_map={{; if it is to be ignored, 'source.id_map={{",
     together=False,
     mend=say_it,
     other=True,
-    left="val: class that never occurs",
+    left="val: class without a pixel to score",
 )
 def a_class_has_a_value_that_id_map_does_not_name(at: At) -> Settled:
     write_255(at)
@@ -1350,7 +1354,7 @@ def a_shape_has_a_name_of_no_class(at: At) -> Settled:
     together=False,
     mend=say("classes=[road, wall, tree, car]"),
     other=True,
-    left="val: class that never occurs",
+    left="val: class without a pixel to score",
 )
 def a_colour_has_a_name_of_no_class(at: At) -> Settled:
     named = zip(CLASSES, COLORS, strict=True)

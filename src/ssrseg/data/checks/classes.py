@@ -124,7 +124,8 @@ def check_classes(
         return [Problem("one class in all labels", domain, root, f"The labels of {where} show {name} alone.{also}")]
     looked = sum(len(data.pixels) for data in sets)
     text = f"no pixel of {', '.join(absent)} in the {looked} labels looked at in {where}.{also}"
-    return [Problem("class that never occurs", domain, root, text), *found]
+    kind = "class that never occurs" if domain == "source" else "class without a pixel to score"
+    return [Problem(kind, domain, root, text), *found]
 
 
 def check_depth(data: InspectedData) -> Iterator[Problem]:

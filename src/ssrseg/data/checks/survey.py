@@ -127,7 +127,7 @@ def survey(settings: Settings, *, some: int | None = None, console: Console | No
         if expected.role in ("val", "labelled") and expected.code is not None:
             held = check_classes([sets[domain]], domain, space, settings.classes)
             few = expected.role == "labelled"  # which need not show every class
-            problems += [found for found in held if not (few and found.kind == "class that never occurs")]
+            problems += [found for found in held if not (few and found.kind == "class without a pixel to score")]
     sources = [data for data in sets.values() if data.role == "source"]
     if coded := [data for data in sources if data.expected.code is not None]:
         problems += check_classes(coded, "source", space, settings.classes)
