@@ -34,11 +34,11 @@ def test_numbers_follow_from_the_steps_of_each_stage(tmp_path: Path) -> None:
     assert "warmup" not in source.get("optim", {})
     assert styled["optim"]["warmup"] == 80
     assert adapted["optim"]["warmup"] == 20
-    assert adapted["method"]["teacher"]["decay"] == 0.92
+    assert adapted["method"]["teacher"]["decay"] == 0.99
     assert tree["optim"]["warmup"] == "auto"  # the tree that was given is left alone
 
 
-@pytest.mark.parametrize(("steps", "decay"), [(100, 0.9), (2000, 0.98), (40_000, 0.999), (400_000, 0.999)])
+@pytest.mark.parametrize(("steps", "decay"), [(100, 0.99), (8000, 0.995), (40_000, 0.999), (400_000, 0.999)])
 def test_the_teacher_averages_over_a_part_of_the_run(steps: int, decay: float) -> None:
     found = scaled({"train": {"steps": steps}, "method": {"teacher": {"decay": "auto"}}})
     assert found["method"]["teacher"]["decay"] == decay
@@ -90,7 +90,7 @@ def test_words_go_before_auto_in_every_stage(tmp_path: Path) -> None:
     _, _, adapted, *_ = found.stages
     assert adapted.does == "train"
     assert "warmup" not in adapted.settings["optim"]
-    assert adapted.settings["method"]["teacher"]["decay"] == 0.9
+    assert adapted.settings["method"]["teacher"]["decay"] == 0.99
 
 
 def test_the_quick_preset_trains_adapts_and_chooses(tmp_path: Path) -> None:
