@@ -29,10 +29,10 @@ def test_numbers_follow_from_the_steps_of_each_stage(tmp_path: Path) -> None:
     tree["stages"][-1]["settings"]["train"] = {"steps": 500}
     found = scaled(tree)
     (source, styled, adapted), base = (stage["settings"] for stage in found["stages"]), found
-    assert base["optim"]["warmup"] == 80
-    assert base["train"]["evaluate_every"] == 250
+    assert base["optim"]["warmup"] == 48
+    assert base["train"]["evaluate_every"] == 150
     assert "warmup" not in source.get("optim", {})
-    assert styled["optim"]["warmup"] == 80
+    assert styled["optim"]["warmup"] == 24
     assert adapted["optim"]["warmup"] == 20
     assert adapted["method"]["teacher"]["decay"] == 0.99
     assert tree["optim"]["warmup"] == "auto"  # the tree that was given is left alone

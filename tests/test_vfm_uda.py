@@ -191,4 +191,4 @@ def test_what_a_preset_needs_is_what_plan_says() -> None:
     )
     assert f"{fake_step(settings, 'cuda', flops=False).peak / 2**30:.1f} GiB" in said
     assert "batches of 2 crops of 512x512" in said
-    assert "2,000 steps are" in said
+    assert "600 steps are" in said
